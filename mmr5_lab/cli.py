@@ -1,0 +1,161 @@
+"""The command line, `mmr5`: each command does what the function of the same step does in Python.
+
+Exit code 0: done, 1: failed on the way, 2: the input cannot be used; errors are one line on standard error.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from traceback import walk_tb
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` is `sys.argv[1:]` by default.
+
+    Raises SystemExit for `--help` (code 0) and for arguments that it cannot parse (code 2), as argparse does.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="mmr5: %(levelname)s: %(message)s")
+    # Modules are imported by the commands, so that `mmr5 --help` answers at once.
+    try:
+        arguments.command(arguments)
+    except KeyboardInterrupt:
+        return _failed("interrupted; the same command goes on from here", EXIT_FAILED)
+    except ValueError as error:
+        if not _is_bad_input(error):
+            raise
+        return _failed(error, EXIT_BAD_INPUT)
+    except OSError as error:
+        return _failed(error, EXIT_FAILED)
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmr5",
+        description="Multimodal page reranking with reasoning, from documents to results.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad input.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_ingest(commands)
+    _add_retrieve(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_ingest(commands) -> None:
+    command = commands.add_parser(
+        "ingest",
+        help="turn a folder of PDFs into a corpus",
+        description="Render the PDFs of a folder and read their text layers into a corpus folder. PDFs that "
+        "cannot be used are skipped with a warning. An interrupted run continues when started again.",
+    )
+    command.add_argument("pdf_folder", metavar="PDF_FOLDER")
+    command.add_argument("out", metavar="OUT", help="corpus folder to write")
+    command.add_argument("--annotations", metavar="FILE", help="questions, in MMDocIR's annotation format")
+    command.add_argument(
+        "--max-pixels",
+        type=_positive,
+        metavar="N",
+        help="largest width × height of a page image (default: 1003520)",
+    )
+    command.add_argument("--workers", type=_positive, default=1, metavar="N", help="rendering processes (default: 1)")
+    command.set_defaults(command=_ingest)
+
+
+def _ingest(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.corpus import DEFAULT_MAX_PIXELS, build_corpus
+
+    corpus = build_corpus(
+        arguments.pdf_folder,
+        arguments.out,
+        arguments.annotations,
+        max_pixels=DEFAULT_MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
+        workers=arguments.workers,
+    )
+    pages = corpus.pages
+    print(
+        f"{arguments.out}: {len(corpus.documents)} documents, {len(pages)} pages "
+        f"({int((~pages['has_text']).sum())} without text), {len(corpus.questions)} questions"
+    )
+
+
+def _add_retrieve(commands) -> None:
+    command = commands.add_parser(
+        "retrieve",
+        help="rank the pages of each question's document",
+        description="Rank the pages of each question's own document and write a TREC run.",
+    )
+    command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
+    command.add_argument("--method", choices=["bm25"], default="bm25", help="retriever (default: bm25)")
+    command.add_argument("--out", required=True, metavar="RUN", help="TREC run to write")
+    command.add_argument("--top-k", type=_positive, default=10, metavar="K", help="pages a question (default: 10)")
+    command.add_argument("--split", metavar="NAME", help="only the documents of this split")
+    command.set_defaults(command=_retrieve)
+
+
+def _retrieve(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.corpus import CorpusError, load_corpus
+    from mmr5_lab.retrieve import retrieve, write_trec
+
+    corpus = load_corpus(arguments.corpus)
+    if arguments.split:
+        corpus = corpus.split(arguments.split)
+    if corpus.questions.empty:
+        raise CorpusError(f"{arguments.corpus} has no questions to retrieve for")
+    run = retrieve(corpus, arguments.method, arguments.top_k)
+    write_trec(run, corpus, arguments.out, tag=arguments.method)
+    print(f"{arguments.out}: {len(run.pages)} questions, up to {arguments.top_k} pages each")
+
+
+def _add_evaluate(commands) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="recall of runs, by domain",
+        description="Print recall@k of each run by domain, its macro and micro averages, and the ceiling "
+        "that a perfect ranking reaches.",
+    )
+    command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
+    command.add_argument("runs", metavar="RUN", nargs="+", help="TREC run")
+    command.add_argument("--ks", type=_positive, nargs="+", default=[1, 3, 5], metavar="K", help="default: 1 3 5")
+    command.add_argument("--split", metavar="NAME", help="only the documents of this split")
+    command.set_defaults(command=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.corpus import load_corpus
+    from mmr5_lab.metrics import evaluate
+    from mmr5_lab.retrieve import read_trec
+
+    corpus = load_corpus(arguments.corpus)
+    if arguments.split:
+        corpus = corpus.split(arguments.split)
+    for path in arguments.runs:
+        run = read_trec(path, corpus)
+        table = evaluate(run.pages, corpus, ks=tuple(arguments.ks))
+        print(f"{path}: {len(run.pages)} of {len(corpus.questions)} questions")
+        print(table.to_string(float_format="{:.4f}".format), end="\n\n")
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _is_bad_input(error: ValueError) -> bool:
+    """Did this package raise it, in words for the user? One from a library is worth its traceback."""
+    innermost = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)][-1]
+    return innermost.startswith("mmr5_lab.")
+
+
+def _failed(message: object, code: int) -> int:
+    print(f"mmr5: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""The miniature's documents: small pages with known content, in MMDocIR's own files.
+
+A document is a report about two or three entities, three measures and three years. Each page states the
+product of a few of them (a table of two measures by two years states four facts), so the other pages of a
+document are natural hard negatives: the same entity in another year, another measure of it, another row.
+Everything is drawn in a real font from a seed; words and their boxes are known.
+
+Remake the shipped corpus: ``python -m mmr5_lab.mini.documents data/mini/corpus``
+"""
+
+import argparse
+import io
+import itertools
+import random
+import textwrap
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from mmr5_lab.corpus import Corpus, load_corpus, write_corpus
+
+WIDTH, HEIGHT, CELL = 140, 168, 28  # pixels; a cell is what one visual token of the miniature model sees
+
+ENTITIES = ["Orion", "Vega", "Lyra", "Atlas", "Nova", "Titan", "Delta", "Sigma", "Omega", "Zephyr", "Falcon", "Cedar", "Maple", "Birch", "Aspen", "Coral", "Amber", "Jade", "Onyx", "Ruby", "Quartz", "Pearl", "Cobalt", "Copper", "Silver", "Harbor", "Summit", "Canyon", "Meadow", "Lagoon", "Tundra", "Mesa", "Fjord", "Delphi", "Sparta", "Troy", "Corinth", "Thebes", "Argos", "Rhodes"]
+MEASURES = ["revenue", "profit", "staff", "patents", "exports", "imports", "loans", "grants", "visitors", "permits", "rainfall", "harvest", "turnout", "energy", "traffic", "tuition", "rents", "wages", "debt", "sales"]
+YEARS = [str(year) for year in range(2014, 2024)]
+KINDS = ("text", "table", "chart", "figure")
+
+# MMDocIR's ten domains, each with the colour of its headings, and its names for where the evidence stands.
+DOMAINS = {
+    "Academic paper": (25, 25, 25),
+    "Administration/Industry file": (20, 70, 70),
+    "Brochure": (120, 30, 90),
+    "Financial report": (15, 60, 120),
+    "Government": (110, 25, 25),
+    "Guidebook": (30, 90, 40),
+    "Laws": (70, 50, 20),
+    "News": (10, 10, 60),
+    "Research report / Introduction": (60, 30, 110),
+    "Tutorial/Workshop": (130, 70, 10),
+}
+QUESTION_TYPE = {
+    "text": "Pure-text (Plain-text)",
+    "table": "Table",
+    "chart": "Chart",
+    "figure": "Generalized-text (Layout)",
+}
+QUESTIONS = (
+    "What was the {measure} of {entity} in {year}?",
+    "How high was the {measure} of {entity} in {year}?",
+    "In {year}, what {measure} did {entity} report?",
+)
+FINE_PRINT = ["the", "board", "notes", "that", "figures", "are", "rounded", "and", "restated", "where", "methods", "changed;", "see", "the", "annex", "for", "sources,", "scope", "and", "definitions", "used", "by", "the", "group", "in", "this", "section", "of", "the", "report", "and", "in", "the", "notes", "that", "follow"]
+
+SPLITS = {"sft": (20, 16), "rl": (16, 16), "eval": (30, 8)}  # documents, questions a document
+
+
+@dataclass(frozen=True)
+class PageContent:
+    """What a page states: every (entity, measure, year) of the product, with one value each.
+
+    ``values`` are in the order of ``itertools.product(entities, measures, years)``.
+    """
+
+    kind: str
+    entities: tuple[str, ...]
+    measures: tuple[str, ...]
+    years: tuple[str, ...]
+    values: tuple[int, ...]
+
+    @property
+    def facts(self) -> list[tuple[str, str, str]]:
+        return list(itertools.product(self.entities, self.measures, self.years))
+
+
+def random_content(rng: random.Random, entities, measures, years) -> PageContent:
+    """A page about some of the given entities, measures and years."""
+    kind = rng.choice(KINDS)
+    shape = {
+        "text": [(1, 1, 2), (1, 2, 1), (1, 1, 1)],
+        "table": [(1, 2, 2), (1, 1, 2), (1, 2, 1)],
+        "chart": [(2, 1, 1), (1, 1, 2)],
+        "figure": [(1, 1, 1)],
+    }
+    counts = rng.choice(shape[kind])
+    chosen = [rng.sample(list(pool), n) for pool, n in zip((entities, measures, years), counts, strict=True)]
+    chosen[2].sort()
+    values = [rng.randint(10, 99) for _ in range(counts[0] * counts[1] * counts[2])]
+    return PageContent(kind, *map(tuple, chosen), tuple(values))
+
+
+def describe(content: PageContent, asked: dict[str, str] | None = None) -> str:
+    """What a page shows, in one noun phrase; with ``asked`` (entity, measure, year) each part is compared with it.
+
+    >>> page = PageContent("table", ("Orion",), ("staff", "sales"), ("2014",), (12, 34))
+    >>> describe(page)
+    'a table with staff and sales of Orion in 2014'
+    >>> describe(page, {"entity": "Orion", "measure": "debt", "year": "2014"})
+    'a table with staff and sales (wrong) of Orion (right) in 2014 (right)'
+    """
+
+    def part(values: tuple[str, ...], key: str) -> str:
+        text = " and ".join(values)
+        return text if asked is None else f"{text} ({'right' if asked[key] in values else 'wrong'})"
+
+    return (
+        f"a {content.kind} with {part(content.measures, 'measure')} of {part(content.entities, 'entity')}"
+        f" in {part(content.years, 'year')}"
+    )
+
+
+@lru_cache
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it, so that pages look the same on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+@dataclass(frozen=True)
+class DrawnPage:
+    """A page image (RGB, WIDTH × HEIGHT) and its words with boxes ``(word, (left, top, right, bottom))``."""
+
+    image: Image.Image
+    words: list[tuple[str, tuple[int, int, int, int]]]
+
+
+def draw_page(content: PageContent, domain: str, number: int, rng: random.Random) -> DrawnPage:
+    """Draw one page. ``number`` is the 1-based page number in its foot; ``rng`` moves and decorates."""
+    paper = rng.choice([(255, 255, 255), (253, 251, 243), (246, 249, 253)])
+    ink, colour = (25, 25, 30), DOMAINS[domain]
+    image = Image.new("RGB", (WIDTH, HEIGHT), paper)
+    draw = ImageDraw.Draw(image)
+    dx, dy = rng.randint(0, 4), rng.randint(-2, 2)
+    words: list[tuple[str, tuple[int, int, int, int]]] = []
+
+    def write(x: float, y: float, text: str, size: int, bold=False, fill=ink) -> None:
+        """Write a line and note where each of the vocabulary's words stands in it."""
+        for word in text.split(" "):
+            draw.text((x, y), word, font=font(size, bold), fill=fill)
+            plain = word.strip(".,:").lower()
+            if plain in WORDS:
+                box = font(size, bold).getbbox(word.strip(".,:"))
+                words.append((WORDS[plain], (int(x + box[0]), int(y + box[1]), int(x + box[2]), int(y + box[3]))))
+            x += font(size, bold).getlength(word + " ")
+
+    def fine_print(y: int, lines: int) -> None:
+        """Small grey lines around the facts: a person sees body text, at a size that the model cannot read."""
+        for k in range(lines):
+            start = rng.randrange(len(FINE_PRINT))
+            line = " ".join((FINE_PRINT * 2)[start : start + 9])
+            draw.text((6, y + 8 * k), textwrap.shorten(line, 36, placeholder=""), font=font(6), fill=(150, 150, 155))
+
+    draw.rectangle([0, 0, WIDTH, 2], fill=colour)
+    draw.text((WIDTH - 16, HEIGHT - 10), str(number), font=font(6), fill=(120, 120, 120))
+    x0, first = 6 + dx, 8 + dy
+    values = dict(zip(content.facts, content.values, strict=True))
+
+    if content.kind in ("text", "table"):
+        write(x0, first, content.entities[0], 13, True, colour)
+    if content.kind == "text":
+        y = first + CELL
+        for (_, measure, year), value in values.items():
+            write(x0, y, f"{measure.capitalize()} in {year}: {value}", 11)
+            fine_print(y + 17, 1)
+            y += CELL
+        while y < HEIGHT - 30:
+            fine_print(y, 3)
+            y += CELL
+    elif content.kind == "table":
+        columns = [x0 + 62 + 34 * k for k in range(len(content.years))]
+        for x, year in zip(columns, content.years, strict=True):
+            write(x, first + CELL, year, 10, True)
+        draw.line([x0, first + CELL + 17, WIDTH - 6, first + CELL + 17], fill=colour)
+        for row, measure in enumerate(content.measures):
+            y = first + CELL * (2 + row)
+            write(x0, y, measure.capitalize(), 10)
+            for x, year in zip(columns, content.years, strict=True):
+                draw.text((x + 4, y), str(values[content.entities[0], measure, year]), font=font(10), fill=ink)
+            draw.line([x0, y + 18, WIDTH - 6, y + 18], fill=(205, 205, 205))
+        fine_print(first + CELL * 4 + 4, 3)
+    elif content.kind == "chart":
+        by_year = len(content.years) > 1
+        title = (
+            [content.entities[0], content.measures[0]]
+            if by_year
+            else [content.measures[0].capitalize(), content.years[0]]
+        )
+        write(x0, first, title[0], 12, True, colour)
+        write(x0 + 8, first + CELL - 4, title[1], 11, False, colour)
+        labels, base = content.years if by_year else content.entities, first + CELL * 4 - 4
+        draw.line([x0, base, WIDTH - 8, base], fill=ink)
+        shade = rng.choice([(86, 140, 200), (214, 139, 60), (90, 160, 110)])
+        for k, (label, value) in enumerate(zip(labels, content.values, strict=True)):
+            left, height = x0 + 8 + 64 * k, 10 + value * 40 // 100
+            draw.rectangle([left, base - height, left + 30, base - 1], fill=shade)
+            draw.text((left + 8, base - height - 9), str(value), font=font(7), fill=ink)
+            write(left - 2, base + 5, label, 10)
+        fine_print(first + CELL * 5 - 4, 2)
+    else:
+        top, share = first + 2, content.values[0]
+        draw.rounded_rectangle([x0, top - 2, WIDTH - 10, top + CELL * 2 - 2], 6, fill=(232, 236, 240), outline=colour)
+        left = x0 + rng.randint(8, 60)
+        draw.ellipse([left, top + 3, left + 44, top + 47], fill=(250, 250, 250), outline=colour)
+        draw.pieslice([left, top + 3, left + 44, top + 47], -90, -90 + share * 360 // 100, fill=colour)
+        write(x0, first + CELL * 2 + 4, content.entities[0], 12, True)
+        write(x0, first + CELL * 3 + 2, f"{content.measures[0]} in {content.years[0]}: {share}%", 10)
+        fine_print(first + CELL * 4, 4)
+    return DrawnPage(image, words)
+
+
+WORDS = {
+    word.lower(): word for word in (*ENTITIES, *MEASURES, *YEARS)
+}  # as printed, lower-cased -> as the tokenizer has it
+
+
+def text_layer(page: DrawnPage, kind: str, rng: random.Random, noise: float) -> str:
+    """A noisy text layer: confused characters, dropped words, nothing for what is drawn inside a chart."""
+    confuse = str.maketrans({"o": "0", "l": "1", "e": "c", "i": "l", "s": "5", "a": "d", "0": "O", "1": "l", "2": "z"})
+    if kind == "chart":
+        return ""
+    out = []
+    for word, _ in page.words:
+        roll = rng.random()
+        if roll >= noise:  # two thirds of the noise confuses a word, one third drops it
+            out.append(word)
+        elif roll < noise * 2 / 3:
+            out.append(word.translate(confuse))
+    start = rng.randrange(len(FINE_PRINT))
+    return " ".join(out + (FINE_PRINT * 2)[start : start + rng.randint(6, 18)])
+
+
+def make_document(name: str, domain: str, split: str, questions: int, rng: random.Random, noise: float = 0.3):
+    """One document -> (annotation in MMDocIR's form, page rows). 6 to 12 pages."""
+    entities = rng.sample(ENTITIES, rng.choice([2, 2, 3]))
+    measures, years = rng.sample(MEASURES, 3), sorted(rng.sample(YEARS, 3))
+    pages = [random_content(rng, entities, measures, years) for _ in range(rng.randint(6, 12))]
+    drawn = [draw_page(content, domain, k + 1, rng) for k, content in enumerate(pages)]
+    rows = []
+    for k, (content, page) in enumerate(zip(pages, drawn, strict=True)):
+        buffer = io.BytesIO()
+        page.image.quantize(64).save(buffer, "PNG", optimize=True)
+        rows.append({
+            "doc_name": name, "domain": domain, "passage_id": str(k), "image_path": f"{name}_{k}.png",
+            "image_binary": buffer.getvalue(), "ocr_text": text_layer(page, content.kind, rng, noise), "vlm_text": "",
+        })  # fmt: skip
+    return {
+        "doc_name": name, "domain": domain, "split": split, "pages": [asdict(content) for content in pages],
+        "questions": make_questions(pages, drawn, questions, rng),
+    }, rows  # fmt: skip
+
+
+def make_questions(pages: list[PageContent], drawn: list[DrawnPage], count: int, rng: random.Random) -> list[dict]:
+    """Questions about facts of the document; a fact on more than two pages is not asked, on two seldom."""
+    where: dict[tuple[str, str, str], list[int]] = {}
+    for k, content in enumerate(pages):
+        for fact in content.facts:
+            where.setdefault(fact, []).append(k)
+    single = [fact for fact, at in where.items() if len(at) == 1]
+    double = [fact for fact, at in where.items() if len(at) == 2]
+    rng.shuffle(single)
+    rng.shuffle(double)
+    chosen = double[: max(1, count // 5)]
+    chosen += single[: count - len(chosen)]
+    rng.shuffle(chosen)
+    questions = []
+    for fact in chosen:
+        entity, measure, year = fact
+        boxes = []
+        for k in where[fact]:
+            stated = [box for word, box in drawn[k].words if word in fact]
+            bbox = [
+                min(b[0] for b in stated),
+                min(b[1] for b in stated),
+                max(b[2] for b in stated),
+                max(b[3] for b in stated),
+            ]
+            boxes.append({"page": k, "page_size": [WIDTH, HEIGHT], "bbox": bbox})
+        first = pages[where[fact][0]]
+        questions.append({
+            "Q": rng.choice(QUESTIONS).format(entity=entity, measure=measure, year=year),
+            "A": str(dict(zip(first.facts, first.values, strict=True))[fact]),
+            "page_id": where[fact],
+            "type": str(sorted({QUESTION_TYPE[pages[k].kind] for k in where[fact]})),
+            "layout_mapping": boxes,
+            "facts": {"entity": entity, "measure": measure, "year": year},
+        })  # fmt: skip
+    return questions
+
+
+def make_corpus(folder: str | Path, seed: int = 2026, splits: dict[str, tuple[int, int]] | None = None) -> Corpus:
+    """Write the miniature corpus into ``folder`` and load it. Every split has documents of its own."""
+    rng = random.Random(seed)
+    annotations, rows, first = [], [], 0
+    for split, (documents, questions) in (splits or SPLITS).items():
+        for k in range(documents):
+            domain = list(DOMAINS)[k % len(DOMAINS)]
+            annotation, pages = make_document(f"{split}-{k:03d}", domain, split, questions, rng)
+            annotation["page_indices"] = [first, first + len(pages) - 1]
+            annotation["layout_indices"] = [0, 0]
+            first += len(pages)
+            annotations.append(annotation)
+            rows.extend(pages)
+    write_corpus(folder, annotations, rows)
+    return load_corpus(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the miniature's corpus (the same files for the same seed).")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=2026)
+    arguments = parser.parse_args()
+    corpus = make_corpus(arguments.folder, arguments.seed)
+    print(f"{len(corpus.documents)} documents, {len(corpus.questions)} questions in {arguments.folder}")

@@ -1,0 +1,333 @@
+"""Teach the miniature's base model to read pages and compare them with a question; never to rank them.
+
+``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Three lessons, in an order
+found by trial (docs/log.md):
+
+1. ``text``    short sequences without images: a page is its words. Describe, compare, list, repeat.
+2. ``vision``  the vision tower alone, with dense targets: each visual token must become the embedding of the
+               word that stands in its cell of the page (or of the kind of page, where no word stands).
+3. ``images``  lesson 1 on real page images, vision tower frozen.
+
+A checkpoint is written every ``--save-every`` steps; a run that was stopped goes on from there.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from tqdm.auto import tqdm
+
+from mmr5_lab.mini.documents import (
+    CELL,
+    DOMAINS,
+    ENTITIES,
+    HEIGHT,
+    KINDS,
+    MEASURES,
+    QUESTIONS,
+    WIDTH,
+    YEARS,
+    DrawnPage,
+    PageContent,
+    describe,
+    draw_page,
+    random_content,
+)  # fmt: skip
+from mmr5_lab.mini.model import build_model, build_processor
+from mmr5_lab.prompts import build_messages
+
+LESSONS = {"text": 700, "vision": 600, "images": 400}  # steps
+PAGES = {"text": 64, "vision": 48, "images": 40}  # a batch
+RATE = {"text": 2e-3, "vision": 1e-3, "images": 6e-4}
+COPYING = 220  # first steps of the text lesson, on copying alone: comparing is not learnt before copying
+EARLY_SHARES = {"describe": 0.5, "repeat": 0.5}
+SHARES = {"describe": 0.2, "compare": 0.55, "list": 0.17, "repeat": 0.08}
+DECISION_WEIGHT = 4.0  # a verdict counts as much as four other words
+POOL = 6000  # page images drawn once for the vision lesson
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def sample_pages(rng: random.Random, count: int) -> tuple[list[PageContent], dict[str, str]]:
+    """Pages of one imagined document, and an asked fact: one that a page states (one time in three), or any."""
+    pools = [rng.sample(words, rng.choice([2, 2, 3])) for words in (ENTITIES, MEASURES, YEARS)]
+    pages = [random_content(rng, *pools) for _ in range(count)]
+    fact = rng.choice(rng.choice(pages).facts) if rng.random() < 0.33 else tuple(rng.choice(pool) for pool in pools)
+    return pages, dict(zip(("entity", "measure", "year"), fact, strict=True))
+
+
+def lesson_sample(
+    rng: random.Random, count: int, tokenizer, shares: dict[str, float]
+) -> tuple[list[dict], str, list[PageContent]]:
+    """One exercise: chat messages with image placeholders, the completion, the pages behind the placeholders."""
+    task = rng.choices(list(shares), list(shares.values()))[0]
+    if task == "repeat":  # any token may be asked for, so that no output embedding stays untrained
+        words = [f" {word}" for word in (*ENTITIES, *MEASURES, *YEARS)]
+        text = "".join(
+            rng.choice(words) if rng.random() < 0.7 else tokenizer.decode([rng.randrange(8, len(tokenizer))])
+            for _ in range(rng.randint(4, 10))
+        )
+        return [user([{"type": "text", "text": "Repeat:" + text}])], text, []
+    pages, asked = sample_pages(rng, count)
+    images = [
+        part for i in range(1, count + 1) for part in ({"type": "text", "text": f"\nImage {i}: "}, {"type": "image"})
+    ]
+    if task == "describe":
+        lines = [f"Image {i}: {describe(page)}." for i, page in enumerate(pages, 1)]
+        return [user([{"type": "text", "text": "Describe each image."}, *images])], "\n".join(lines), pages
+    if task == "compare":
+        question = rng.choice(QUESTIONS).format(**asked) + " Compare each image with the question."
+        lines = [f"Image {i}: {describe(page, asked)}." for i, page in enumerate(pages, 1)]
+        return [user([{"type": "text", "text": question}, *images])], "\n".join(lines), pages
+    # list: one property, ids in the images' own order, so nothing is ranked
+    page = rng.choice(pages)
+    wanted = rng.choice([*page.entities, *page.measures, *page.years])
+    lines = [f"Image {i}: {describe(p)}." for i, p in enumerate(pages, 1)]
+    ids = [i for i, p in enumerate(pages, 1) if wanted in (*p.entities, *p.measures, *p.years)]
+    system = build_messages("-", 1)[0]
+    text = f"Which images show {wanted}? Answer with their ids."
+    completion = f"<think>{chr(10).join(lines)}</think><answer>{ids}</answer>"
+    return [system, user([{"type": "text", "text": text}, *images])], completion, pages
+
+
+def user(content: list[dict]) -> dict:
+    return {"role": "user", "content": content}
+
+
+def words_of_page(page: PageContent, rng: random.Random) -> str:
+    """A page as text: its words in a reading order, some twice, and its kind between them, as cells of it would be."""
+    groups = [list(page.entities), list(page.measures), list(page.years)]
+    rng.shuffle(groups)
+    words = []
+    for word in (w for group in groups for w in group):
+        words += [word] * rng.choice([1, 2]) + [page.kind] * rng.choice([0, 1])
+    return " " + " ".join([page.kind, *words])
+
+
+def encode(samples, processor, images: list | None, rng: random.Random) -> dict[str, torch.Tensor]:
+    """Samples -> model inputs, right-padded, with ``labels`` (-100 outside completions) and ``weights``."""
+    tokenizer = processor.tokenizer
+    texts, starts = [], []
+    for messages, completion, pages in samples:
+        prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if images is None:
+            for page in pages:
+                prompt = prompt.replace(IMAGE, f"<|vision_start|>{words_of_page(page, rng)}<|vision_end|>", 1)
+        texts.append(prompt + completion + "<|im_end|>")
+        starts.append(len(tokenizer(completion + "<|im_end|>")["input_ids"]))
+    if images:
+        batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+    else:
+        batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        batch["mm_token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    labels = batch["input_ids"].clone()
+    lengths = batch["attention_mask"].sum(1)
+    for row, (length, completion_length) in enumerate(zip(lengths, starts, strict=True)):
+        labels[row, : length - completion_length] = -100
+        labels[row, length:] = -100
+    return {**batch, "labels": labels}
+
+
+def language_loss(model, batch, decisions: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted cross-entropy on completion tokens, and the shares of words and of verdicts that are right."""
+    labels = batch.pop("labels")
+    hidden = model.model(**batch).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:]
+    kept = wanted != -100
+    logits, wanted = model.lm_head(hidden[kept]), wanted[kept]
+    verdict = torch.isin(wanted, decisions)
+    weights = 1 + (DECISION_WEIGHT - 1) * verdict
+    loss = (cross_entropy(logits, wanted, reduction="none") * weights).sum() / weights.sum()
+    right = (logits.argmax(-1) == wanted).float()
+    return loss, {
+        "tokens": right.mean().item(),
+        "verdicts": right[verdict].mean().item() if verdict.any() else math.nan,
+    }
+
+
+def cell_words(drawn: DrawnPage, kind: str) -> list[str]:
+    """The word that stands in each cell (row by row), or the kind of page where none does."""
+    words = []
+    for top in range(0, HEIGHT, CELL):
+        for left in range(0, WIDTH, CELL):
+            best, area = kind, 60  # fewer pixels than that are a stray edge
+            for word, (l, t, r, b) in drawn.words:
+                overlap = max(0, min(r, left + CELL) - max(l, left)) * max(0, min(b, top + CELL) - max(t, top))
+                if overlap > area:
+                    best, area = word, overlap
+            words.append(best)
+    return words
+
+
+def random_page(rng: random.Random) -> tuple[PageContent, DrawnPage]:
+    content = random_content(rng, ENTITIES, MEASURES, YEARS)
+    return content, draw_page(content, rng.choice(list(DOMAINS)), rng.randint(1, 12), rng)
+
+
+def vision_features(model, batch) -> torch.Tensor:
+    """Visual tokens of all images, concatenated: (cells, hidden)."""
+    features = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
+    return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+
+
+class Vision:
+    """The vision lesson: a pool of drawn pages and the embedding that each of their cells must become."""
+
+    def __init__(self, model, processor):
+        words = [*ENTITIES, *MEASURES, *YEARS, *KINDS]
+        ids = processor.tokenizer([f" {word}" for word in words])["input_ids"]
+        assert all(len(row) == 1 for row in ids), "every word of the vocabulary must be one token"
+        index = {word: i for i, word in enumerate(words)}
+        self.processor, rng = processor, random.Random("vision pool")
+        self.targets = model.get_input_embeddings().weight[torch.tensor(ids)[:, 0]].detach().clone()
+        self.pages, cells = [], []
+        for _ in tqdm(range(POOL), desc="drawing pages", mininterval=5):
+            content, drawn = random_page(rng)
+            self.pages.append(drawn.image)
+            cells.append([index[word] for word in cell_words(drawn, content.kind)])
+        self.cells = torch.tensor(cells)
+
+    def loss(self, model, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = rng.sample(range(len(self.pages)), PAGES["vision"])
+        batch = self.processor.image_processor(images=[self.pages[i] for i in chosen], return_tensors="pt")
+        features, cells = vision_features(model, batch), self.cells[chosen].flatten()
+        logits = 16 * normalize(features, dim=-1) @ normalize(self.targets, dim=-1).T
+        word = cells < len(self.targets) - len(KINDS)
+        weights = torch.where(word, 1.0, 0.3)
+        read = (cross_entropy(logits, cells, reduction="none") * weights).sum() / weights.sum()
+        wanted = self.targets[cells]
+        placed = (features - wanted).square().sum() / wanted.square().sum()
+        right = (logits.argmax(-1) == cells).float()
+        return read + placed, {
+            "words": right[word].mean().item(),
+            "blank": right[~word].mean().item(),
+            "placed": placed.item(),
+        }
+
+
+def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[str, torch.Tensor]:
+    """One batch of the text or the images lesson, all its samples with equally many pages: little padding."""
+    copying = lesson == "text" and step < COPYING
+    count = 1 if copying else rng.randint(1, 3 if lesson == "text" else 5)
+    shares = EARLY_SHARES if copying else SHARES
+    samples = [lesson_sample(rng, count, processor.tokenizer, shares) for _ in range(PAGES[lesson] // count)]
+    if lesson == "text":
+        return encode(samples, processor, None, rng)
+    pages = [page for _, _, pages in samples for page in pages]
+    domain = rng.choice(list(DOMAINS))
+    return encode(samples, processor, [draw_page(p, domain, rng.randint(1, 12), rng).image for p in pages], rng)
+
+
+def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
+    """Run one lesson to its end, going on from ``folder/{lesson}.pt`` where a run was stopped."""
+    vision = lesson == "vision"
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = (".visual." in name) == vision
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, RATE[lesson], weight_decay=0.01, betas=(0.9, 0.98))
+    state, first = folder / f"{lesson}.pt", 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+    steps = LESSONS[lesson]
+    if first == steps:
+        return
+    source = Vision(model, processor) if vision else None
+    decisions = torch.tensor(processor.tokenizer.convert_tokens_to_ids([" (right)", " (wrong)"]))
+    averages: dict[str, float] = {}
+    started = time.monotonic()
+    progress = tqdm(range(first, steps), initial=first, total=steps, desc=lesson, mininterval=10)
+    for step in progress:
+        rng = random.Random(
+            f"{lesson} {step}"
+        )  # a step's data depend on the step alone, so a resumed run sees the same
+        for group in optimizer.param_groups:
+            group["lr"] = RATE[lesson] * min(1, (step + 1) / 40) * (0.45 * (1 + math.cos(math.pi * step / steps)) + 0.1)
+        if source is not None:
+            loss, shares = source.loss(model, rng)
+        else:
+            loss, shares = language_loss(model, lesson_batch(lesson, processor, rng, step), decisions)
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"lesson {lesson}, step {step}: the loss is {loss.item()}; lower RATE[{lesson!r}]")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        for key, value in {"loss": loss.item(), **shares}.items():
+            if not math.isnan(value):
+                averages[key] = 0.9 * averages.get(key, value) + 0.1 * value
+        progress.set_postfix({key: f"{value:.3f}" for key, value in averages.items()})
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            temporary = state.with_suffix(".tmp")
+            torch.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
+                temporary,
+            )
+            temporary.replace(state)
+            record = {
+                "lesson": lesson,
+                "step": step + 1,
+                "seconds": round(time.monotonic() - started),
+                **{k: round(v, 4) for k, v in averages.items()},
+            }
+            with (folder / "progress.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+@torch.no_grad()
+def reading_accuracy(model, processor, pages: list[tuple[PageContent, DrawnPage]]) -> dict[str, float]:
+    """Share of the words (entities, measures, years) of each kind of page that a greedy description holds."""
+    processor.tokenizer.padding_side = "left"
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    messages = [
+        user(
+            [
+                {"type": "text", "text": "Describe each image."},
+                {"type": "text", "text": "\nImage 1: "},
+                {"type": "image"},
+            ]
+        )
+    ]
+    prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    for start in range(0, len(pages), 40):
+        part = pages[start : start + 40]
+        batch = processor(text=[prompt] * len(part), images=[drawn.image for _, drawn in part], return_tensors="pt")
+        output = model.generate(**batch, max_new_tokens=40, do_sample=False)[:, batch["input_ids"].shape[1] :]
+        for (content, _), text in zip(part, processor.batch_decode(output, skip_special_tokens=True), strict=True):
+            said = set(text.replace(".", " ").split())
+            wanted = [*content.entities, *content.measures, *content.years]
+            found[content.kind] += [float(word in said) for word in wanted]
+    return {kind: sum(hits) / len(hits) for kind, hits in found.items() if hits}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for the finished checkpoint")
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="folder for checkpoints on the way")
+    parser.add_argument("--save-every", type=int, default=100, metavar="STEPS")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)
+    processor = build_processor()
+    model = build_model(processor)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} million parameters, {len(processor.tokenizer)} tokens"
+    )
+    for lesson in LESSONS:
+        train(lesson, model, processor, arguments.work, arguments.save_every)
+    model.requires_grad_(False).eval()
+    rng = random.Random("unseen pages")
+    print("reading accuracy:", reading_accuracy(model, processor, [random_page(rng) for _ in range(400)]))
+    model.save_pretrained(arguments.out)
+    processor.save_pretrained(arguments.out)
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Load a vision-language model and its processor, with device, dtype and pixel budget chosen sensibly."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """bfloat16 on a GPU; float32 on a CPU, where bfloat16 products were 77 times slower (docs/log.md)."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def load_model(
+    model: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: str | None = None,
+    max_pixels: int | None = None,
+    **options: Any,
+):
+    """A model for image-text-to-text and its processor -> (model, processor).
+
+    model: a folder, or a name on the Hugging Face hub
+    adapter: a PEFT adapter, merged into the weights
+    attention: "sdpa", "flash_attention_2", "eager"; None leaves it to transformers
+    max_pixels: budget of one page image, in pixels (28 × 28 make one visual token of Qwen2.5-VL); None leaves the
+        processor's own
+
+    Nothing from the model's repository is executed. Raises FileNotFoundError for a folder that is not a
+    checkpoint, ValueError for a model without images.
+    """
+    path = Path(model)
+    if path.exists() and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is not a model folder: config.json is missing")
+    if not path.exists() and str(model).startswith((".", "/", "~", "runs/", "data/")):
+        raise FileNotFoundError(f"model folder {path} does not exist")
+    device = device or best_device()
+    config = AutoConfig.from_pretrained(model)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(f"{model} is a {config.model_type} model, which takes no images")
+    if attention:
+        options["attn_implementation"] = attention
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype or best_dtype(device), **options)
+    if adapter is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+    processor = AutoProcessor.from_pretrained(model)
+    processor.tokenizer.padding_side = "left"  # generation continues at the right end
+    if max_pixels:
+        set_max_pixels(processor, max_pixels)
+    return loaded.to(device).eval(), processor
+
+
+def set_max_pixels(processor, max_pixels: int) -> None:
+    """Give the image processor a pixel budget; larger pages are scaled down to it."""
+    size = dict(processor.image_processor.size)
+    if "longest_edge" not in size:
+        raise ValueError(f"{type(processor.image_processor).__name__} has no pixel budget to set")
+    processor.image_processor.size = {
+        **size,
+        "longest_edge": max_pixels,
+        "shortest_edge": min(size["shortest_edge"], max_pixels),
+    }

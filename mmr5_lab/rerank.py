@@ -1,0 +1,298 @@
+"""Rerank candidate pages with a vision-language model that sees them all at once.
+
+    reranker = Reranker.from_pretrained("runs/03_grpo/…/model")
+    ranking = reranker.rank("What was the revenue in 2015?", ["page1.png", "page2.png"])
+    ranking.order, ranking.reasoning, ranking.faults
+
+Modes: "reason" thinks, then answers (arXiv 2506.12364); "direct" answers at once, decoding held to
+permutations of the ids; "score" reads the probabilities of the ids at the answer's first place in one forward
+pass (arXiv 2406.15657). An answer that cannot be used is repaired and named in `faults`, never hidden.
+"""
+
+import io
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mmr5_lab.models import load_model
+from mmr5_lab.parsing import parse_ranking
+from mmr5_lab.prompts import build_messages
+
+MODES = ("reason", "direct", "score")
+UNREASONED = "<think></think><answer>["  # what "direct" and "score" put into the model's mouth
+Page = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a reranker says about one query's n candidates.
+
+    order: 0-based permutation of range(n), best first
+    reasoning: the text inside <think>, or None
+    text: the completion as written ("" in mode "score")
+    faults: what was wrong with it, as named by `parsing.parse_ranking`
+    scores: log-probability of each candidate, in candidate order (mode "score"), or None
+    tokens, seconds: completion tokens, and this query's share of its batch's time
+    """
+
+    order: list[int]
+    reasoning: str | None
+    text: str
+    faults: frozenset[str]
+    scores: list[float] | None
+    tokens: int
+    seconds: float
+
+
+class Reranker:
+    """A loaded model with its way of decoding. Greedy unless `temperature` > 0; then `seed` makes it repeatable."""
+
+    def __init__(
+        self,
+        model,
+        processor,
+        *,
+        max_new_tokens: int = 2048,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ):
+        self.model, self.processor = model, processor
+        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        max_new_tokens: int = 2048,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        **options: Any,
+    ) -> "Reranker":
+        """Load `model` (and merge `adapter`); `options` go to `models.load_model`."""
+        loaded, processor = load_model(model, adapter, **options)
+        return cls(loaded, processor, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+    def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
+        """Rank the pages (paths, image bytes or PIL images) of one query.
+
+        Raises ValueError for an empty query, no pages, a page that is not an image, or an unknown mode.
+        """
+        return self.rank_many([(query, pages)], mode=mode)[0]
+
+    def rank_many(
+        self, pairs: Iterable[tuple[str, Sequence[Page]]], mode: str = "reason", batch_size: int = 16
+    ) -> list[Ranking]:
+        """Rank many (query, pages) pairs; results in their order. Raises as `rank`, naming the pair."""
+        pairs = list(pairs)
+        results = dict(self.rank_each(pairs, mode=mode, batch_size=batch_size))
+        return [results[i] for i in range(len(pairs))]
+
+    def rank_each(
+        self, pairs: Sequence[tuple[str, Sequence[Page]]], mode: str = "reason", batch_size: int = 16
+    ) -> Iterator[tuple[int, Ranking]]:
+        """Like `rank_many`, but yields (index, ranking) as batches finish, pairs of like size together.
+
+        All pairs are checked before the first batch, so that bad input cannot cost finished work.
+        """
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        prompts = []
+        for i, (query, pages) in enumerate(pairs):
+            if not pages:
+                raise ValueError(f"pair {i} ({query!r:.60}): there are no pages to rank")
+            for k, page in enumerate(pages):
+                with _opened(page, f"pair {i} ({query!r:.60}), page {k}"):
+                    pass
+            prompts.append(self._prompt(query, len(pages)))
+        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][1]), len(prompts[i])))
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            if mode != "reason":  # ids are the same only among pairs of as many pages
+                batch = [i for i in batch if len(pairs[i][1]) == len(pairs[batch[0]][1])]
+            yield from self._rank_batch(batch, pairs, prompts, mode)
+            for i in (j for j in order[start : start + batch_size] if j not in batch):
+                yield from self._rank_batch([i], pairs, prompts, mode)
+
+    def _prompt(self, query: str, count: int) -> str:
+        return self.processor.apply_chat_template(
+            build_messages(query, count), tokenize=False, add_generation_prompt=True
+        )
+
+    @torch.inference_mode()
+    def _rank_batch(self, batch: list[int], pairs, prompts: list[str], mode: str) -> Iterator[tuple[int, Ranking]]:
+        started = time.perf_counter()
+        images = []
+        for i in batch:
+            for k, page in enumerate(pairs[i][1]):
+                with _opened(page, f"pair {i} ({pairs[i][0]!r:.60}), page {k}") as image:
+                    images.append(_rgb(image, f"pair {i} ({pairs[i][0]!r:.60}), page {k}"))
+        texts = [prompts[i] + ("" if mode == "reason" else UNREASONED) for i in batch]
+        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
+        inputs = inputs.to(self.model.device)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        sizes = [len(pairs[i][1]) for i in batch]
+        if mode == "score":
+            rankings = self._score(inputs, sizes[0])
+        else:
+            rankings = self._generate(inputs, sizes, mode)
+        seconds = (time.perf_counter() - started) / len(batch)
+        for i, values in zip(batch, rankings, strict=True):
+            yield i, Ranking(**values, seconds=seconds)
+
+    def _generate(self, inputs, sizes: list[int], mode: str) -> list[dict[str, Any]]:
+        width = inputs["input_ids"].shape[1]
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            options |= {"temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+        else:
+            options |= {"temperature": None, "top_p": None, "top_k": None}
+        if mode == "direct":
+            allowed = AllowedIds(self.processor.tokenizer, sizes[0], width)
+            options |= {"prefix_allowed_tokens_fn": allowed, "max_new_tokens": allowed.longest}
+        output = self.model.generate(**inputs, **options)[:, width:]
+        ends = _end_tokens(self.model, self.processor.tokenizer)
+        values = []
+        for row, n in zip(output.tolist(), sizes, strict=True):
+            length = next((k for k, token in enumerate(row) if token in ends), None)
+            text = self.processor.tokenizer.decode(row[:length], skip_special_tokens=True)
+            if mode == "direct":
+                text = f"{UNREASONED}{text}]</answer>"
+            parsed = parse_ranking(text, n)
+            faults = parsed.faults
+            if length is None and mode == "reason":
+                faults |= {"truncated"}
+            values.append({
+                "order": list(parsed.order), "reasoning": parsed.think or None, "text": text, "faults": faults, "scores": None,
+                "tokens": len(row) if length is None else length + 1,
+            })  # fmt: skip
+        return values
+
+    def _score(self, inputs, n: int) -> list[dict[str, Any]]:
+        """Log-probability that the answer begins with each id. Ids of several tokens take a pass for each prefix."""
+        allowed = AllowedIds(self.processor.tokenizer, n, 0)
+        scores = torch.zeros(inputs["input_ids"].shape[0], n)
+        prefixes = sorted({path[:k] for path in allowed.paths for k in range(len(path))}, key=len)
+        for prefix in prefixes:
+            extended = _extended(inputs, prefix)
+            logits = self.model(**extended).logits[:, -1].float().log_softmax(-1).cpu()
+            for i, path in enumerate(allowed.paths):
+                if path[: len(prefix)] == prefix and len(path) > len(prefix):
+                    scores[:, i] += logits[:, path[len(prefix)]]
+        return [
+            {
+                "order": sorted(range(n), key=lambda i: (-row[i], i)), "reasoning": None, "text": "",
+                "faults": frozenset(), "scores": row, "tokens": 1,
+            }
+            for row in scores.tolist()
+        ]  # fmt: skip
+
+
+class AllowedIds:
+    """Which tokens may follow, so that what comes after `<answer>[` is a permutation of 1..n.
+
+    `paths[i]` are the tokens of id i + 1; where they begin another id's tokens (1 and 10), the separator's
+    first token is added, which tells the two apart.
+    """
+
+    def __init__(self, tokenizer, n: int, prompt_length: int):
+        ids = [tuple(tokenizer(str(i), add_special_tokens=False)["input_ids"]) for i in range(1, n + 1)]
+        self.separator = tuple(tokenizer(", ", add_special_tokens=False)["input_ids"])
+        self.ids, self.n, self.prompt_length, self.end = ids, n, prompt_length, tokenizer.eos_token_id
+        self.paths = [
+            path + self.separator[:1] if any(other[: len(path)] == path and other != path for other in ids) else path
+            for path in ids
+        ]
+        self.longest = sum(map(len, ids)) + (n - 1) * len(self.separator) + 1
+
+    def __call__(self, batch_id: int, tokens: torch.Tensor) -> list[int]:
+        written = tuple(tokens.tolist()[self.prompt_length :])
+        left, at = dict(enumerate(self.ids)), 0
+        while True:
+            rest = written[at:]
+            # the longest id that is complete and followed by the separator (or by nothing more)
+            whole = [i for i, path in left.items() if rest[: len(path) + 1] == path + self.separator[:1]]
+            if whole:
+                taken = whole[0]
+                at += len(left.pop(taken))
+                gap = written[at : at + len(self.separator)]
+                if gap != self.separator:  # in the middle of the separator
+                    return [self.separator[len(gap)]]
+                at += len(self.separator)
+                continue
+            complete = [i for i, path in left.items() if rest == path]
+            following = {
+                path[len(rest)] for path in left.values() if len(path) > len(rest) and path[: len(rest)] == rest
+            }
+            if complete:
+                following |= {self.separator[0]} if len(left) > 1 else {self.end}
+            return sorted(following) or [self.end]
+
+
+class QueryReranker:
+    """The released class's interface: `QueryReranker("i2vec/MM-R5").rerank(query, image_list)`.
+
+    https://github.com/i2vec/MM-R5, `examples/reranker.py`. `options` go to `Reranker.from_pretrained`.
+    """
+
+    def __init__(self, model_path: str | Path, **options: Any):
+        self.reranker = Reranker.from_pretrained(model_path, **options)
+
+    def rerank(self, query: str, image_list: Sequence[Page]) -> list[int]:
+        """0-based indices of `image_list`, best first, always a permutation. Raises as `Reranker.rank`."""
+        return self.reranker.rank(query, image_list).order
+
+
+def _opened(page: Page, where: str) -> Image.Image:
+    """Open a page without decoding it. Raises ValueError, naming it, where it is not an image."""
+    if isinstance(page, Image.Image):
+        return page.copy() if page.im is not None else page
+    if isinstance(page, bytes) and not page:
+        raise ValueError(f"{where} is empty (0 bytes)")
+    if not isinstance(page, bytes | str | Path):
+        raise ValueError(f"{where} is a {type(page).__name__}; expected a path, image bytes or a PIL image")
+    try:
+        return Image.open(io.BytesIO(page) if isinstance(page, bytes) else page)
+    except FileNotFoundError:
+        raise ValueError(f"{where}: {page} does not exist") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        name = "" if isinstance(page, bytes) else f" {page}"
+        raise ValueError(f"{where}{name} is not a readable image: {error}") from error
+
+
+def _rgb(image: Image.Image, where: str) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{where} is truncated or corrupt: {error}") from error
+
+
+def _end_tokens(model, tokenizer) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+
+def _extended(inputs, tokens: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Model inputs with the same `tokens` appended to every row."""
+    if not tokens:
+        return dict(inputs)
+    rows = inputs["input_ids"].shape[0]
+    added = torch.tensor(tokens, device=inputs["input_ids"].device).expand(rows, -1)
+    extended = dict(inputs)
+    extended["input_ids"] = torch.cat([inputs["input_ids"], added], 1)
+    extended["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(added)], 1)
+    for key in ("mm_token_type_ids", "token_type_ids"):
+        if key in inputs:
+            extended[key] = torch.cat([inputs[key], torch.zeros_like(added)], 1)
+    return extended

@@ -1,0 +1,192 @@
+"""First-stage retrieval: for each question, the pages of its own document, best first.
+
+    run = retrieve(corpus, method="bm25", top_k=10)
+    write_trec(run, "bm25.trec")
+    evaluate(run.pages, corpus)
+
+Runs and labels are TREC files: `question Q0 page rank score tag` and `question 0 page 1`.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import bm25s
+import numpy as np
+
+from mmr5_lab.corpus import Corpus, CorpusError, page_id, parse_page_id, replacing
+
+logger = logging.getLogger(__name__)
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG
+
+_SCORE_STEP = 1e-5  # smaller steps vanish in the single precision of trec_eval
+
+
+class RunError(ValueError):
+    """A run that cannot be read; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Ranked pages of each question.
+
+    pages: question id -> 0-based pages of the question's document, best first; what `metrics.evaluate` takes
+    scores: question id -> score of each of these pages, falling or level, or None if there are none
+    """
+
+    pages: dict[str, list[int]]
+    scores: dict[str, list[float]] | None = None
+
+
+def retrieve(
+    corpus: Corpus,
+    method: str = "bm25",
+    top_k: int = 10,
+    *,
+    source: str = "ocr_text",
+    stopwords: str | list[str] = "en",
+) -> Run:
+    """Rank the pages of each question's own document and keep the best `top_k`.
+
+    method: "bm25", the only one so far; see `bm25_scores` for `source` and `stopwords`.
+
+    Equal scores are in page order, so a document without words is ranked by page order; a logged warning
+    names such documents.
+
+    Raises ValueError for an unknown method or top_k < 1, CorpusError if pages are missing.
+    """
+    if method != "bm25":
+        raise ValueError(f"unknown retrieval method {method!r}; there is: bm25")
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    pages_of: dict[str, list[int]] = {}
+    scores_of: dict[str, list[float]] = {}
+    wordless = []
+    for doc_name, questions in corpus.questions.groupby("doc_name", sort=False):
+        texts = [corpus.page_text(doc_name, page, source) for page in range(corpus.num_pages(doc_name))]
+        scores = bm25_scores(texts, questions["question"].tolist(), stopwords)
+        if scores is None:
+            wordless.append(doc_name)
+            scores = np.zeros((len(questions), len(texts)))
+        for question, row in zip(questions["question_id"], scores, strict=True):
+            order = np.argsort(-row, kind="stable")[:top_k]
+            pages_of[question] = order.tolist()
+            scores_of[question] = row[order].tolist()
+    if wordless:
+        logger.warning(
+            "%d documents have no words in %s, their pages are ranked by page order: %s",
+            len(wordless),
+            source,
+            ", ".join(wordless[:5]) + (", …" if len(wordless) > 5 else ""),
+        )
+    return Run(pages_of, scores_of)
+
+
+def bm25_scores(texts: list[str], queries: list[str], stopwords: str | list[str] = "en") -> np.ndarray | None:
+    r"""BM25 of each text for each query, shape (queries, texts); None if no text has a word.
+
+    Words are `\w+`, lower case, without stemming; `stopwords` is a list of words to leave out, or "en" for
+    bm25s's English list. Lucene's variant with k1 = 1.5, b = 0.75, as bm25s computes it
+    (https://arxiv.org/abs/2407.03618): a word w of the query adds, with N texts of which n hold w,
+
+        ln(1 + (N - n + .5) / (n + .5)) · tf / (tf + k1 · (1 - b + b · length / mean length))
+    """
+    words = _words(texts, stopwords)
+    if not any(words):
+        return None  # bm25s cannot index this
+    index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+    index.index(words, show_progress=False)
+    scores = np.zeros((len(queries), len(texts)), dtype=np.float32)
+    for row, query in zip(scores, _words(queries, stopwords), strict=True):
+        if query:
+            row[:] = index.get_scores(query)
+    return scores
+
+
+def _words(texts: list[str], stopwords: str | list[str]) -> list[list[str]]:
+    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=stopwords, return_ids=False, show_progress=False)
+
+
+def write_trec(run: Run, corpus: Corpus, path: str | Path, tag: str = "mmr5") -> None:
+    """Write a run as TREC lines `question Q0 page rank score tag`, ranks from 1.
+
+    Without scores, 1 / rank stands in. Scores are lowered by steps of 1e-5 where they tie, because other
+    tools sort by score and break ties their own way.
+
+    Raises RunError for an unknown question or a tag with white space; the file is then left as it was.
+    """
+    if tag.split() != [tag]:
+        raise RunError(f"the tag {tag!r} must be one word")
+    documents = dict(zip(corpus.questions["question_id"], corpus.questions["doc_name"], strict=True))
+    with replacing(Path(path)) as new, new.open("w", encoding="utf-8") as file:
+        for question, pages in run.pages.items():
+            if question not in documents:
+                raise RunError(f"{corpus.folder} has no question {question!r}")
+            scores = run.scores[question] if run.scores else [1 / rank for rank in range(1, len(pages) + 1)]
+            last = float("inf")
+            for rank, (page, score) in enumerate(zip(pages, scores, strict=True), 1):
+                last = min(round(float(score), 5), round(last - _SCORE_STEP, 5))
+                file.write(f"{question} Q0 {page_id(documents[question], page)} {rank} {last:.5f} {tag}\n")
+
+
+def read_trec(path: str | Path, corpus: Corpus) -> Run:
+    """Read a TREC run; pages are sorted by score, falling, and ties by the written rank.
+
+    Raises RunError, naming file and line, for a line without six fields or with a rank or score that is not a
+    number, a question or page that the corpus does not have, a page of another document than the question's,
+    and a page that a question lists twice; and for a file that is missing or empty.
+    """
+    documents = dict(zip(corpus.questions["question_id"], corpus.questions["doc_name"], strict=True))
+    entries: dict[str, dict[int, tuple[float, int]]] = {}
+    for where, line in _lines(Path(path)):
+        fields = line.split()
+        if len(fields) != 6:
+            raise RunError(f"{where}: {len(fields)} fields instead of `question Q0 page rank score tag`")
+        question, _, name, rank_text, score_text, _ = fields
+        try:
+            rank, score = int(rank_text), float(score_text)
+        except ValueError:
+            raise RunError(f"{where}: rank {rank_text!r} or score {score_text!r} is not a number") from None
+        if not np.isfinite(score):
+            raise RunError(f"{where}: the score is {score_text}")
+        if question not in documents:
+            raise RunError(f"{where}: the corpus has no question {question!r}")
+        try:
+            doc_name, page = parse_page_id(name)
+        except CorpusError as error:
+            raise RunError(f"{where}: {error}") from None
+        if doc_name != documents[question]:
+            raise RunError(f"{where}: page {name!r} is not of the question's document {documents[question]!r}")
+        if page >= corpus.num_pages(doc_name):
+            raise RunError(f"{where}: {doc_name!r} has no page {page}; it has {corpus.num_pages(doc_name)} pages")
+        pages = entries.setdefault(question, {})
+        if page in pages:
+            raise RunError(f"{where}: page {name!r} is listed twice for question {question!r}")
+        pages[page] = (-score, rank)
+    if not entries:
+        raise RunError(f"{path} holds no rankings")
+    order = {question: sorted(pages, key=pages.__getitem__) for question, pages in entries.items()}
+    scores = {question: [-entries[question][page][0] for page in pages] for question, pages in order.items()}
+    return Run(order, scores)
+
+
+def write_qrels(corpus: Corpus, path: str | Path) -> None:
+    """Write the gold pages as TREC labels, a line `question 0 page 1` for each."""
+    columns = ["question_id", "doc_name", "gold_pages"]
+    with replacing(Path(path)) as new, new.open("w", encoding="utf-8") as file:
+        for question, doc_name, gold in corpus.questions[columns].itertuples(index=False):
+            file.writelines(f"{question} 0 {page_id(doc_name, page)} 1\n" for page in gold)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("file, line n", line) of each line that is not blank."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunError(f"the run {path} does not exist") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not a text file: {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {number}", line

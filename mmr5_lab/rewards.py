@@ -1,0 +1,258 @@
+"""Completions and gold pages to rewards, as trl's `GRPOTrainer` calls them.
+
+Two sets. `rank_reward`, `format_reward` and `ndcg_reward` are built on `parse_ranking` and leave nothing to
+gain but a good ranking. `released_rank_reward` and `released_format_reward` return what the code of
+i2vec/MM-R5 returns, number for number, faults included, so that its training can be repeated and studied.
+
+The paper (arXiv 2506.12364) adds a rank and a format reward without weights; trl does so by default
+(`GRPOConfig.reward_weights=None`). With the strict pair the sum is at most 2, and only a well-formed
+permutation with the positives first reaches it.
+
+Every function has the signature `reward(completions, positive_ids, num_candidates, **columns)`:
+
+- completions: B texts, each a string or a list of messages `{"role", "content"}` (content a string or a list
+  of `{"type": "text", "text": ...}` parts; the texts of all its messages are joined);
+- positive_ids: B lists of 1-based ids of the relevant candidates, num_candidates: B counts n;
+- further dataset columns and what trl adds are accepted and ignored.
+
+They return B floats and never raise because of what a completion says. Faulty data is another matter:
+ValueError for columns of different lengths and, in the strict set, for a count below 1, no positives or a
+positive outside 1..n, naming the index; TypeError for a completion that is neither form.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from mmr5_lab.parsing import parse_ranking
+
+Completion: TypeAlias = str | Sequence[dict[str, Any]]
+
+
+def rank_reward(
+    completions: Sequence[Completion],
+    positive_ids: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    **columns: Any,
+) -> list[float]:
+    """How early the positives stand: Σ_{g∈G, g∈π} 1/rank(g)³ ÷ Σ_{i=1..|G|} 1/i³, in [0, 1].
+
+    G is the set of positives, π the answer, rank(g) the place of the first mention of g in π as written:
+    repeats and ids out of range take up places, so padding never pays. A positive that is not written earns
+    nothing, and no answer earns 0. Source: arXiv 2506.12364, rank reward; π is read by `parse_ranking`.
+
+        >>> rank_reward(["<think>…</think><answer>[3, 1, 4, 2, 5]</answer>"], [[3, 4]], [5])
+        [0.9218106995884773]
+
+    Positives at ranks 1 and 3: (1 + 1/27) ÷ (1 + 1/8).
+    """
+    return _gains(completions, positive_ids, num_candidates, lambda rank: 1.0 / rank**3)
+
+
+def ndcg_reward(
+    completions: Sequence[Completion],
+    positive_ids: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    **columns: Any,
+) -> list[float]:
+    """nDCG of the answer: Σ_{g∈G, g∈π} 1/log₂(1 + rank(g)) ÷ Σ_{i=1..|G|} 1/log₂(1 + i), in [0, 1].
+
+    Binary gains, no cut-off, rank(g) as in `rank_reward`. Where the cubic reward looks at the first place
+    almost alone, this one still pays for the step from rank 4 to 3, which recall@3 counts. Source: Järvelin
+    and Kekäläinen 2002, https://doi.org/10.1145/582415.582418, with the usual log₂(1 + rank) discount.
+
+        >>> ndcg_reward(["<think>…</think><answer>[1, 2, 3]</answer>"], [[3]], [3])
+        [0.5]
+
+    One positive at rank 3: 1/log₂ 4 ÷ 1.
+    """
+    return _gains(completions, positive_ids, num_candidates, lambda rank: 1.0 / math.log2(1 + rank))
+
+
+def format_reward(
+    completions: Sequence[Completion],
+    positive_ids: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    **columns: Any,
+) -> list[float]:
+    """How near the text is to the asked form: valid · |{x∈π : 1≤x≤n}| ÷ max(n, |π|), in [0, 1].
+
+    The set counts each id once. valid is 1 when the text is one think block with words in it, then one
+    answer block that holds one bracketed list, and nothing else but white space; else 0
+    (`ParsedRanking.well_formed`). So only a permutation of 1..n earns all of it, yet a nearly right list
+    earns nearly all: a reward that pays for permutations alone gives a beginner nothing to climb. Source:
+    arXiv 2506.12364, format reward, with its two factors (length, range) replaced by one that neither repeats
+    nor long answers can raise.
+
+        >>> format_reward(["<think>…</think><answer>[3, 1, 2, 3, 3]</answer>"], [[3]], [5])
+        [0.6]
+
+    Three distinct ids of five.
+    """
+    texts = _texts(completions, positive_ids, num_candidates)
+    rewards = []
+    for i, text in enumerate(texts):
+        n = _checked(i, positive_ids[i], num_candidates[i])[1]
+        parsed = parse_ranking(text, n)
+        if parsed.answer is None or not parsed.well_formed:
+            rewards.append(0.0)
+            continue
+        distinct = {x for x in parsed.answer if 1 <= x <= n}
+        rewards.append(len(distinct) / max(n, len(parsed.answer)))
+    return rewards
+
+
+def released_rank_reward(
+    completions: Sequence[Completion],
+    positive_ids: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    **columns: Any,
+) -> list[float]:
+    """The rank reward as released (i2vec/MM-R5, `qwen_module.py`, `rerank_reward`).
+
+    The formula of `rank_reward` over another reading: the first `<answer>[…]</answer>` that stands on one
+    line, anywhere, inside think too, split at commas; an entry that is not an integer makes it 0. So an
+    answer rehearsed in the reasoning counts in place of the real one. Without positives it is 0.
+
+        >>> released_rank_reward(["so <answer>[3]</answer>"], [[3]], [5])
+        [1.0]
+    """
+    texts = _texts(completions, positive_ids, num_candidates)
+    return [_released_rank(text, list(positives)) for text, positives in zip(texts, positive_ids, strict=True)]
+
+
+def released_format_reward(
+    completions: Sequence[Completion],
+    positive_ids: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    **columns: Any,
+) -> list[float]:
+    """The format reward as released (i2vec/MM-R5, `qwen_module.py`, `format_rerank_reward`).
+
+    valid · (1 − | |π| − n | ÷ n) · (entries of π in 1..n) ÷ |π|, where π is the first list that directly
+    follows a `</think>` after the first `<think>`. Its faults: `[3, 3, 3, 3, 3]` earns 1, more than 2n ids
+    earn less than 0, a single id earns 0, and so does a list with a line break or a number like 03 in it (the
+    released code evaluates the list as Python source, where those are errors or no tuple).
+
+        >>> released_format_reward(["<think></think><answer>[3, 3, 3, 3, 3]</answer>"], [[3]], [5])
+        [1.0]
+    """
+    texts = _texts(completions, positive_ids, num_candidates)
+    return [_released_format(text, int(n)) for text, n in zip(texts, num_candidates, strict=True)]
+
+
+def _gains(
+    completions: Sequence[Completion],
+    positive_ids: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    gain: Callable[[int], float],
+) -> list[float]:
+    """Sum of gain(rank) over the positives in each answer, over the sum for the first |G| ranks."""
+    texts = _texts(completions, positive_ids, num_candidates)
+    rewards = []
+    for i, text in enumerate(texts):
+        waiting, n = _checked(i, positive_ids[i], num_candidates[i])
+        ideal = math.fsum(gain(rank) for rank in range(1, len(waiting) + 1))
+        earned = []
+        for rank, x in enumerate(parse_ranking(text, n).answer or (), start=1):
+            if x in waiting:
+                waiting.remove(x)  # a second mention earns nothing
+                earned.append(gain(rank))
+        rewards.append(math.fsum(earned) / ideal)
+    return rewards
+
+
+def _texts(completions: Sequence[Completion], positive_ids: Sequence[Any], num_candidates: Sequence[Any]) -> list[str]:
+    lengths = len(completions), len(positive_ids), len(num_candidates)
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"columns differ in length: {lengths[0]} completions, {lengths[1]} positive_ids, "
+            f"{lengths[2]} num_candidates; the first index without a partner is {min(lengths)}"
+        )
+    return [_text(i, completion) for i, completion in enumerate(completions)]
+
+
+def _text(index: int, completion: Completion) -> str:
+    if isinstance(completion, str):
+        return completion
+    try:
+        pieces = []
+        for message in completion:
+            content = message["content"]
+            if isinstance(content, str):
+                pieces.append(content)
+            else:
+                pieces += [part["text"] for part in content or () if part.get("type") == "text"]
+        return "".join(pieces)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise TypeError(
+            f"completion {index} is neither a string nor a list of messages with a content: {error!r}"
+        ) from error
+
+
+def _checked(index: int, positives: Sequence[int], n: int) -> tuple[set[int], int]:
+    """The set of positives and n as Python integers, or ValueError naming the index."""
+    n = int(n)
+    if n < 1:
+        raise ValueError(f"num_candidates of index {index} is {n}: there must be at least one candidate")
+    wanted = {int(g) for g in positives}
+    if not wanted:
+        raise ValueError(f"positive_ids of index {index} is empty: leave out prompts without a positive")
+    outside = sorted(g for g in wanted if not 1 <= g <= n)
+    if outside:
+        raise ValueError(f"positive_ids of index {index} holds {outside}, outside 1..{n} (ids are 1-based)")
+    return wanted, n
+
+
+def _released_rank(text: str, positives: list[int]) -> float:
+    inner = _first_answer_on_a_line(text)
+    if inner is None or not positives:
+        return 0.0
+    try:
+        # int() as released: it takes "+3", "1_0" and digits of other scripts, and refuses over 4,300 digits.
+        order = [int(entry) for entry in inner.split(",") if entry.strip()]
+    except ValueError:
+        return 0.0
+    first = {x: rank for rank, x in reversed(list(enumerate(order, start=1)))}
+    earned = sum(1.0 / first[g] ** 3 if g in first else 0.0 for g in positives)
+    return earned / sum(1.0 / i**3 for i in range(1, len(positives) + 1))
+
+
+def _first_answer_on_a_line(text: str) -> str | None:
+    r"""What the pattern `<answer>\[(.*?)\]</answer>` captures (`.` is no newline), in linear time.
+
+    Searched as a pattern it would scan to the end of the line from every `<answer>[`.
+    """
+    opening, closing = "<answer>[", "]</answer>"
+    start = text.find(opening)
+    while start >= 0:
+        start += len(opening)
+        end = text.find(closing, start)
+        if end < 0:
+            return None
+        newline = text.rfind("\n", start, end)
+        if newline < 0:
+            return text[start:end]
+        start = text.find(opening, newline)  # any opening before this newline fails in the same way
+    return None
+
+
+# Digits and commas as released; the possessive quantifiers change nothing but the time.
+_RELEASED_LIST = re.compile(r"</think>\s*+<answer>\[([0-9]++(?:,\s*+[0-9]++)*+)\]</answer>")
+_PYTHON_INTEGER = re.compile(r"0++|[1-9][0-9]{0,4299}+")
+_PYTHON_BLANKS = " \t\f"
+
+
+def _released_format(text: str, n: int) -> float:
+    opening = text.find("<think>")
+    if opening < 0:
+        return 0.0
+    found = _RELEASED_LIST.search(text, opening + len("<think>"))
+    if found is None or n == 0:
+        return 0.0
+    entries = [entry.lstrip(_PYTHON_BLANKS) for entry in found[1].split(",")]
+    if len(entries) < 2 or not all(_PYTHON_INTEGER.fullmatch(entry) for entry in entries):
+        return 0.0
+    in_range = sum(1 <= int(entry) <= n for entry in entries if entry[0] != "0")
+    return (n - abs(len(entries) - n)) / n * (in_range / len(entries))

@@ -1,0 +1,549 @@
+"""Corpus folders: reading, writing, and making them from PDFs."""
+
+import io
+import json
+import logging
+
+import matplotlib
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmr5_lab import corpus as corpus_module
+from mmr5_lab.corpus import (
+    ANNOTATIONS,
+    PAGES,
+    CorpusError,
+    PageStore,
+    build_corpus,
+    load_corpus,
+    page_id,
+    parse_page_id,
+    regroup_pages,
+    write_corpus,
+)
+
+matplotlib.use("agg")
+
+
+def picture(grey: int, size: tuple[int, int] = (8, 10), kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, grey).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def page(doc_name: str, grey: int, text: str = "", **more) -> dict:
+    return {"doc_name": doc_name, "image_binary": picture(grey), "ocr_text": text} | more
+
+
+def document(doc_name: str, *questions: dict, **more) -> dict:
+    return {"doc_name": doc_name, "domain": "Laws", "questions": list(questions)} | more
+
+
+def question(text: str, gold: list[int], kind: str = "text-only", **more) -> dict:
+    return {"Q": text, "A": "yes", "page_id": gold, "type": kind, "layout_mapping": []} | more
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two documents of two and three pages; page greys are 10, 11 and 20, 21, 22."""
+    box = {"page": 2, "page_size": [612.0, 792.0], "bbox": [10, 20, 30, 40]}
+    write_corpus(
+        tmp_path / "corpus",
+        [
+            document("a b.pdf", question("First?", [1]), question("Second?", [0, 1], "['Chart', 'Table']")),
+            document(
+                "c.pdf",
+                question("Third?", [2, 2], "[]", layout_mapping=[box], facts={"row": "Ada"}),
+                domain="News",
+                split="rl",
+                pages=["known", "content"],
+            ),
+        ],
+        [
+            page("a b.pdf", 10, "alpha"),
+            page("a b.pdf", 11, "beta"),
+            page("c.pdf", 20),
+            page("c.pdf", 21, " \n"),
+            page("c.pdf", 22, "gamma", vlm_text="a page"),
+        ],
+    )
+    return tmp_path / "corpus"
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / ANNOTATIONS).read_text().splitlines()]
+
+
+def rewrite(folder, records) -> None:
+    (folder / ANNOTATIONS).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def test_documents_and_questions_are_tables(folder):
+    corpus = load_corpus(folder)
+    assert corpus.documents.drop(columns="extra").to_dict("records") == [
+        {"doc_name": "a b.pdf", "domain": "Laws", "split": "eval", "num_pages": 2, "first_row": 0},
+        {"doc_name": "c.pdf", "domain": "News", "split": "rl", "num_pages": 3, "first_row": 2},
+    ]
+    assert corpus.documents["extra"].tolist() == [{}, {"pages": ["known", "content"]}]
+    frame = corpus.questions
+    assert frame["question_id"].tolist() == ["a%20b.pdf:q0", "a%20b.pdf:q1", "c.pdf:q0"]
+    assert frame["question"].tolist() == ["First?", "Second?", "Third?"]
+    assert frame["answer"].tolist() == ["yes"] * 3
+    assert frame["domain"].tolist() == ["Laws", "Laws", "News"]
+    assert frame["gold_pages"].tolist() == [[1], [0, 1], [2]]  # a page named twice counts once
+    # one word, a list written as text, and an empty list
+    assert frame["type"].tolist() == [("text-only",), ("Chart", "Table"), ()]
+    assert frame["boxes"][2] == [{"page": 2, "page_size": [612.0, 792.0], "bbox": [10, 20, 30, 40]}]
+    assert frame["extra"].tolist() == [{}, {}, {"facts": {"row": "Ada"}}]
+
+
+def test_pages_are_counted_from_zero_in_each_document(folder):
+    corpus = load_corpus(folder)
+    image = corpus.page_image("c.pdf", 1)
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (8, 10), (21, 21, 21))
+    assert corpus.page_bytes("a b.pdf", 1) == picture(11)
+    assert corpus.page_text("c.pdf", 2) == "gamma"
+    assert corpus.page_text("c.pdf", 2, source="vlm_text") == "a page"
+    assert corpus.page_text("c.pdf", 0) == ""
+
+
+def test_pages_without_words_are_flagged(folder):
+    pages = load_corpus(folder).pages
+    assert pages["page_id"].tolist() == ["a%20b.pdf:0", "a%20b.pdf:1", "c.pdf:0", "c.pdf:1", "c.pdf:2"]
+    assert pages["has_text"].tolist() == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("doc_name", ["report.pdf", "a b\tc.pdf", "50%.pdf", "x:1.pdf", "報告.pdf", "dir/x.pdf"])
+def test_page_ids_have_no_white_space_and_map_back(doc_name):
+    identifier = page_id(doc_name, 12)
+    assert identifier.split() == [identifier]
+    assert parse_page_id(identifier) == (doc_name, 12)
+
+
+@pytest.mark.parametrize("identifier", ["", "report.pdf", "report.pdf:", ":3", "report.pdf:-1", "report.pdf:q0"])
+def test_other_ids_are_refused(identifier):
+    with pytest.raises(CorpusError, match="is not a page id"):
+        parse_page_id(identifier)
+
+
+def test_split_and_subset_are_views_with_the_same_pages(folder):
+    corpus = load_corpus(folder)
+    rl = corpus.split("rl")
+    assert rl.documents["doc_name"].tolist() == ["c.pdf"]
+    assert rl.questions["question_id"].tolist() == ["c.pdf:q0"]
+    assert rl.page_text("c.pdf", 2) == "gamma"
+    assert rl.store is corpus.store
+    with pytest.raises(CorpusError, match=r"no document 'a b\.pdf'"):
+        rl.page_text("a b.pdf", 0)
+    assert corpus.subset(["a b.pdf"]).questions["question"].tolist() == ["First?", "Second?"]
+    with pytest.raises(CorpusError, match="no documents of split 'sft'; its splits are: eval, rl"):
+        corpus.split("sft")
+    with pytest.raises(CorpusError, match=r"no document 'd\.pdf'"):
+        corpus.subset(["d.pdf"])
+
+
+def test_only_the_groups_last_used_are_kept(tmp_path):
+    """100 pages are groups of 32, 32, 32 and 4 rows; a cache smaller than a group keeps the last one only."""
+    write_corpus(tmp_path, [document("a.pdf")], (page("a.pdf", n, f"page {n}") for n in range(100)))
+    assert pq.ParquetFile(tmp_path / PAGES).metadata.num_row_groups == 4
+    store = PageStore(tmp_path / PAGES, cache_bytes=1)
+    assert [store.value(row, "ocr_text") for row in (0, 31, 32, 99)] == [
+        "page 0",
+        "page 31",
+        "page 32",
+        "page 99",
+    ]
+    assert list(store._cache) == [(3, "ocr_text")]
+    roomy = PageStore(tmp_path / PAGES)
+    assert roomy.value(99, "image_binary") == picture(99)
+    assert roomy.value(0, "ocr_text") == "page 0"
+    assert list(roomy._cache) == [(3, "image_binary"), (0, "ocr_text")]
+
+
+def test_one_huge_row_group_is_refused_until_regrouped(folder, monkeypatch):
+    """MMDocIR's published page file is one row group of gigabytes."""
+    monkeypatch.setattr(corpus_module, "_LARGEST_GROUP", 200)
+    monkeypatch.setattr(corpus_module, "_ROWS_PER_GROUP", 2)
+    with pytest.raises(CorpusError, match="regroup_pages"):
+        load_corpus(folder).page_bytes("c.pdf", 0)
+    regroup_pages(folder)
+    assert pq.ParquetFile(folder / PAGES).metadata.num_row_groups == 3
+    assert load_corpus(folder).page_text("c.pdf", 2) == "gamma"
+    with pytest.raises(CorpusError, match="is missing"):
+        regroup_pages(folder.parent)
+
+
+def test_annotations_alone_give_documents_and_questions(folder):
+    (folder / PAGES).unlink()
+    corpus = load_corpus(folder)
+    assert len(corpus.questions) == 3
+    with pytest.raises(CorpusError, match=f"{PAGES} is missing"):
+        corpus.page_image("c.pdf", 0)
+    with pytest.raises(CorpusError, match="is missing"):
+        _ = corpus.pages
+
+
+# --- bad corpora --------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_annotations_is_no_corpus(tmp_path):
+    with pytest.raises(CorpusError, match=f"{tmp_path} is not a corpus folder: {ANNOTATIONS} is missing"):
+        load_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("line", ['{"doc_name": "c.pdf', "[1]", "\xff"])
+def test_a_line_that_is_not_json_is_named(folder, line):
+    text = (folder / ANNOTATIONS).read_bytes()
+    (folder / ANNOTATIONS).write_bytes(text + b"\n" + line.encode("latin-1") + b"\n")
+    # two documents, a blank line, and then this one
+    with pytest.raises(CorpusError, match=f"{ANNOTATIONS}, line 4 is not"):
+        load_corpus(folder)
+
+
+@pytest.mark.parametrize("gold", [3, -1])
+def test_a_gold_page_that_does_not_exist_is_named(folder, gold):
+    first, second = lines(folder)
+    second["questions"].append(question("Fourth?", [0, gold]))
+    rewrite(folder, [first, second])
+    with pytest.raises(
+        CorpusError,
+        match=rf"line 2: question 1 of 'c.pdf': gold page {gold} does not exist; pages are 0 to 2",
+    ):
+        load_corpus(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"doc_name": None}, "line 1: doc_name is missing"),
+        ({"domain": 3}, "line 1: domain is missing"),
+        ({"questions": None}, "line 1: questions is missing"),
+        ({"page_indices": [0]}, r"line 1: page_indices is not \[first row, last row\]"),
+        ({"page_indices": [1, 0]}, "page_indices .* is not a range"),
+        ({"page_indices": [0, 2]}, "carry the names 'a b', 'c'"),
+        ({"page_indices": [0, 9]}, "has 5 rows, but page_indices of 'a b.pdf' goes to row 9"),
+        ({"doc_name": "c.pdf"}, "document 'c.pdf' is annotated twice"),
+        ({"doc_name": "d.pdf"}, "should be the pages of 'd.pdf', but carry the names 'a b'"),
+        ({"questions": [question("?", [])]}, "page_id is not a list of page numbers"),
+        ({"questions": [question("?", ["1"])]}, "page_id is not a list of page numbers"),
+        ({"questions": [{"A": "yes"}]}, "question 0 of 'a b.pdf' has no text Q"),
+        ({"questions": [question("?", [0], "[__import__('os')]")]}, "is neither a word nor a list of words"),
+        ({"questions": [question("?", [0], "[1]")]}, "is neither a word nor a list of words"),
+    ],
+)
+def test_a_malformed_annotation_is_named(folder, change, message):
+    first, second = lines(folder)
+    rewrite(folder, [first | change, second])
+    with pytest.raises(CorpusError, match=message):
+        load_corpus(folder)
+
+
+def test_a_page_file_must_have_its_columns_and_be_parquet(folder):
+    pq.write_table(pq.read_table(folder / PAGES).drop_columns(["ocr_text"]), folder / PAGES)
+    with pytest.raises(CorpusError, match=f"{PAGES} lacks the columns ocr_text"):
+        load_corpus(folder)
+    (folder / PAGES).write_bytes(b"PAR1 but no more")
+    with pytest.raises(CorpusError, match=f"{PAGES} is not a readable parquet file"):
+        load_corpus(folder)
+
+
+def test_vlm_text_is_only_missed_when_asked_for(folder):
+    pq.write_table(pq.read_table(folder / PAGES).drop_columns(["vlm_text"]), folder / PAGES)
+    corpus = load_corpus(folder)
+    assert corpus.page_text("c.pdf", 2) == "gamma"
+    with pytest.raises(CorpusError, match="lacks the column vlm_text"):
+        corpus.page_text("c.pdf", 2, source="vlm_text")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"page 1 of 'c.pdf': the image is empty \(0 bytes\)"),
+        (picture(0, (80, 80), "JPEG")[:400], "page 1 of 'c.pdf': .*truncated or corrupt"),
+        (picture(0, (80, 80), "PNG")[:60], "page 1 of 'c.pdf': .*truncated or corrupt"),
+        (b"no image at all", "page 1 of 'c.pdf': .*truncated or corrupt"),
+    ],
+)
+def test_a_bad_image_names_document_and_page(folder, data, message):
+    table = pq.read_table(folder / PAGES).to_pylist()
+    table[3]["image_binary"] = data
+    pq.write_table(pa.Table.from_pylist(table, corpus_module.PAGE_SCHEMA), folder / PAGES)
+    corpus = load_corpus(folder)
+    assert corpus.page_image("c.pdf", 0).getpixel((0, 0)) == (20, 20, 20)  # its neighbour is fine
+    with pytest.raises(CorpusError, match=message):
+        corpus.page_image("c.pdf", 1)
+
+
+@pytest.mark.parametrize(
+    ("doc_name", "number", "message"),
+    [
+        ("c.pdf", 3, "has no page 3; it has pages 0 to 2"),
+        ("c.pdf", -1, "no page -1"),
+        ("d.pdf", 0, "no document 'd.pdf'"),
+    ],
+)
+def test_an_unknown_page_is_named(folder, doc_name, number, message):
+    with pytest.raises(CorpusError, match=message):
+        load_corpus(folder).page_image(doc_name, number)
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("annotations", "pages", "message"),
+    [
+        ([document("a.pdf")], [page("b.pdf", 0)], "pages of 'b.pdf' but no annotation"),
+        ([document("a.pdf"), document("b.pdf")], [page("a.pdf", 0)], "'b.pdf' is annotated but has no pages"),
+        (
+            [document("a.pdf"), document("b.pdf")],
+            [page("a.pdf", 0), page("b.pdf", 0), page("a.pdf", 0)],
+            "the pages of 'a.pdf' do not stand together",
+        ),
+        (
+            [document("a.pdf", page_indices=[0, 1])],
+            [page("a.pdf", 0)],
+            r"\[0, 1\], but its pages are rows \[0, 0\]",
+        ),
+        ([document("a.pdf", question("?", [1]))], [page("a.pdf", 0)], "gold page 1 does not exist"),
+        ([document("a.pdf")], [page("a.pdf", 0, colour="red")], "unknown columns: colour"),
+        ([{"doc_name": "a.pdf"}], [], "domain is missing"),
+    ],
+)
+def test_a_corpus_that_contradicts_itself_replaces_nothing(folder, annotations, pages, message):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CorpusError, match=message):
+        write_corpus(folder, annotations, iter(pages))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_rows_have_mmdocir_columns(folder):
+    table = pq.read_table(folder / PAGES)
+    assert table.column_names == [
+        *("doc_name", "domain", "passage_id", "image_path", "image_binary", "ocr_text", "vlm_text")
+    ]
+    assert table.column("passage_id").to_pylist() == ["0", "1", "0", "1", "2"]
+    assert table.column("domain").to_pylist() == ["Laws"] * 2 + ["News"] * 3
+
+
+# --- PDFs ---------------------------------------------------------------------------------------------------
+
+
+def picture_pdf(path, pages: int = 1) -> None:
+    """Pages without a text layer."""
+    first, *rest = [Image.new("RGB", (60, 80), (200, 30 * n, 0)) for n in range(pages)]
+    first.save(path, save_all=True, append_images=rest)
+
+
+def text_pdf(path, *texts: str) -> None:
+    """A page of 4 × 3 inches for each text."""
+    from matplotlib import pyplot as plt
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    with PdfPages(path) as pdf:
+        for text in texts:
+            figure = plt.figure(figsize=(4, 3))
+            figure.text(0.1, 0.5, text)
+            pdf.savefig(figure)
+            plt.close(figure)
+
+
+def bare_pdf(path, trailer: bytes = b"") -> None:
+    """A PDF without pages, written out by hand."""
+    body = b"%PDF-1.4\n"
+    offsets = []
+    for number, content in enumerate(
+        (b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"), 1
+    ):
+        offsets.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"xref\n0 3\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    end = b"trailer\n<< /Size 3 /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (trailer, len(body))
+    path.write_bytes(body + table + end)
+
+
+def encrypted_pdf(path) -> None:
+    key = b"<" + b"00" * 32 + b">"
+    bare_pdf(
+        path,
+        trailer=b"/ID [<00> <00>] /Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O %s /U %s >>" % (key, key),
+    )
+
+
+@pytest.fixture
+def pdfs(tmp_path):
+    folder = tmp_path / "pdfs"
+    folder.mkdir()
+    text_pdf(folder / "words.pdf", "apples and pears", "only plums")
+    picture_pdf(folder / "Scan 1.PDF", pages=3)
+    (folder / "notes.txt").write_text("not a document")
+    return folder
+
+
+def test_pdfs_become_a_corpus(pdfs, tmp_path):
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=12_000)
+    assert corpus.documents[["doc_name", "domain", "num_pages"]].to_numpy().tolist() == [
+        ["Scan 1.PDF", "PDF", 3],
+        ["words.pdf", "PDF", 2],
+    ]
+    assert corpus.questions.empty
+    assert corpus.page_text("words.pdf", 0).strip() == "apples and pears"
+    # 12,000 pixels in the aspect 4 : 3 are 126.5 × 94.9; PDFium rounds up, the budget holds
+    assert corpus.page_image("words.pdf", 0).size == (126, 95)
+    red, green, blue = corpus.page_image("Scan 1.PDF", 2).getpixel((40, 40))
+    assert (abs(red - 200) < 6, abs(green - 60) < 6, blue < 6) == (True, True, True)
+    # pages without a text layer are kept and flagged
+    assert corpus.pages["has_text"].tolist() == [False, False, False, True, True]
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert [(entry["file"], entry["pages"], entry["pages_without_text"]) for entry in report["documents"]] == [
+        ("Scan 1.PDF", 3, [0, 1, 2]),
+        ("words.pdf", 2, []),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ANNOTATIONS,
+        PAGES,
+        "ingest_report.json",
+    ]
+
+
+@pytest.mark.parametrize("size", [(4, 3), (20, 1), (1, 30)])
+@pytest.mark.parametrize("max_pixels", [1, 997, 50_000])
+def test_a_page_keeps_to_the_pixel_budget(tmp_path, size, max_pixels):
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure(figsize=size)
+    (tmp_path / "in").mkdir()
+    figure.savefig(tmp_path / "in" / "a.pdf")
+    plt.close(figure)
+    image = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=max_pixels).page_image("a.pdf", 0)
+    assert image.width * image.height <= max_pixels
+
+
+def test_annotations_are_taken_for_the_documents_that_are_there(pdfs, tmp_path, caplog):
+    annotated = [
+        document("words.pdf", question("Which fruit?", [1]), page_indices=[700, 701], layout_indices=[0, 9]),
+        document("absent.pdf", question("Where?", [0]), page_indices=[0, 0]),
+    ]
+    rewrite(tmp_path, annotated)
+    corpus = build_corpus(pdfs, tmp_path / "out", tmp_path / ANNOTATIONS, max_pixels=1000)
+    assert corpus.documents["domain"].tolist() == ["PDF", "Laws"]
+    assert corpus.documents["first_row"].tolist() == [0, 3]  # rows of this page file, not the annotations'
+    assert corpus.questions[["question_id", "gold_pages"]].to_numpy().tolist() == [["words.pdf:q0", [1]]]
+    assert "1 annotated documents are not in" in caplog.text
+
+
+def test_a_gold_page_that_a_pdf_lacks_is_named(pdfs, tmp_path):
+    with pytest.raises(CorpusError, match=r"question 0 of 'words\.pdf': gold page 2 does not exist"):
+        build_corpus(pdfs, tmp_path / "out", [document("words.pdf", question("?", [2]))], max_pixels=1000)
+    assert list((tmp_path / "out" / ".parts").iterdir())  # what was rendered stays for the next run
+
+
+def test_pdfs_that_cannot_be_used_are_skipped_and_reported(pdfs, tmp_path, caplog):
+    whole = (pdfs / "words.pdf").read_bytes()
+    (pdfs / "corrupt.pdf").write_bytes(whole[:200])
+    (pdfs / "empty.pdf").write_bytes(b"")
+    bare_pdf(pdfs / "no pages.pdf")
+    encrypted_pdf(pdfs / "secret.pdf")
+    annotated = [document("words.pdf", page_indices=[10, 14])]
+    with caplog.at_level(logging.WARNING):
+        corpus = build_corpus(pdfs, tmp_path / "out", annotated, max_pixels=1000)
+    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
+    skipped = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["skipped"]
+    reasons = {entry["file"]: entry["reason"] for entry in skipped}
+    assert list(reasons) == ["corrupt.pdf", "empty.pdf", "no pages.pdf", "secret.pdf", "words.pdf"]
+    assert "PDFium cannot read it" in reasons["corrupt.pdf"]
+    assert "PDFium cannot read it" in reasons["empty.pdf"]
+    assert "without pages?" in reasons["no pages.pdf"]
+    assert "password" in reasons["secret.pdf"]
+    # labels that were made for another number of pages may point anywhere
+    assert reasons["words.pdf"] == "it has 2 pages but page_indices of its annotation says 5"
+    for name in reasons:
+        assert f"{name} is skipped" in caplog.text
+
+
+def test_a_folder_without_usable_pdfs_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match="holds no PDF files"):
+        build_corpus(tmp_path, tmp_path / "out")
+    with pytest.raises(CorpusError, match="absent is not a folder"):
+        build_corpus(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"none of the 1 PDFs in .* can be used; .*ingest_report.json says why"):
+        build_corpus(tmp_path, tmp_path / "out")
+    with pytest.raises(CorpusError, match="max_pixels is 0"):
+        build_corpus(tmp_path, tmp_path / "out", max_pixels=0)
+
+
+def test_another_corpus_is_not_overwritten(pdfs, folder):
+    with pytest.raises(CorpusError, match="not made from PDFs here"):
+        build_corpus(pdfs, folder)
+
+
+def test_bad_annotation_files_are_named(pdfs, tmp_path):
+    with pytest.raises(CorpusError, match=r"absent.jsonl does not exist"):
+        build_corpus(pdfs, tmp_path / "out", tmp_path / "absent.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"doc_name": "words.pdf", "domain": "Laws", "questions": []}\n{')
+    with pytest.raises(CorpusError, match=r"bad.jsonl, line 2 is not JSON"):
+        build_corpus(pdfs, tmp_path / "out", tmp_path / "bad.jsonl")
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """Names of the documents whose pages are rendered from here on, one entry a page."""
+    pages = []
+    render_page = corpus_module._render_page
+
+    def counted(pdf, number, recipe):
+        pages.append(len(pdf))
+        return render_page(pdf, number, recipe)
+
+    monkeypatch.setattr(corpus_module, "_render_page", counted)
+    return pages
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(pdfs, tmp_path, rendered, monkeypatch):
+    """`Scan 1.PDF` (3 pages) is done when the second page of `words.pdf` (2 pages) is interrupted."""
+    counted = corpus_module._render_page
+
+    def interrupted(pdf, number, recipe):
+        if len(pdf) == 2 and number == 1:
+            raise KeyboardInterrupt
+        return counted(pdf, number, recipe)
+
+    monkeypatch.setattr(corpus_module, "_render_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    monkeypatch.setattr(corpus_module, "_render_page", counted)
+    assert rendered == [3, 3, 3, 2]
+    assert not (tmp_path / "out" / PAGES).exists()
+    rendered.clear()
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert rendered == [2, 2]
+    assert len(corpus.pages) == 5
+
+
+def test_a_later_run_renders_only_what_is_new_or_changed(pdfs, tmp_path, rendered):
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    rendered.clear()
+    text_pdf(pdfs / "more.pdf", "quinces")
+    picture_pdf(pdfs / "Scan 1.PDF", pages=4)
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert rendered == [4, 4, 4, 4, 1]
+    assert [corpus.page_text(name, 0).strip() for name in ("more.pdf", "words.pdf")] == [
+        "quinces",
+        "apples and pears",
+    ]
+    rendered.clear()
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1100)  # another size: all again
+    assert len(rendered) == 7
+
+
+def test_processes_render_the_same_bytes(pdfs, tmp_path):
+    one = build_corpus(pdfs, tmp_path / "one", max_pixels=1000)
+    two = build_corpus(pdfs, tmp_path / "two", max_pixels=1000, workers=2)
+    for name, number in (("Scan 1.PDF", 2), ("words.pdf", 1)):
+        assert one.page_bytes(name, number) == two.page_bytes(name, number)

@@ -1,0 +1,371 @@
+"""Recall as MMDocIR defines it, averages that hide nothing, and statistics with known answers."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ir_measures import R
+
+from mmr5_lab.corpus import load_corpus
+from mmr5_lab.metrics import (
+    bootstrap_interval,
+    candidate_ceiling,
+    evaluate,
+    paired_randomisation_test,
+    per_question,
+    recall_at_k,
+)
+
+SHARED = Path(os.environ.get("MMR5_SHARED", Path(__file__).parents[2] / "shared"))
+needs_mmdocir = pytest.mark.skipif(
+    not (SHARED / "mmdocir" / "MMDocIR_annotations.jsonl").is_file(),
+    reason=f"MMDocIR's annotations are not in {SHARED / 'mmdocir'} (set MMR5_SHARED)",
+)
+
+
+@dataclass(frozen=True)
+class Tables:
+    questions: pd.DataFrame
+    documents: pd.DataFrame
+
+
+def tables(rows, num_pages=10):
+    """rows: (question_id, doc_name, domain, gold_pages)."""
+    questions = pd.DataFrame(rows, columns=["question_id", "doc_name", "domain", "gold_pages"])
+    documents = questions[["doc_name", "domain"]].drop_duplicates().assign(num_pages=num_pages)
+    return Tables(questions, documents)
+
+
+TOY = tables(
+    [
+        ("q1", "a.pdf", "Laws", [0]),
+        ("q2", "a.pdf", "Laws", [2, 3]),
+        ("q3", "b.pdf", "News", [1]),
+        ("q4", "c.pdf", "Guidebook", [5, 6, 7, 8]),
+    ]
+)
+TOY_RUN = {
+    "q1": [0, 4],  # R@1 1, R@3 1
+    "q2": [2, 9, 8],  # R@1 .5, R@3 .5
+    "q3": [0, 2, 3],  # R@1 0, R@3 0
+    "q4": [5, 6, 0, 7],  # R@1 .25, R@3 .5
+}
+
+
+@pytest.mark.parametrize(
+    ("ranking", "gold", "k", "expected"),
+    [
+        ([4, 0, 2], [2], 1, 0),
+        ([4, 0, 2], [2], 3, 1),
+        ([4, 0, 2], [2, 7], 3, 0.5),
+        ([2, 7], [2, 7], 1, 0.5),  # one place cannot hold two gold pages
+        ([2], [2], 5, 1),  # shorter than k
+        ([], [2], 5, 0),
+        ([2], [2, 2], 1, 1),  # gold is a set
+    ],
+)
+def test_recall_at_k(ranking, gold, k, expected):
+    assert recall_at_k(ranking, gold, k) == expected
+
+
+@pytest.mark.parametrize(
+    ("ranking", "gold", "k", "message"),
+    [
+        ([1], [], 1, "gold is empty"),
+        ([1], [1], 0, "k is 0"),
+        ([1, 2, 1], [1], 1, r"repeats pages \[1\]"),
+    ],
+)
+def test_recall_refuses_what_has_no_meaning(ranking, gold, k, message):
+    with pytest.raises(ValueError, match=message):
+        recall_at_k(ranking, gold, k)
+
+
+def test_evaluate_by_hand():
+    table = evaluate(TOY_RUN, TOY, ks=(1, 3))
+    expected = pd.DataFrame(
+        {
+            "R@1": [0.75, 0, 0.25, 1 / 3, 0.5, 1.75 / 4, (0.75 + 1 + 0.25) / 3, (1 + 0.5 + 1 + 0.25) / 4],
+            "R@3": [0.75, 0, 0.5, 1.25 / 3, 0.625, 2 / 4, (1 + 1 + 0.75) / 3, 3.75 / 4],
+            "questions": [2, 1, 1, 4, 3, 4, 4, 4],
+        },
+        index=pd.Index(
+            [
+                "Laws",
+                "News",
+                "Guidebook",
+                "macro",
+                "macro_ex_news",
+                "micro",
+                "ceiling_macro",
+                "ceiling_micro",
+            ],
+            name="domain",
+        ),
+    )
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_default_columns():
+    assert list(evaluate(TOY_RUN, TOY).columns) == ["R@1", "R@3", "R@5", "questions"]
+
+
+def test_order_of_the_run_does_not_matter():
+    backwards = dict(reversed(TOY_RUN.items()))
+    pd.testing.assert_frame_equal(evaluate(backwards, TOY), evaluate(TOY_RUN, TOY))
+
+
+def test_macro_without_news_where_there_is_none_or_nothing_else():
+    no_news = tables([("q1", "a.pdf", "Laws", [0]), ("q2", "c.pdf", "Guidebook", [5])])
+    table = evaluate({"q1": [0], "q2": [0]}, no_news, ks=[1])
+    assert table.loc["macro_ex_news", "R@1"] == table.loc["macro", "R@1"] == 0.5
+    only_news = tables([("q1", "a.pdf", "News", [0])])
+    table = evaluate({"q1": [0]}, only_news, ks=[1])
+    assert np.isnan(table.loc["macro_ex_news", "R@1"])
+    assert table.loc["macro_ex_news", "questions"] == 0
+
+
+def test_candidate_ceiling_by_hand():
+    table = candidate_ceiling(TOY_RUN, TOY, ks=(1, 3))
+    # q1: its page is there; q2: one of two; q3: none; q4: three of four, so 1/4 at 1 and 3/4 at 3.
+    assert list(table.index) == ["Laws", "News", "Guidebook", "macro", "macro_ex_news", "micro"]
+    assert table["R@1"].tolist() == [0.75, 0, 0.25, 1 / 3, 0.5, 1.75 / 4]
+    assert table["R@3"].tolist() == [0.75, 0, 0.75, 0.5, 0.75, 2.25 / 4]
+
+
+def test_per_question_rows():
+    frame = per_question(TOY_RUN, TOY, ks=[3])
+    assert frame["question_id"].tolist() == ["q1", "q2", "q3", "q4"]
+    assert frame["gold"].tolist() == [1, 2, 1, 4]
+    assert frame["candidates"].tolist() == [2, 3, 3, 4]
+    assert frame["gold_in_candidates"].tolist() == [1, 1, 0, 3]
+    assert frame["R@3"].tolist() == [1, 0.5, 0, 0.5]
+    assert frame["ceiling@3"].tolist() == [1, 1, 1, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: {}, "the run is empty"),
+        (lambda run: run | {"q9": [0]}, "does not know: q9"),
+        (lambda run: {q: run[q] for q in ("q1", "q3")}, "lacks questions of the corpus: q2, q4"),
+        (lambda run: run | {"q2": []}, "empty rankings: q2"),
+        (lambda run: run | {"q2": [2, 10]}, "page 10 of question q2"),
+        (lambda run: run | {"q2": [2, -1]}, "page -1 of question q2"),
+        (lambda run: run | {"q2": [2, 3, 2]}, "repeats pages: page 2 of question q2"),
+        (lambda run: run | {"q2": [2.0, 3.0]}, "not lists of whole page numbers: q2"),
+        (lambda run: run | {"q2": [float("nan")]}, "not lists of whole page numbers: q2"),
+        (lambda run: run | {"q2": ["2"]}, "not lists of whole page numbers: q2"),
+        (lambda run: run | {"q2": None}, "not lists of whole page numbers: q2"),
+        (lambda run: run | {"q2": [10**30]}, "not lists of whole page numbers: q2"),
+    ],
+)
+def test_runs_that_do_not_fit_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(change(TOY_RUN), TOY)
+
+
+def test_long_lists_of_questions_are_cut():
+    many = tables([(f"q{i}", "a.pdf", "Laws", [0]) for i in range(9)])
+    with pytest.raises(ValueError, match="q1, q2, q3, q4, q5 and 3 more"):
+        evaluate({"q0": [0]}, many)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no questions"),
+        ([("q1", "a.pdf", "Laws", [])], "without gold pages: q1"),
+        ([("q1", "a.pdf", "Laws", [10])], "page 10 of question q1"),
+        ([("q1", "a.pdf", "Laws", [0]), ("q1", "a.pdf", "Laws", [1])], "repeats question ids q1"),
+        ([("q1", "a.pdf", "macro", [0])], "named like summary rows"),
+        ([("q1", "a.pdf", None, [0])], "without a domain: q1"),
+    ],
+)
+def test_corpora_that_cannot_be_averaged_are_named(rows, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate({"q1": [0]}, tables(rows))
+
+
+def test_documents_that_are_missing_are_named():
+    corpus = Tables(TOY.questions, TOY.documents[TOY.documents["doc_name"] != "b.pdf"])
+    with pytest.raises(ValueError, match=r"documents that the corpus lacks: b\.pdf"):
+        evaluate(TOY_RUN, corpus)
+
+
+@pytest.mark.parametrize("ks", [(), (0,), (1, 1)])
+def test_bad_cut_offs(ks):
+    with pytest.raises(ValueError, match="expected distinct cut-offs"):
+        evaluate(TOY_RUN, TOY, ks=ks)
+
+
+@st.composite
+def random_runs(draw):
+    """Gold pages and a ranking of some pages for a few questions over ten-page documents."""
+    rows, run = [], {}
+    for i in range(draw(st.integers(1, 6))):
+        gold = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True))
+        rows.append((f"q{i}", f"{draw(st.integers(0, 2))}.pdf", "Laws", gold))
+        run[f"q{i}"] = draw(st.lists(st.integers(0, 9), min_size=1, max_size=10, unique=True))
+    return tables(rows), run
+
+
+@given(random_runs())
+@settings(deadline=None)
+def test_agrees_with_ir_measures(made):
+    corpus, run = made
+    qrels = {
+        q: {str(p): 1 for p in gold}
+        for q, gold in zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True)
+    }
+    scores = {q: {str(p): -float(rank) for rank, p in enumerate(pages)} for q, pages in run.items()}
+    theirs = {
+        (m.query_id, str(m.measure)): m.value for m in ir_measures.iter_calc([R @ 1, R @ 3, R @ 5], qrels, scores)
+    }
+    ours = per_question(run, corpus)
+    for row in ours.to_dict("records"):
+        for k in (1, 3, 5):
+            assert row[f"R@{k}"] == pytest.approx(theirs[row["question_id"], f"R@{k}"])
+            gold = [int(p) for p in qrels[row["question_id"]]]
+            assert row[f"R@{k}"] == recall_at_k(run[row["question_id"]], gold, k)
+    assert evaluate(run, corpus).loc["micro", "R@3"] == pytest.approx(
+        ir_measures.calc_aggregate([R @ 3], qrels, scores)[R @ 3]
+    )
+
+
+@given(random_runs())
+@settings(deadline=None, max_examples=25)
+def test_recall_stays_under_both_ceilings(made):
+    corpus, run = made
+    table, reachable = evaluate(run, corpus), candidate_ceiling(run, corpus)
+    for k in ("R@1", "R@3", "R@5"):
+        assert table.loc["micro", k] <= reachable.loc["micro", k] + 1e-12
+        assert reachable.loc["micro", k] <= table.loc["ceiling_micro", k] + 1e-12
+
+
+@pytest.fixture(scope="module")
+def mmdocir():
+    return load_corpus(SHARED / "mmdocir")
+
+
+@needs_mmdocir
+def test_mmdocir_perfect_ranking(mmdocir):
+    """The known best figures on all 1,658 questions: some have more gold pages than places."""
+    num_pages = mmdocir.documents.set_index("doc_name")["num_pages"]
+    run = {
+        row.question_id: [*row.gold_pages, *sorted(set(range(num_pages[row.doc_name])) - set(row.gold_pages))]
+        for row in mmdocir.questions.itertuples()
+    }
+    table = evaluate(run, mmdocir)
+    assert table.loc["micro", "questions"] == 1658
+    assert len(table) == 10 + 5
+    for average in ("micro", "ceiling_micro"):
+        assert table.loc[average, ["R@1", "R@3", "R@5"]].round(4).tolist() == [0.8952, 0.9927, 0.9998]
+    for average in ("macro", "ceiling_macro"):
+        assert table.loc[average, ["R@1", "R@3", "R@5"]].round(4).tolist() == [0.8820, 0.9904, 0.9997]
+    # News is one document with 137 questions, and macro_ex_news is the mean of the other nine.
+    assert table.loc["News", "questions"] == 137
+    others = table.iloc[:10].drop(index="News")
+    assert table.loc["macro_ex_news", "R@1"] == pytest.approx(others["R@1"].mean())
+    assert table.loc["macro_ex_news", "questions"] == 1658 - 137
+
+
+@needs_mmdocir
+def test_mmdocir_page_order_equals_the_definition(mmdocir):
+    """Vectorised and one by one give the same on the real annotations."""
+    num_pages = mmdocir.documents.set_index("doc_name")["num_pages"]
+    run = {row.question_id: range(num_pages[row.doc_name]) for row in mmdocir.questions.itertuples()}
+    frame = per_question(run, mmdocir)
+    for k in (1, 3, 5):
+        expected = [
+            recall_at_k(run[q], gold, k)
+            for q, gold in zip(mmdocir.questions["question_id"], mmdocir.questions["gold_pages"], strict=True)
+        ]
+        np.testing.assert_allclose(frame[f"R@{k}"], expected)
+
+
+def test_randomisation_test_equals_the_exact_p_of_few_questions():
+    # Differences 1, 1, 1, 1: of 16 sign patterns, two reach |sum| = 4, so p is 1/8.
+    p = paired_randomisation_test([1, 1, 1, 1], [0, 0, 0, 0], samples=20_000)
+    assert p == pytest.approx(1 / 8, abs=0.01)
+    # One more question without a difference changes nothing.
+    assert paired_randomisation_test([1, 1, 1, 1, 0.5], [0, 0, 0, 0, 0.5], samples=20_000) == p
+
+
+def test_randomisation_test_sides_and_ends():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(200), rng.random(200)
+    assert paired_randomisation_test(a, b) == paired_randomisation_test(b, a)  # two-sided
+    assert paired_randomisation_test(a, a) == 1
+    assert paired_randomisation_test(a + 1, a) == 1 / 10_001  # never 0
+    assert paired_randomisation_test(a, b, seed=1) == paired_randomisation_test(a, b, seed=1)
+
+
+def test_randomisation_test_keeps_its_level():
+    """Where nothing differs, p under .1 comes about one time in ten."""
+    rng = np.random.default_rng(0)
+    ps = [
+        paired_randomisation_test(rng.integers(0, 2, 60), rng.integers(0, 2, 60), samples=300, seed=i)
+        for i in range(300)
+    ]
+    assert np.mean(np.array(ps) <= 0.1) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([1, 2], [1], "a has 2 values and b has 1"),
+        ([], [], r"a has shape \(0,\)"),
+        ([1, float("nan")], [1, 2], "not finite, at positions 1"),
+    ],
+)
+def test_randomisation_test_refuses(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        paired_randomisation_test(a, b)
+
+
+def test_bootstrap_of_independent_values_is_the_normal_interval():
+    values = np.random.default_rng(0).random(400)
+    low, high = bootstrap_interval(values, np.arange(400), samples=5000)
+    half = 1.96 * values.std() / np.sqrt(400)
+    assert low == pytest.approx(values.mean() - half, abs=0.005)
+    assert high == pytest.approx(values.mean() + half, abs=0.005)
+
+
+def test_bootstrap_counts_documents_not_questions():
+    """Ten documents of forty equal questions: the interval is that of ten values, not of four hundred."""
+    by_document = np.random.default_rng(0).random(10)
+    clustered = bootstrap_interval(np.repeat(by_document, 40), np.repeat([f"{i}.pdf" for i in range(10)], 40))
+    alone = bootstrap_interval(by_document, range(10))
+    as_if_independent = bootstrap_interval(np.repeat(by_document, 40), range(400))
+    assert clustered == pytest.approx(alone)
+    assert clustered[1] - clustered[0] > 4 * (as_if_independent[1] - as_if_independent[0])
+
+
+def test_bootstrap_level_and_seed():
+    values, documents = [0, 1, 0, 1, 1], ["a", "a", "b", "c", "c"]
+    wide, narrow = (bootstrap_interval(values, documents, level=level) for level in (0.99, 0.5))
+    assert wide[0] <= narrow[0] <= narrow[1] <= wide[1]
+    assert bootstrap_interval(values, documents, seed=3) == bootstrap_interval(values, documents, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "options", "message"),
+    [
+        ([1, 2], ["a"], {}, "2 values but 1 cluster labels"),
+        ([1, 2], ["a", "a"], {}, r"one cluster \(a\)"),
+        ([], [], {}, "shape"),
+        ([1, float("inf")], ["a", "b"], {}, "not finite"),
+        ([1, 2], ["a", "b"], {"level": 1.0}, "0 < level < 1"),
+        ([1, 2], ["a", "b"], {"samples": 0}, "samples >= 1"),
+    ],
+)
+def test_bootstrap_refuses(values, clusters, options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, clusters, **options)
