@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from traceback import walk_tb
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
@@ -24,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command(arguments)
     except KeyboardInterrupt:
         return _failed("interrupted; the same command goes on from here", EXIT_FAILED)
-    except ValueError as error:
-        if not _is_bad_input(error):
+    except (ValueError, RuntimeError) as error:
+        if not _is_ours(error):
             raise
-        return _failed(error, EXIT_BAD_INPUT)
+        return _failed(error, EXIT_BAD_INPUT if isinstance(error, ValueError) else EXIT_FAILED)
     except OSError as error:
         return _failed(error, EXIT_FAILED)
     return EXIT_DONE
@@ -40,10 +41,32 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 failed, 2 bad input.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
     _add_ingest(commands)
     _add_retrieve(commands)
+    _add_rerank(commands)
     _add_evaluate(commands)
     return parser
+
+
+def _add_demo(commands) -> None:
+    command = commands.add_parser(
+        "demo",
+        help="the whole method on the miniature",
+        description="Run notebooks 01 to 05 in a chain, print the result table and write runs/report.html. "
+        "An interrupted run continues when started again; a finished one is shown at once.",
+    )
+    command.add_argument(
+        "--profile", default="notebooks/profiles/mini.yaml", metavar="FILE", help="parameters (default: %(default)s)"
+    )
+    command.add_argument("--runs", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
+    command.set_defaults(command=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.demo import run_demo
+
+    run_demo(Path(arguments.profile), arguments.runs)
 
 
 def _add_ingest(commands) -> None:
@@ -111,6 +134,49 @@ def _retrieve(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {len(run.pages)} questions, up to {arguments.top_k} pages each")
 
 
+def _add_rerank(commands) -> None:
+    command = commands.add_parser(
+        "rerank",
+        help="rerank a run with a vision-language model",
+        description="Rerank the candidates of a TREC run and write a new one, with what the model wrote beside it "
+        "(RUN2.generations.parquet). An interrupted run continues when started again.",
+    )
+    command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
+    command.add_argument("run", metavar="RUN", help="TREC run with the candidates")
+    command.add_argument("--model", required=True, help="model folder or hub name")
+    command.add_argument("--adapter", help="PEFT adapter folder")
+    command.add_argument("--out", required=True, metavar="RUN2", help="TREC run to write")
+    command.add_argument("--mode", choices=["reason", "direct", "score"], default="reason", help="default: reason")
+    command.add_argument("--candidates", type=_positive, default=10, metavar="N", help="pages shown (default: 10)")
+    command.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="questions a batch (default: 8)")
+    command.add_argument(
+        "--max-pixels", type=_positive, metavar="N", help="pixel budget of a page (default: the model's)"
+    )
+    command.add_argument("--max-new-tokens", type=_positive, default=2048, metavar="N", help="default: 2048")
+    command.add_argument("--split", metavar="NAME", help="only the documents of this split")
+    command.set_defaults(command=_rerank)
+
+
+def _rerank(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.corpus import load_corpus
+    from mmr5_lab.rerank import Reranker, rerank_run
+    from mmr5_lab.retrieve import Run, read_trec
+
+    corpus = load_corpus(arguments.corpus)
+    if arguments.split:
+        corpus = corpus.split(arguments.split)
+    run = read_trec(arguments.run, corpus)
+    run = Run({question: pages[: arguments.candidates] for question, pages in run.pages.items()})
+    out = Path(arguments.out)
+    reranker = Reranker.from_pretrained(
+        arguments.model, arguments.adapter, max_pixels=arguments.max_pixels, max_new_tokens=arguments.max_new_tokens
+    )
+    written = rerank_run(
+        reranker, corpus, run, out.parent, out.stem, mode=arguments.mode, batch_size=arguments.batch_size, trec=out
+    )
+    print(f"{out}: {len(written)} questions, {written['valid'].mean():.1%} of the answers without a fault")
+
+
 def _add_evaluate(commands) -> None:
     command = commands.add_parser(
         "evaluate",
@@ -146,7 +212,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _is_bad_input(error: ValueError) -> bool:
+def _is_ours(error: Exception) -> bool:
     """Did this package raise it, in words for the user? One from a library is worth its traceback."""
     innermost = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)][-1]
     return innermost.startswith("mmr5_lab.")

@@ -243,6 +243,15 @@ class Corpus:
         questions = self.questions[self.questions["doc_name"].isin(names)].reset_index(drop=True)
         return replace(self, documents=documents, questions=questions)
 
+    def with_questions(self, question_ids: Iterable[str]) -> "Corpus":
+        """The same documents with some of their questions. Raises CorpusError for unknown ones."""
+        wanted = set(question_ids)
+        unknown = sorted(wanted - set(self.questions["question_id"]))
+        if unknown:
+            raise CorpusError(f"{self.folder} has no question {', '.join(map(repr, unknown[:5]))}")
+        questions = self.questions[self.questions["question_id"].isin(wanted)].reset_index(drop=True)
+        return replace(self, questions=questions)
+
     def split(self, name: str) -> "Corpus":
         """The documents of one split ("sft", "rl", "eval"…). Raises CorpusError if there are none."""
         names = self.documents.loc[self.documents["split"] == name, "doc_name"]

@@ -10,20 +10,28 @@ pass (arXiv 2406.15657). An answer that cannot be used is repaired and named in 
 """
 
 import io
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
+from mmr5_lab.corpus import Corpus
 from mmr5_lab.models import load_model
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import build_messages
+from mmr5_lab.retrieve import Run, write_trec
+from mmr5_lab.rewards import format_reward, rank_reward
+from mmr5_lab.runs import read_lines, report_progress
 
 MODES = ("reason", "direct", "score")
+CHUNK = 256  # questions whose pages are read together
 UNREASONED = "<think></think><answer>["  # what "direct" and "score" put into the model's mouth
 Page = str | Path | bytes | Image.Image
 
@@ -171,7 +179,9 @@ class Reranker:
                 text = f"{UNREASONED}{text}]</answer>"
             parsed = parse_ranking(text, n)
             faults = parsed.faults
-            if length is None and mode == "reason":
+            if mode == "direct":
+                faults -= {"no_think"}  # it was told not to
+            elif length is None:
                 faults |= {"truncated"}
             values.append({
                 "order": list(parsed.order), "reasoning": parsed.think or None, "text": text, "faults": faults, "scores": None,
@@ -197,6 +207,94 @@ class Reranker:
             }
             for row in scores.tolist()
         ]  # fmt: skip
+
+
+def rerank_run(
+    reranker: Reranker,
+    corpus: Corpus,
+    run: Run,
+    folder: str | Path,
+    name: str,
+    *,
+    mode: str = "reason",
+    batch_size: int = 16,
+    trec: Path | None = None,
+) -> pd.DataFrame:
+    """Rerank every question of a first-stage run; one row a question, in the run's order.
+
+    Columns: question_id, order (0-based places in the run's candidates), pages (best first), text, think, faults,
+    valid (no fault), tokens, seconds, and rank_reward, format_reward where a candidate is right.
+
+    Writes into `folder`: `<name>.jsonl` as batches finish (running again ranks only what is missing),
+    `<name>.trec` (or the file `trec`), and at the end `<name>.generations.parquet`. Raises ValueError for questions that the corpus
+    does not have or that have no candidates.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
+    unknown = [question_id for question_id in run.pages if question_id not in questions]
+    if unknown:
+        raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
+    log = folder / f"{name}.jsonl"
+    done = {row["question_id"]: row for row in read_lines(log)}
+    missing = [question_id for question_id in run.pages if question_id not in done]
+    with log.open("a", encoding="utf-8") as file, tqdm(total=len(run.pages), initial=len(done), desc=name) as bar:
+        for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
+            chunk = missing[start : start + CHUNK]
+            pairs = [_pair(corpus, questions[question_id], run.pages[question_id]) for question_id in chunk]
+            for i, ranking in reranker.rank_each(pairs, mode, batch_size):
+                row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
+                done[chunk[i]] = row
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.update()
+                report_progress(folder, name, len(done), len(run.pages))
+    frame = pd.DataFrame([done[question_id] for question_id in run.pages])
+    write_trec(
+        Run(dict(zip(frame["question_id"], frame["pages"], strict=True))),
+        corpus,
+        trec or folder / f"{name}.trec",
+        "mmr5",
+    )
+    frame.to_parquet(folder / f"{name}.generations.parquet", index=False)
+    return frame
+
+
+def probe(reranker: Reranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
+    """What a model writes for the prompts of some traces (image paths relative to `folder`): query_id, text, faults, valid."""
+    pairs = [(trace["query"], [Path(folder) / image for image in trace["images"]]) for trace in traces]
+    rankings = reranker.rank_many(pairs)
+    return pd.DataFrame({
+        "query_id": [trace["query_id"] for trace in traces],
+        "text": [ranking.text for ranking in rankings],
+        "faults": [sorted(ranking.faults) for ranking in rankings],
+        "valid": [not ranking.faults for ranking in rankings],
+    })  # fmt: skip
+
+
+def _pair(corpus: Corpus, question: pd.Series, pages: Sequence[int]) -> tuple[str, list[bytes]]:
+    if not pages:
+        raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
+    return question["question"], [corpus.page_bytes(question["doc_name"], page) for page in pages]
+
+
+def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
+    positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
+    labels = {"positive_ids": [positive_ids], "num_candidates": [len(pages)]}
+    rewarded = bool(positive_ids) and ranking.scores is None
+    return {
+        "question_id": question["question_id"],
+        "order": ranking.order,
+        "pages": [pages[k] for k in ranking.order],
+        "text": ranking.text,
+        "think": ranking.reasoning,
+        "faults": sorted(ranking.faults),
+        "valid": not ranking.faults,
+        "tokens": ranking.tokens,
+        "seconds": ranking.seconds,
+        "rank_reward": rank_reward([ranking.text], **labels)[0] if rewarded else None,
+        "format_reward": format_reward([ranking.text], **labels)[0] if rewarded else None,
+    }
 
 
 class AllowedIds:

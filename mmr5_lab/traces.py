@@ -13,9 +13,7 @@ label, the answer with the positives first and the rest in candidate order.
 """
 
 import json
-import logging
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,8 @@ from tqdm.auto import tqdm
 from mmr5_lab.corpus import Corpus, page_id
 from mmr5_lab.prompts import PROMPT_VERSION, build_messages, completion_text
 from mmr5_lab.retrieve import Run
+from mmr5_lab.runs import read_lines
 from mmr5_lab.teachers import Teacher
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,7 @@ def make_traces(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _drop_half_line(path)
-    done = {trace["query_id"] for trace in read_traces(path)} if path.exists() else set()
+    done = {trace["query_id"] for trace in read_traces(path)}
     missing = [c for c in candidates if c.question["question_id"] not in done]
     with path.open("a", encoding="utf-8") as file:
         for chosen in tqdm(missing, desc="traces", initial=len(done), total=len(candidates), disable=not missing):
@@ -90,17 +86,14 @@ def make_traces(
     return path
 
 
-def read_traces(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_traces(path: str | Path) -> list[dict[str, Any]]:
     """The traces of a file, one dict a line. Raises ValueError naming the line that is not a trace."""
-    with Path(path).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                trace = json.loads(line)
-                if not {"messages", "images", "query_id"} <= trace.keys():
-                    raise ValueError("messages, images or query_id is missing")
-            except (ValueError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number} is not a trace: {error}") from None
-            yield trace
+    traces = read_lines(Path(path))
+    for number, trace in enumerate(traces, 1):
+        missing = {"messages", "images", "query_id", "query", "prompt_version"} - trace.keys()
+        if missing:
+            raise ValueError(f"{path}, line {number} is not a trace: it has no {', '.join(sorted(missing))}")
+    return traces
 
 
 def sft_dataset(path: str | Path) -> datasets.Dataset:
@@ -190,13 +183,3 @@ def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:
         temporary.write_bytes(data)
         temporary.replace(folder / relative)
     return str(relative)
-
-
-def _drop_half_line(path: Path) -> None:
-    """Cut what follows the last newline: a line whose writing was interrupted."""
-    if path.exists():
-        data = path.read_bytes()
-        kept = data[: data.rfind(b"\n") + 1]
-        if len(kept) < len(data):
-            logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
-            path.write_bytes(kept)

@@ -24,8 +24,70 @@ from mmr5_lab.corpus import Corpus, load_corpus, write_corpus
 
 WIDTH, HEIGHT, CELL = 140, 168, 28  # pixels; a cell is what one visual token of the miniature model sees
 
-ENTITIES = ["Orion", "Vega", "Lyra", "Atlas", "Nova", "Titan", "Delta", "Sigma", "Omega", "Zephyr", "Falcon", "Cedar", "Maple", "Birch", "Aspen", "Coral", "Amber", "Jade", "Onyx", "Ruby", "Quartz", "Pearl", "Cobalt", "Copper", "Silver", "Harbor", "Summit", "Canyon", "Meadow", "Lagoon", "Tundra", "Mesa", "Fjord", "Delphi", "Sparta", "Troy", "Corinth", "Thebes", "Argos", "Rhodes"]
-MEASURES = ["revenue", "profit", "staff", "patents", "exports", "imports", "loans", "grants", "visitors", "permits", "rainfall", "harvest", "turnout", "energy", "traffic", "tuition", "rents", "wages", "debt", "sales"]
+ENTITIES = [
+    "Orion",
+    "Vega",
+    "Lyra",
+    "Atlas",
+    "Nova",
+    "Titan",
+    "Delta",
+    "Sigma",
+    "Omega",
+    "Zephyr",
+    "Falcon",
+    "Cedar",
+    "Maple",
+    "Birch",
+    "Aspen",
+    "Coral",
+    "Amber",
+    "Jade",
+    "Onyx",
+    "Ruby",
+    "Quartz",
+    "Pearl",
+    "Cobalt",
+    "Copper",
+    "Silver",
+    "Harbor",
+    "Summit",
+    "Canyon",
+    "Meadow",
+    "Lagoon",
+    "Tundra",
+    "Mesa",
+    "Fjord",
+    "Delphi",
+    "Sparta",
+    "Troy",
+    "Corinth",
+    "Thebes",
+    "Argos",
+    "Rhodes",
+]
+MEASURES = [
+    "revenue",
+    "profit",
+    "staff",
+    "patents",
+    "exports",
+    "imports",
+    "loans",
+    "grants",
+    "visitors",
+    "permits",
+    "rainfall",
+    "harvest",
+    "turnout",
+    "energy",
+    "traffic",
+    "tuition",
+    "rents",
+    "wages",
+    "debt",
+    "sales",
+]
 YEARS = [str(year) for year in range(2014, 2024)]
 KINDS = ("text", "table", "chart", "figure")
 
@@ -53,7 +115,44 @@ QUESTIONS = (
     "How high was the {measure} of {entity} in {year}?",
     "In {year}, what {measure} did {entity} report?",
 )
-FINE_PRINT = ["the", "board", "notes", "that", "figures", "are", "rounded", "and", "restated", "where", "methods", "changed;", "see", "the", "annex", "for", "sources,", "scope", "and", "definitions", "used", "by", "the", "group", "in", "this", "section", "of", "the", "report", "and", "in", "the", "notes", "that", "follow"]
+FINE_PRINT = [
+    "the",
+    "board",
+    "notes",
+    "that",
+    "figures",
+    "are",
+    "rounded",
+    "and",
+    "restated",
+    "where",
+    "methods",
+    "changed;",
+    "see",
+    "the",
+    "annex",
+    "for",
+    "sources,",
+    "scope",
+    "and",
+    "definitions",
+    "used",
+    "by",
+    "the",
+    "group",
+    "in",
+    "this",
+    "section",
+    "of",
+    "the",
+    "report",
+    "and",
+    "in",
+    "the",
+    "notes",
+    "that",
+    "follow",
+]
 
 SPLITS = {"sft": (20, 16), "rl": (16, 16), "eval": (30, 8)}  # documents, questions a document
 
@@ -217,12 +316,10 @@ WORDS = {
 
 
 def text_layer(page: DrawnPage, kind: str, rng: random.Random, noise: float) -> str:
-    """A noisy text layer: confused characters, dropped words, nothing for what is drawn inside a chart."""
+    """A noisy text layer: confused characters, dropped words, of a chart no more than its heading."""
     confuse = str.maketrans({"o": "0", "l": "1", "e": "c", "i": "l", "s": "5", "a": "d", "0": "O", "1": "l", "2": "z"})
-    if kind == "chart":
-        return ""
     out = []
-    for word, _ in page.words:
+    for word, _ in page.words[:2] if kind == "chart" else page.words:
         roll = rng.random()
         if roll >= noise:  # two thirds of the noise confuses a word, one third drops it
             out.append(word)
@@ -232,7 +329,7 @@ def text_layer(page: DrawnPage, kind: str, rng: random.Random, noise: float) -> 
     return " ".join(out + (FINE_PRINT * 2)[start : start + rng.randint(6, 18)])
 
 
-def make_document(name: str, domain: str, split: str, questions: int, rng: random.Random, noise: float = 0.3):
+def make_document(name: str, domain: str, split: str, questions: int, rng: random.Random, noise: float = 0.2):
     """One document -> (annotation in MMDocIR's form, page rows). 6 to 12 pages."""
     entities = rng.sample(ENTITIES, rng.choice([2, 2, 3]))
     measures, years = rng.sample(MEASURES, 3), sorted(rng.sample(YEARS, 3))

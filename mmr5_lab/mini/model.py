@@ -31,7 +31,16 @@ from mmr5_lab.mini.documents import (
 )
 from mmr5_lab.prompts import build_messages
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 # Phrases of the model's own language that are one token each (the description of a page, its verdicts).
 PHRASES = [
     " (right)", " (wrong)", " It answers the question.", " It does not help.", "Image ", "\nImage ", "<think>", "</think>",

@@ -1,12 +1,13 @@
 """Teach the miniature's base model to read pages and compare them with a question; never to rank them.
 
-``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Three lessons, in an order
+``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Four lessons, in an order
 found by trial (docs/log.md):
 
-1. ``text``    short sequences without images: a page is its words. Describe, compare, list, repeat.
-2. ``vision``  the vision tower alone, with dense targets: each visual token must become the embedding of the
-               word that stands in its cell of the page (or of the kind of page, where no word stands).
-3. ``images``  lesson 1 on real page images, vision tower frozen.
+1. ``verdicts`` text alone, nothing but a question and descriptions: is each part of them what is asked for?
+2. ``text``     text alone, a page is its words: describe it, compare it, list pages, repeat words.
+3. ``vision``   the vision tower alone, with dense targets: each visual token must become the embedding of the
+                word that stands in its cell of the page (or of the kind of page, where no word stands).
+4. ``images``   lesson 2 on real page images, vision tower frozen.
 
 A checkpoint is written every ``--save-every`` steps; a run that was stopped goes on from there.
 """
@@ -41,12 +42,15 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"text": 700, "vision": 600, "images": 400}  # steps
-PAGES = {"text": 64, "vision": 48, "images": 40}  # a batch
-RATE = {"text": 2e-3, "vision": 1e-3, "images": 6e-4}
-COPYING = 220  # first steps of the text lesson, on copying alone: comparing is not learnt before copying
-EARLY_SHARES = {"describe": 0.5, "repeat": 0.5}
-SHARES = {"describe": 0.2, "compare": 0.55, "list": 0.17, "repeat": 0.08}
+LESSONS = {"verdicts": 170, "text": 500, "vision": 600, "images": 400}  # steps
+PAGES = {"verdicts": 128, "text": 64, "vision": 48, "images": 40}  # a batch
+RATE = {"verdicts": 1e-3, "text": 1.5e-3, "vision": 1e-3, "images": 6e-4}
+ONE_PAGE = 160  # first steps of the text lesson, on single pages
+SHARES = {  # of the exercises in each lesson
+    "verdicts": {"compare": 1.0},
+    "one page": {"describe": 0.4, "compare": 0.3, "repeat": 0.3},
+    "text": {"describe": 0.22, "compare": 0.5, "list": 0.18, "repeat": 0.1},
+}
 DECISION_WEIGHT = 4.0  # a verdict counts as much as four other words
 POOL = 6000  # page images drawn once for the vision lesson
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -155,8 +159,8 @@ def cell_words(drawn: DrawnPage, kind: str) -> list[str]:
     for top in range(0, HEIGHT, CELL):
         for left in range(0, WIDTH, CELL):
             best, area = kind, 60  # fewer pixels than that are a stray edge
-            for word, (l, t, r, b) in drawn.words:
-                overlap = max(0, min(r, left + CELL) - max(l, left)) * max(0, min(b, top + CELL) - max(t, top))
+            for word, (x1, y1, x2, y2) in drawn.words:
+                overlap = max(0, min(x2, left + CELL) - max(x1, left)) * max(0, min(y2, top + CELL) - max(y1, top))
                 if overlap > area:
                     best, area = word, overlap
             words.append(best)
@@ -210,16 +214,29 @@ class Vision:
 
 
 def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[str, torch.Tensor]:
-    """One batch of the text or the images lesson, all its samples with equally many pages: little padding."""
-    copying = lesson == "text" and step < COPYING
-    count = 1 if copying else rng.randint(1, 3 if lesson == "text" else 5)
-    shares = EARLY_SHARES if copying else SHARES
+    """One batch of a language lesson, all its samples with equally many pages: little padding."""
+    if lesson == "verdicts":
+        count, shares = 2, SHARES["verdicts"]
+    elif lesson == "text" and step < ONE_PAGE:
+        count, shares = 1, SHARES["one page"]
+    else:
+        count, shares = rng.randint(1, 3 if lesson == "text" else 5), SHARES["text"]
     samples = [lesson_sample(rng, count, processor.tokenizer, shares) for _ in range(PAGES[lesson] // count)]
+    if lesson == "verdicts":  # the words of pages that are not shown cannot be known: only verdicts count
+        batch = encode(
+            [([user(messages[0]["content"][:1])], text, []) for messages, text, _ in samples], processor, None, rng
+        )
+        batch["labels"][~torch.isin(batch["labels"], verdict_ids(processor))] = -100
+        return batch
     if lesson == "text":
         return encode(samples, processor, None, rng)
     pages = [page for _, _, pages in samples for page in pages]
     domain = rng.choice(list(DOMAINS))
     return encode(samples, processor, [draw_page(p, domain, rng.randint(1, 12), rng).image for p in pages], rng)
+
+
+def verdict_ids(processor) -> torch.Tensor:
+    return torch.tensor(processor.tokenizer.convert_tokens_to_ids([" (right)", " (wrong)"]))
 
 
 def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
@@ -239,7 +256,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
     if first == steps:
         return
     source = Vision(model, processor) if vision else None
-    decisions = torch.tensor(processor.tokenizer.convert_tokens_to_ids([" (right)", " (wrong)"]))
+    decisions = verdict_ids(processor)
     averages: dict[str, float] = {}
     started = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=lesson, mininterval=10)

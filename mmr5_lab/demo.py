@@ -1,0 +1,109 @@
+"""The whole method in one go: notebooks 01 to 05 in a chain, then one HTML report and the result table.
+
+`make demo` calls this with the miniature's profile. Interrupted, it goes on where it was: finished notebooks are
+not run again, and a notebook that was stopped continues from its last checkpoint.
+"""
+
+import re
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from latex2mathml.converter import convert as to_mathml
+from nbconvert import HTMLExporter
+
+from mmr5_lab.corpus import replacing
+from mmr5_lab.execute import read_profile, run_notebook
+from mmr5_lab.runs import project_root, results
+
+CHAIN = {  # notebook -> the parameter by which later ones name its run
+    "01_data_construction": "DATA_RUN",
+    "02_sft": "SFT_RUN",
+    "03_grpo": "GRPO_RUN",
+    "04_inference": "INFERENCE_RUN",
+    "05_evaluation": "",
+}
+PARENTS = {
+    "01_data_construction": (),
+    "02_sft": ("01_data_construction",),
+    "03_grpo": ("01_data_construction", "02_sft"),
+    "04_inference": ("01_data_construction", "02_sft", "03_grpo"),
+    "05_evaluation": ("01_data_construction", "04_inference"),
+}
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
+table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child { text-align: left; }
+img { max-width: 100%; height: auto; } pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
+math[display="block"] { margin: 1rem 0; } .anchor-link { display: none; } section { border-top: 3px solid #0072B2; margin-top: 3rem; }
+"""
+
+
+def run_demo(profile: Path, root: str | Path = "runs") -> Path:
+    """Run the chain with a profile's parameters, print the results, return the path of the report.
+
+    Raises NotebookError for bad parameters, NotebookFailedError where a notebook fails.
+    """
+    parameters = read_profile(profile)
+    unknown = sorted(set(parameters) - set(CHAIN))
+    if unknown:
+        raise ValueError(f"{profile} has parameters for {', '.join(unknown)}; the chain is {', '.join(CHAIN)}")
+    folders: dict[str, Path] = {}
+    for number, name in enumerate(CHAIN, 1):
+        started = time.monotonic()
+        given = dict(parameters.get(name, {}))
+        given |= {CHAIN[parent]: str(folders[parent]) for parent in PARENTS[name]}
+        print(f"[{number}/{len(CHAIN)}] {name}", flush=True)
+        folders[name] = run_notebook(name, given, root).relative_to(project_root())
+        print(f"      {time.monotonic() - started:.0f} s, in {folders[name]}", flush=True)
+    print("\n" + result_table(folders["05_evaluation"]).to_string(float_format="{:.3f}".format, na_rep=""))
+    report = write_report(folders, project_root() / root / "report.html")
+    print(f"\nReport of the whole run: {report}")
+    return report
+
+
+def result_table(folder: Path) -> pd.DataFrame:
+    """The table of a finished run of 05: a row a system, macro and micro R@k and the share of valid answers."""
+    return pd.DataFrame.from_dict(results(folder)["table"], orient="index")
+
+
+def write_report(folders: dict[str, Path], path: Path) -> Path:
+    """One self-contained HTML file: the result table, then every executed notebook without its code."""
+    table = result_table(folders["05_evaluation"]).to_html(float_format="{:.3f}".format, na_rep="", border=0)
+    links = " · ".join(f'<a href="#{name}">{name}</a>' for name in folders)
+    sections = "\n".join(
+        f'<section id="{name}">{_body(folder / "notebook.ipynb")}</section>' for name, folder in folders.items()
+    )
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>MM-R5 Lab: report</title><style>{STYLE}</style></head><body><h1>MM-R5 Lab: the whole method in one run</h1>"
+        f"<p>Recall on the evaluation split: the retriever, the base model, after SFT, after SFT and RL.</p>{table}"
+        f"<p>{links}</p>{sections}</body></html>"
+    )
+    with replacing(path) as new:
+        new.write_text(page, encoding="utf-8")
+    return path
+
+
+def _body(path: Path) -> str:
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _mathml(cell.source)
+        else:  # progress bars and warnings are of no use to a reader
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
+    return exporter.from_notebook_node(notebook)[0]
+
+
+def _mathml(markdown: str) -> str:
+    """TeX between dollars as MathML, which browsers show without a library or a network."""
+
+    def block(match: re.Match[str]) -> str:
+        return to_mathml(match[1].strip(), display="block").replace("\n", " ")
+
+    def inline(match: re.Match[str]) -> str:
+        return to_mathml(match[1].strip())
+
+    return re.sub(r"(?<!\\)\$([^$\n]+)\$", inline, re.sub(r"\$\$(.+?)\$\$", block, markdown, flags=re.DOTALL))

@@ -1,0 +1,161 @@
+"""Run folders: what a notebook was run with and what came out, found again by a hash.
+
+`runs/<notebook>/<hash>/` holds `manifest.json` (parameters, versions, code and prompt hashes), whatever the
+notebook writes, the executed notebook and its HTML, and last of all `results.json`: its presence means done.
+
+    run = open_run("02_sft", globals())         # in a notebook, right after its parameters cell
+    run.finish({"steps": 120, "loss": 0.3})
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmr5_lab.corpus import replacing
+from mmr5_lab.prompts import PROMPT_VERSION
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "papermill", "bm25s")
+PROGRESS = "progress.json"
+FOLDER = "RUN"  # the one parameter that says where, not what: left out of the hash
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run folder and the parameters it was opened with."""
+
+    folder: Path
+    parameters: dict[str, Any]
+
+    def finish(self, results: dict[str, Any]) -> Path:
+        """Write `results.json`, which marks the run as done. Values must be JSON; NaN is refused."""
+        path = self.folder / "results.json"
+        with replacing(path) as new:
+            new.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file that is appended to as work gets done; [] where there is none yet.
+
+    A half-written last line (the process was killed) is cut off and its work is done again. Raises ValueError,
+    naming the line, for any other line that is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
+        path.write_bytes(whole)
+    rows = []
+    for number, line in enumerate(whole.decode().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def report_progress(folder: str | Path, what: str, done: int, total: int) -> None:
+    """Leave word in a run folder of how far its long work has come, for whoever shows a progress bar."""
+    with replacing(Path(folder) / PROGRESS) as new:
+        new.write_text(json.dumps({"what": what, "done": done, "total": total}))
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The checkout that holds `notebooks/` and `mmr5_lab/`, at or above `start` (the working folder).
+
+    Raises FileNotFoundError outside of one.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "notebooks").is_dir() and (folder / "mmr5_lab").is_dir():
+            return folder
+    raise FileNotFoundError(f"{start} is not inside a checkout of MM-R5 Lab: run this from the folder with notebooks/")
+
+
+def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """A notebook's parameters: its names in capitals that hold plain values, sorted."""
+    plain = (str, int, float, bool, list, type(None))
+    return {k: namespace[k] for k in sorted(namespace) if k.isupper() and isinstance(namespace[k], plain)}
+
+
+def run_hash(notebook: str, parameters: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that name notebook, parameters, this package's code and the prompt texts.
+
+    Parent runs are parameters (paths that hold their own hash), so a changed parent changes its children.
+    """
+    named = {key: value for key, value in parameters.items() if key != FOLDER}
+    content = json.dumps([notebook, named, code_hash(), PROMPT_VERSION], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def code_hash() -> str:
+    """Hash of this package's source files."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
+    """Make (or open again) the run folder for a notebook's parameters and write its manifest.
+
+    `namespace` is the notebook's `globals()`. Changes into the project's root, so that a notebook works from
+    JupyterLab as under papermill. The parameter RUN, where it is set, is the folder to use.
+    """
+    os.chdir(project_root())
+    parameters = parameters_of(namespace)
+    name = run_hash(notebook, parameters)
+    folder = Path(parameters.get(FOLDER) or Path("runs") / notebook / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "notebook": notebook,
+        "hash": name,
+        "parameters": {key: value for key, value in parameters.items() if key != FOLDER},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "code": code_hash(),
+        "commit": _commit(),
+        "prompts": PROMPT_VERSION,
+    }
+    with replacing(folder / "manifest.json") as new:
+        new.write_text(json.dumps(manifest, indent=2) + "\n")
+    return Run(folder, parameters)
+
+
+def results(folder: str | Path) -> dict[str, Any]:
+    """The results of a finished run. Raises FileNotFoundError, saying what to run, where it is not finished."""
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a finished run (no results.json): run its notebook to the end first")
+    return json.loads(path.read_text())
+
+
+def latest(notebook: str, root: str | Path = "runs") -> Path:
+    """The newest finished run of a notebook. Raises FileNotFoundError where there is none."""
+    done = sorted(Path(root).glob(f"{notebook}/*/results.json"), key=lambda path: path.stat().st_mtime)
+    if not done:
+        raise FileNotFoundError(f"no finished run of {notebook} in {root}/: run notebooks/{notebook}.ipynb first")
+    return done[-1].parent
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

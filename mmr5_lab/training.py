@@ -1,0 +1,248 @@
+"""The two stages of training, on trl: SFT on reasoning traces, then GRPO with ranking and format rewards.
+
+Both train LoRA adapters on the language model's linear layers; the vision tower stays frozen (arXiv
+2506.12364). A stage writes into its folder:
+
+    adapter/      the LoRA adapter            model/   the same merged into the weights, for the next stage
+    log.csv       one row a logged step       checkpoints/   for going on after an interruption
+
+Values of the paper stand in notebooks/profiles/paper.yaml, those of the miniature in mini.yaml.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import torch
+from peft import LoraConfig
+from peft.optimizers import create_loraplus_optimizer
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from mmr5_lab.models import load_model, set_max_pixels
+from mmr5_lab.rewards import format_reward, rank_reward
+from mmr5_lab.runs import report_progress
+
+VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
+Reward = Callable[..., list[float]]
+
+
+class ReportProgress(TrainerCallback):
+    """Tells the run folder how many steps are done."""
+
+    def __init__(self, folder: Path, what: str):
+        self.folder, self.what = folder, what
+
+    def on_step_end(self, args, state, control, **kwargs):
+        report_progress(self.folder, self.what, state.global_step, state.max_steps)
+
+
+class StopOnBadLoss(TrainerCallback):
+    """Ends a run whose loss is no longer a number, before a checkpoint of it is written."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(float(value)):
+                raise FloatingPointError(
+                    f"step {state.global_step}: {key} is {value}; lower the learning rate (now {args.learning_rate:g})"
+                    f" and start again from the last checkpoint in {args.output_dir}"
+                )
+
+
+def train_sft(
+    model: str | Path,
+    data: datasets.Dataset,
+    folder: str | Path,
+    *,
+    learning_rate: float,
+    epochs: float,
+    batch_size: int,
+    accumulation: int = 1,
+    lora_rank: int,
+    lora_alpha: int,
+    lora_dropout: float = 0.0,
+    loraplus_ratio: float | None = None,
+    warmup_ratio: float = 0.05,
+    max_length: int = 32_768,
+    max_pixels: int | None = None,
+    save_steps: int = 50,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Fine-tune `model` on traces (`traces.sft_dataset`); the loss is on completions alone. Returns the log.
+
+    learning_rate: peak, with linear warm-up over `warmup_ratio` of the steps and a cosine to 0
+    loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354); None: the same
+    batch_size: traces a device and step, times `accumulation`
+    max_length: tokens; a longer trace is refused by the trainer, never cut in its images
+    max_pixels: pixel budget of a page image; None leaves the processor's own
+
+    Running again goes on from the last checkpoint. Raises FloatingPointError when the loss is no longer finite.
+    """
+    folder = Path(folder)
+    loaded, processor = _load(model, max_pixels)
+    arguments = SFTConfig(
+        **_common(folder, learning_rate, batch_size, accumulation, warmup_ratio, save_steps, seed),
+        num_train_epochs=epochs,
+        max_length=max_length,
+    )
+    trainer = SFTTrainer(
+        loaded,
+        args=arguments,
+        train_dataset=data,
+        processing_class=processor,
+        peft_config=_lora(lora_rank, lora_alpha, lora_dropout),
+        callbacks=[StopOnBadLoss(), ReportProgress(folder, "SFT step")],
+    )
+    if loraplus_ratio is not None:
+        trainer.optimizer = create_loraplus_optimizer(
+            trainer.model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=loraplus_ratio
+        )
+    return _run(trainer, processor, folder)
+
+
+def train_grpo(
+    model: str | Path,
+    data: datasets.Dataset,
+    folder: str | Path,
+    *,
+    learning_rate: float,
+    batch_size: int,
+    accumulation: int = 1,
+    generations: int = 4,
+    epochs: float = 1.0,
+    max_steps: int = -1,
+    iterations: int = 1,
+    temperature: float = 1.0,
+    beta: float = 0.0,
+    epsilon: float = 0.2,
+    loss_type: str = "dapo",
+    scale_rewards: str = "group",
+    rewards: Sequence[Reward] = (rank_reward, format_reward),
+    reward_weights: Sequence[float] | None = None,
+    max_completion: int = 2048,
+    lora_rank: int,
+    lora_alpha: int,
+    lora_dropout: float = 0.0,
+    warmup_ratio: float = 0.0,
+    max_pixels: int | None = None,
+    save_steps: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """GRPO (arXiv 2402.03300) from `model`, the merged SFT model, on prompts (`traces.rl_dataset`). Returns the log.
+
+    batch_size: completions a device and pass, times `accumulation`: completions a step; `generations` of them
+        (G, the group) answer the same prompt
+    iterations: optimisation steps a batch of completions (mu)
+    beta: weight of the KL divergence to the starting model; 0 keeps no reference model
+    loss_type: as in trl; "grpo" divides by each completion's length and so favours long wrong answers
+    rewards: functions of `mmr5_lab.rewards`' signature, summed with `reward_weights` (1 each)
+    max_completion: tokens
+
+    The completions of every step are kept in `checkpoints/completions/*.parquet`. Running again goes on from the
+    last checkpoint. Raises ValueError where a step's completions do not fill whole groups, FloatingPointError
+    when the loss is no longer finite.
+    """
+    folder = Path(folder)
+    if (batch_size * accumulation) % generations:
+        raise ValueError(
+            f"{batch_size} × {accumulation} completions a step are not a multiple of the group size {generations}"
+        )
+    loaded, processor = _load(model, max_pixels)
+    arguments = GRPOConfig(
+        **_common(folder, learning_rate, batch_size, accumulation, warmup_ratio, save_steps, seed),
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        num_generations=generations,
+        num_iterations=iterations,
+        temperature=temperature,
+        beta=beta,
+        epsilon=epsilon,
+        loss_type=loss_type,
+        scale_rewards=scale_rewards,
+        reward_weights=list(reward_weights) if reward_weights else None,
+        max_completion_length=max_completion,
+        log_completions=True,
+        log_multimodal=False,
+    )
+    trainer = GRPOTrainer(
+        loaded,
+        reward_funcs=list(rewards),
+        args=arguments,
+        train_dataset=data,
+        processing_class=processor,
+        peft_config=_lora(lora_rank, lora_alpha, lora_dropout),
+        callbacks=[StopOnBadLoss(), ReportProgress(folder, "GRPO step")],
+    )
+    return _run(trainer, processor, folder)
+
+
+def completions(folder: str | Path) -> pd.DataFrame:
+    """All completions of a GRPO run, one row each: step, completion, rewards by name, advantage."""
+    files = sorted(Path(folder).glob("checkpoints/completions/*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no completions of a GRPO run")
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+
+
+def _load(model: str | Path, max_pixels: int | None):
+    loaded, processor = load_model(model)
+    if max_pixels:
+        set_max_pixels(processor, max_pixels)
+    return loaded.train(), processor
+
+
+def _lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        exclude_modules=VISION,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _common(
+    folder: Path,
+    learning_rate: float,
+    batch_size: int,
+    accumulation: int,
+    warmup_ratio: float,
+    save_steps: int,
+    seed: int,
+) -> dict[str, Any]:
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": warmup_ratio,  # below 1, transformers takes it as a share of all steps
+        "save_steps": save_steps,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": gpu,
+        "gradient_checkpointing": gpu,
+        "dataloader_pin_memory": gpu,
+    }
+
+
+def _run(trainer, processor, folder: Path) -> pd.DataFrame:
+    last = get_last_checkpoint(trainer.args.output_dir) if Path(trainer.args.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model(str(folder / "adapter"))
+    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
+    log.to_csv(folder / "log.csv", index=False)
+    merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    merged.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return log
