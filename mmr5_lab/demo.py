@@ -35,8 +35,10 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
 table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child { text-align: left; }
-img { max-width: 100%; height: auto; } pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
-math[display="block"] { margin: 1rem 0; } .anchor-link { display: none; } section { border-top: 3px solid #0072B2; margin-top: 3rem; }
+img { max-width: 100%; height: auto; }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
+math[display="block"] { margin: 1rem 0; } .anchor-link { display: none; }
+section { border-top: 3px solid #0072B2; margin-top: 3rem; }
 """
 
 
@@ -76,8 +78,10 @@ def write_report(folders: dict[str, Path], path: Path) -> Path:
         f'<section id="{name}">{_body(folder / "notebook.ipynb")}</section>' for name, folder in folders.items()
     )
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>MM-R5 Lab: report</title><style>{STYLE}</style></head><body><h1>MM-R5 Lab: the whole method in one run</h1>"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
+        f"<title>MM-R5 Lab: report</title><style>{STYLE}</style></head><body>"
+        f"<h1>MM-R5 Lab: the whole method in one run</h1>"
         f"<p>Recall on the evaluation split: the retriever, the base model, after SFT, after SFT and RL.</p>{table}"
         f"<p>{links}</p>{sections}</body></html>"
     )

@@ -57,7 +57,8 @@ def load_model(
     processor.tokenizer.padding_side = "left"  # generation continues at the right end
     if max_pixels:
         set_max_pixels(processor, max_pixels)
-    return loaded.to(device).eval(), processor
+    loaded.to(torch.device(device))
+    return loaded.eval(), processor
 
 
 def set_max_pixels(processor, max_pixels: int) -> None:

@@ -118,8 +118,7 @@ class Reranker:
             if not pages:
                 raise ValueError(f"pair {i} ({query!r:.60}): there are no pages to rank")
             for k, page in enumerate(pages):
-                with _opened(page, f"pair {i} ({query!r:.60}), page {k}"):
-                    pass
+                _open(page, f"pair {i} ({query!r:.60}), page {k}")
             prompts.append(self._prompt(query, len(pages)))
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][1]), len(prompts[i])))
         if self.seed is not None:
@@ -140,21 +139,16 @@ class Reranker:
     @torch.inference_mode()
     def _rank_batch(self, batch: list[int], pairs, prompts: list[str], mode: str) -> Iterator[tuple[int, Ranking]]:
         started = time.perf_counter()
-        images = []
-        for i in batch:
-            for k, page in enumerate(pairs[i][1]):
-                with _opened(page, f"pair {i} ({pairs[i][0]!r:.60}), page {k}") as image:
-                    images.append(_rgb(image, f"pair {i} ({pairs[i][0]!r:.60}), page {k}"))
+        images = [
+            _rgb(page, f"pair {i} ({pairs[i][0]!r:.60}), page {k}") for i in batch for k, page in enumerate(pairs[i][1])
+        ]
         texts = [prompts[i] + ("" if mode == "reason" else UNREASONED) for i in batch]
         inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
         inputs = inputs.to(self.model.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         sizes = [len(pairs[i][1]) for i in batch]
-        if mode == "score":
-            rankings = self._score(inputs, sizes[0])
-        else:
-            rankings = self._generate(inputs, sizes, mode)
+        rankings = self._score(inputs, sizes[0]) if mode == "score" else self._generate(inputs, sizes, mode)
         seconds = (time.perf_counter() - started) / len(batch)
         for i, values in zip(batch, rankings, strict=True):
             yield i, Ranking(**values, seconds=seconds)
@@ -184,7 +178,8 @@ class Reranker:
             elif length is None:
                 faults |= {"truncated"}
             values.append({
-                "order": list(parsed.order), "reasoning": parsed.think or None, "text": text, "faults": faults, "scores": None,
+                "order": list(parsed.order), "reasoning": parsed.think or None, "text": text, "faults": faults,
+                "scores": None,
                 "tokens": len(row) if length is None else length + 1,
             })  # fmt: skip
         return values
@@ -226,8 +221,8 @@ def rerank_run(
     valid (no fault), tokens, seconds, and rank_reward, format_reward where a candidate is right.
 
     Writes into `folder`: `<name>.jsonl` as batches finish (running again ranks only what is missing),
-    `<name>.trec` (or the file `trec`), and at the end `<name>.generations.parquet`. Raises ValueError for questions that the corpus
-    does not have or that have no candidates.
+    `<name>.trec` (or the file `trec`), and at the end `<name>.generations.parquet`. Raises ValueError for questions
+    that the corpus does not have or that have no candidates.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +256,10 @@ def rerank_run(
 
 
 def probe(reranker: Reranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
-    """What a model writes for the prompts of some traces (image paths relative to `folder`): query_id, text, faults, valid."""
+    """What a model writes for the prompts of some traces: columns query_id, text, faults, valid.
+
+    The traces' image paths are relative to `folder`.
+    """
     pairs = [(trace["query"], [Path(folder) / image for image in trace["images"]]) for trace in traces]
     rankings = reranker.rank_many(pairs)
     return pd.DataFrame({
@@ -280,7 +278,6 @@ def _pair(corpus: Corpus, question: pd.Series, pages: Sequence[int]) -> tuple[st
 
 def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
     positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
-    labels = {"positive_ids": [positive_ids], "num_candidates": [len(pages)]}
     rewarded = bool(positive_ids) and ranking.scores is None
     return {
         "question_id": question["question_id"],
@@ -292,8 +289,8 @@ def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[st
         "valid": not ranking.faults,
         "tokens": ranking.tokens,
         "seconds": ranking.seconds,
-        "rank_reward": rank_reward([ranking.text], **labels)[0] if rewarded else None,
-        "format_reward": format_reward([ranking.text], **labels)[0] if rewarded else None,
+        "rank_reward": rank_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
+        "format_reward": format_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
     }
 
 
@@ -352,27 +349,31 @@ class QueryReranker:
         return self.reranker.rank(query, image_list).order
 
 
-def _opened(page: Page, where: str) -> Image.Image:
-    """Open a page without decoding it. Raises ValueError, naming it, where it is not an image."""
+def _open(page: Page, where: str) -> Image.Image:
+    """The page as an image, not decoded yet. Raises ValueError, naming it, where it is not one."""
     if isinstance(page, Image.Image):
-        return page.copy() if page.im is not None else page
-    if isinstance(page, bytes) and not page:
-        raise ValueError(f"{where} is empty (0 bytes)")
-    if not isinstance(page, bytes | str | Path):
+        return page
+    if isinstance(page, bytes):
+        if not page:
+            raise ValueError(f"{where} is empty (0 bytes)")
+        source: Any = io.BytesIO(page)
+    elif isinstance(page, str | Path):
+        source, where = page, f"{where}, {page},"
+        if not Path(page).is_file():
+            raise ValueError(f"{where} does not exist")
+    else:
         raise ValueError(f"{where} is a {type(page).__name__}; expected a path, image bytes or a PIL image")
     try:
-        return Image.open(io.BytesIO(page) if isinstance(page, bytes) else page)
-    except FileNotFoundError:
-        raise ValueError(f"{where}: {page} does not exist") from None
+        return Image.open(source)
     except (OSError, Image.DecompressionBombError) as error:
-        name = "" if isinstance(page, bytes) else f" {page}"
-        raise ValueError(f"{where}{name} is not a readable image: {error}") from error
+        raise ValueError(f"{where} is not a readable image: {error}") from error
 
 
-def _rgb(image: Image.Image, where: str) -> Image.Image:
+def _rgb(page: Page, where: str) -> Image.Image:
+    """The page decoded, in RGB. Raises ValueError, naming it, where it cannot be."""
     try:
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+        return _open(page, where).convert("RGB")
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{where} is truncated or corrupt: {error}") from error
 
 

@@ -106,8 +106,8 @@ def sft_dataset(path: str | Path) -> datasets.Dataset:
     for trace in read_traces(path):
         if trace["prompt_version"] != PROMPT_VERSION:
             raise ValueError(
-                f"{path}: trace {trace['query_id']!r} was made with prompts {trace['prompt_version']}, now they are {PROMPT_VERSION}:"
-                " make the traces again"
+                f"{path}: trace {trace['query_id']!r} was made with prompts {trace['prompt_version']},"
+                f" now they are {PROMPT_VERSION}: make the traces again"
             )
         completion = trace["messages"][-1]["content"]
         rows.append({
@@ -119,7 +119,7 @@ def sft_dataset(path: str | Path) -> datasets.Dataset:
 
 
 def rl_dataset(corpus: Corpus, candidates: list[Candidates]) -> datasets.Dataset:
-    """Prompts as trl's `GRPOTrainer` takes them: `prompt`, `images`, and the rewards' `positive_ids`, `num_candidates`."""
+    """Prompts as trl's `GRPOTrainer` takes them: `prompt`, `images`, `positive_ids`, `num_candidates`."""
     return _with_images([
         {
             "prompt": build_messages(c.question["question"], len(c.pages)),

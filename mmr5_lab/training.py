@@ -12,12 +12,12 @@ Values of the paper stand in notebooks/profiles/paper.yaml, those of the miniatu
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pandas as pd
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -28,7 +28,7 @@ from mmr5_lab.rewards import format_reward, rank_reward
 from mmr5_lab.runs import report_progress
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
-Reward = Callable[..., list[float]]
+Reward = Callable[..., Any]  # as in mmr5_lab.rewards
 
 
 class ReportProgress(TrainerCallback):
@@ -100,7 +100,7 @@ def train_sft(
     )
     if loraplus_ratio is not None:
         trainer.optimizer = create_loraplus_optimizer(
-            trainer.model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=loraplus_ratio
+            cast(PeftModel, trainer.model), torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=loraplus_ratio
         )
     return _run(trainer, processor, folder)
 

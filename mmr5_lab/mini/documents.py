@@ -171,6 +171,15 @@ class PageContent:
     values: tuple[int, ...]
 
     @property
+    def words(self) -> list[str]:
+        """Entities, measures and years in the order in which a reader meets them on the page, each once."""
+        if self.kind == "table":
+            return [*self.entities, *self.years, *self.measures]
+        if self.kind == "chart" and len(self.entities) > 1:
+            return [*self.measures, *self.years, *self.entities]
+        return [*self.entities, self.measures[0], *self.years, *self.measures[1:]]
+
+    @property
     def facts(self) -> list[tuple[str, str, str]]:
         return list(itertools.product(self.entities, self.measures, self.years))
 
@@ -185,30 +194,26 @@ def random_content(rng: random.Random, entities, measures, years) -> PageContent
         "figure": [(1, 1, 1)],
     }
     counts = rng.choice(shape[kind])
-    chosen = [rng.sample(list(pool), n) for pool, n in zip((entities, measures, years), counts, strict=True)]
-    chosen[2].sort()
+    about, what, when = (
+        tuple(rng.sample(list(pool), n)) for pool, n in zip((entities, measures, years), counts, strict=True)
+    )
     values = [rng.randint(10, 99) for _ in range(counts[0] * counts[1] * counts[2])]
-    return PageContent(kind, *map(tuple, chosen), tuple(values))
+    return PageContent(kind, about, what, tuple(sorted(when)), tuple(values))
 
 
 def describe(content: PageContent, asked: dict[str, str] | None = None) -> str:
-    """What a page shows, in one noun phrase; with ``asked`` (entity, measure, year) each part is compared with it.
+    """What a page shows, in reading order; with ``asked`` (entity, measure, year) each word is compared with it.
 
     >>> page = PageContent("table", ("Orion",), ("staff", "sales"), ("2014",), (12, 34))
     >>> describe(page)
-    'a table with staff and sales of Orion in 2014'
+    'a table with Orion 2014 staff sales'
     >>> describe(page, {"entity": "Orion", "measure": "debt", "year": "2014"})
-    'a table with staff and sales (wrong) of Orion (right) in 2014 (right)'
+    'a table with Orion (right) 2014 (right) staff (wrong) sales (wrong)'
     """
-
-    def part(values: tuple[str, ...], key: str) -> str:
-        text = " and ".join(values)
-        return text if asked is None else f"{text} ({'right' if asked[key] in values else 'wrong'})"
-
-    return (
-        f"a {content.kind} with {part(content.measures, 'measure')} of {part(content.entities, 'entity')}"
-        f" in {part(content.years, 'year')}"
-    )
+    words = content.words
+    if asked is not None:
+        words = [f"{word} ({'right' if word in asked.values() else 'wrong'})" for word in words]
+    return f"a {content.kind} with {' '.join(words)}"
 
 
 @lru_cache
@@ -261,8 +266,14 @@ def draw_page(content: PageContent, domain: str, number: int, rng: random.Random
         write(x0, first, content.entities[0], 13, True, colour)
     if content.kind == "text":
         y = first + CELL
-        for (_, measure, year), value in values.items():
-            write(x0, y, f"{measure.capitalize()} in {year}: {value}", 11)
+        for k, ((_, measure, year), value) in enumerate(values.items()):
+            parts = [
+                measure.capitalize() if k == 0 or len(content.measures) > 1 else "",
+                f"in {year}" if k == 0 else "",
+            ]
+            if k > 0 and len(content.years) > 1:
+                parts = ["", f"and in {year}"]
+            write(x0, y, " ".join(filter(None, parts)) + f": {value}", 11)
             fine_print(y + 17, 1)
             y += CELL
         while y < HEIGHT - 30:

@@ -43,7 +43,8 @@ SPECIAL = [
 ]
 # Phrases of the model's own language that are one token each (the description of a page, its verdicts).
 PHRASES = [
-    " (right)", " (wrong)", " It answers the question.", " It does not help.", "Image ", "\nImage ", "<think>", "</think>",
+    " (right)", " (wrong)", " It answers the question.", " It does not help.", "Image ", "\nImage ",
+    "<think>", "</think>",
     "<answer>[", "]</answer>", *(f" a {kind} with" for kind in KINDS), "Describe each image.", "Repeat:",
     " Compare each image with the question.", "Which images show ", "? Answer with their ids.",
     " shows ", ". The other images do not.",
@@ -69,11 +70,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     texts = [f" {word}" for word in words] * 20 + words * 20
     texts += [q.format(entity="Orion", measure="staff", year="2014") for q in QUESTIONS] * 20
     texts += [
-        "\nsystem\nuser\nassistant\n to in of and with the a no not right wrong: . , [ ] ( ) ? text table chart figure\n\n"
+        "\nsystem\nuser\nassistant\n to in of and with the a no not right wrong: . , [ ] ( ) ?"
+        " text table chart figure\n\n"
     ] * 20
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r", | ?\d{4}| ?[A-Za-z]+|\d|\n| ?[^\sA-Za-z\d]|\s"), behavior="isolated"),
+        pre_tokenizers.Split(Regex(r", (?=\d)| ?\d{4}| ?[A-Za-z]+|\d|\n| ?[^\sA-Za-z\d]|\s"), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
@@ -87,7 +89,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     phrases = [AddedToken(text, normalized=False) for text in [*prompt_sentences(), *PHRASES]]
     tokenizer.add_tokens(phrases)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL,
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL,
         padding_side="left", clean_up_tokenization_spaces=False, model_max_length=4096,
     )  # fmt: skip
 
@@ -117,7 +120,8 @@ def build_model(processor, *, hidden=192, layers=4, vision_hidden=96, vision_lay
             "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
         },
         vision_config={
-            "depth": vision_layers, "hidden_size": vision_hidden, "intermediate_size": vision_hidden * 2, "num_heads": 4,
+            "depth": vision_layers, "hidden_size": vision_hidden, "intermediate_size": vision_hidden * 2,
+            "num_heads": 4,
             "patch_size": CELL // 2, "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 4 * CELL,
             "fullatt_block_indexes": list(range(vision_layers)), "out_hidden_size": hidden, "initializer_range": 0.06,
         },
