@@ -57,7 +57,7 @@ def load_model(
     processor.tokenizer.padding_side = "left"  # generation continues at the right end
     if max_pixels:
         set_max_pixels(processor, max_pixels)
-    loaded.to(torch.device(device))
+    loaded.to(torch.device(device))  # type: ignore[arg-type]
     return loaded.eval(), processor
 
 

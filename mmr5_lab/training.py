@@ -6,7 +6,7 @@ Both train LoRA adapters on the language model's linear layers; the vision tower
     adapter/      the LoRA adapter            model/   the same merged into the weights, for the next stage
     log.csv       one row a logged step       checkpoints/   for going on after an interruption
 
-Values of the paper stand in notebooks/profiles/paper.yaml, those of the miniature in mini.yaml.
+Values of the miniature are the defaults of notebooks 02 and 03.
 """
 
 import math

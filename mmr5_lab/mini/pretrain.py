@@ -42,17 +42,12 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 260, "text": 400, "vision": 600, "images": 400}  # steps
-PAGES = {"verdicts": 112, "text": 64, "vision": 48, "images": 40}  # a batch
-RATE = {"verdicts": 1e-3, "text": 1.5e-3, "vision": 1e-3, "images": 6e-4}
-UNSEEN = 130  # first steps of the verdicts lesson, where the prompt holds the question alone
-ONE_PAGE = 100  # first steps of the text lesson, on single pages
-SHARES = {  # of the exercises in each lesson
-    "verdicts": {"compare": 1.0},
-    "one page": {"describe": 0.4, "compare": 0.3, "repeat": 0.3},
-    "text": {"describe": 0.22, "compare": 0.5, "list": 0.18, "repeat": 0.1},
-}
-DECISION_WEIGHT = 4.0  # a verdict counts as much as four other words
+LESSONS = {"verdicts": 110, "text": 600, "vision": 500, "images": 300}  # steps
+PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40}  # a batch
+RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 1e-3, "images": 6e-4}
+CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
+SHARES = {"describe": 0.35, "compare": 0.45, "list": 0.15, "repeat": 0.05}  # of the exercises
+VERDICT_WEIGHT = 2.0  # of the choice between right and wrong, beside the loss of all tokens
 POOL = 6000  # page images drawn once for the vision lesson
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -103,53 +98,53 @@ def user(content: list[dict]) -> dict:
     return {"role": "user", "content": content}
 
 
-def words_of_page(page: PageContent, rng: random.Random) -> str:
-    """A page as text: its words in reading order, as often as cells would hold them, its kind in the blank cells."""
+def words_of_page(page: PageContent, rng: random.Random, clean: bool) -> str:
+    """A page as text: its words in reading order; unless ``clean``, repeated and spaced as cells of an image are."""
+    if clean:
+        return " " + " ".join([page.kind, *page.words])
     words = [page.kind] * rng.choice([0, 1])
     for word in page.words:
         words += [word] * rng.choice([1, 2]) + [page.kind] * rng.choice([0, 0, 1])
     return " " + " ".join([*words, page.kind])
 
 
-def encode(samples, processor, images: list | None, rng: random.Random) -> dict[str, torch.Tensor]:
-    """Samples -> model inputs, right-padded, with ``labels`` (-100 outside completions) and ``weights``."""
+def encode(samples, processor, images: list | None, rng: random.Random, clean: bool = False) -> dict[str, torch.Tensor]:
+    """Samples -> model inputs, right-padded, with ``labels`` (-100 outside completions)."""
     tokenizer = processor.tokenizer
-    texts, starts = [], []
+    texts, lengths = [], []
     for messages, completion, pages in samples:
         prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if images is None:
             for page in pages:
-                prompt = prompt.replace(IMAGE, f"<|vision_start|>{words_of_page(page, rng)}<|vision_end|>", 1)
+                prompt = prompt.replace(IMAGE, f"<|vision_start|>{words_of_page(page, rng, clean)}<|vision_end|>", 1)
         texts.append(prompt + completion + "<|im_end|>")
-        starts.append(len(tokenizer(completion + "<|im_end|>")["input_ids"]))
+        lengths.append(len(tokenizer(completion + "<|im_end|>")["input_ids"]))
     if images:
         batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
     else:
         batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         batch["mm_token_type_ids"] = torch.zeros_like(batch["input_ids"])
     labels = batch["input_ids"].clone()
-    lengths = batch["attention_mask"].sum(1)
-    for row, (length, completion_length) in enumerate(zip(lengths, starts, strict=True)):
-        labels[row, : length - completion_length] = -100
-        labels[row, length:] = -100
+    for row, (end, length) in enumerate(zip(batch["attention_mask"].sum(1), lengths, strict=True)):
+        labels[row, : end - length] = -100
+        labels[row, end:] = -100
     return {**batch, "labels": labels}
 
 
-def language_loss(model, batch, decisions: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """Weighted cross-entropy on completion tokens, and the shares of words and of verdicts that are right."""
+def language_loss(model, batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of completion tokens plus that of the choice of verdict, and the shares that are right."""
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state[:, :-1]
     wanted = labels[:, 1:]
     kept = wanted != -100
     logits, wanted = model.lm_head(hidden[kept]), wanted[kept]
-    verdict = torch.isin(wanted, decisions)
-    weights = 1 + (DECISION_WEIGHT - 1) * verdict
-    loss = (cross_entropy(logits, wanted, reduction="none") * weights).sum() / weights.sum()
-    right = (logits.argmax(-1) == wanted).float()
-    return loss, {
-        "tokens": right.mean().item(),
-        "verdicts": right[verdict].mean().item() if verdict.any() else math.nan,
-    }
+    loss, verdict = cross_entropy(logits, wanted), torch.isin(wanted, verdicts)
+    shares = {"tokens": (logits.argmax(-1) == wanted)[~verdict].float().mean().item()}
+    if verdict.any():
+        choice, right = logits[verdict][:, verdicts], (wanted[verdict] == verdicts[1]).long()
+        loss = loss + VERDICT_WEIGHT * cross_entropy(choice, right)
+        shares["verdicts"] = (choice.argmax(-1) == right).float().mean().item()
+    return loss, shares
 
 
 def cell_words(drawn: DrawnPage, kind: str) -> list[str]:
@@ -214,21 +209,13 @@ class Vision:
 
 def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[str, torch.Tensor]:
     """One batch of a language lesson, all its samples with equally many pages: little padding."""
-    if lesson == "verdicts":
-        count, shares = 2, SHARES["verdicts"]
-    elif lesson == "text" and step < ONE_PAGE:
-        count, shares = 1, SHARES["one page"]
-    else:
-        count, shares = rng.randint(1, 3 if lesson == "text" else 5), SHARES["text"]
+    count = 2 if lesson == "verdicts" else rng.randint(1, 3 if lesson == "text" else 5)
+    shares = {"compare": 1.0} if lesson == "verdicts" else SHARES
     samples = [lesson_sample(rng, count, processor.tokenizer, shares) for _ in range(PAGES[lesson] // count)]
-    if lesson == "verdicts":  # the words of pages that are not shown cannot be known: only verdicts count
-        batch = encode(
-            [([user(messages[0]["content"][:1])], text, []) for messages, text, _ in samples], processor, None, rng
-        )
-        batch["labels"][~torch.isin(batch["labels"], verdict_ids(processor))] = -100
-        return batch
-    if lesson == "text":
-        return encode(samples, processor, None, rng)
+    if lesson == "verdicts":  # the question alone: the descriptions come out of nowhere, their verdicts do not
+        samples = [([user(messages[0]["content"][:1])], text, []) for messages, text, _ in samples]
+    if lesson != "images":
+        return encode(samples, processor, None, rng, clean=step < CLEAN)
     pages = [page for _, _, pages in samples for page in pages]
     domain = rng.choice(list(DOMAINS))
     return encode(samples, processor, [draw_page(p, domain, rng.randint(1, 12), rng).image for p in pages], rng)

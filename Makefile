@@ -1,0 +1,57 @@
+# MM-R5 Lab. `make help` lists what can be made; README.md says more.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: help demo test lint lab clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (passed to pip install)"
+
+demo: $(READY) ## the whole method on the miniature, then one HTML report
+	@$(BIN)/mmr5 demo
+
+test: lint ## lint, then all tests
+	@echo "Running the tests..."
+	@$(BIN)/pytest
+
+lint: $(READY) ## ruff, mypy and nbstripout; changes nothing
+	@echo "Checking style, types and notebooks..."
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+ifneq ($(NOTEBOOKS),)
+	@$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS)
+endif
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@echo "Opening notebooks/ in JupyterLab (Ctrl-C ends it)..."
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+clean: ## remove .venv, caches and build files; runs/ and data/ stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find mmr5_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Written last, so an installation that was interrupted is taken up again. An environment that works is kept.
+$(READY): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "MM-R5 Lab needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+		echo "Name a newer one: make PYTHON=python3.12"; exit 1; }
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "Bringing $(VENV) up to date with pyproject.toml..."; \
+	else \
+		echo "Setting up $(VENV) (first time: a few minutes, several GB of PyTorch)..."; \
+		$(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+	@echo "$(VENV) is ready."
