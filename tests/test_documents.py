@@ -1,0 +1,59 @@
+"""The miniature's documents: same seed, same files; what a page states is what its questions ask for."""
+
+import random
+
+from mmr5_lab.mini.documents import (
+    ENTITIES,
+    HEIGHT,
+    MEASURES,
+    WIDTH,
+    YEARS,
+    PageContent,
+    describe,
+    draw_page,
+    make_corpus,
+    random_content,
+)
+
+SMALL = {"sft": (2, 4), "eval": (1, 3)}
+
+
+def test_a_page_is_described_in_reading_order_and_each_word_compared():
+    page = PageContent("chart", ("Orion", "Vega"), ("sales",), ("2014",), (12, 34))
+    assert describe(page) == "a chart with sales 2014 Orion Vega"
+    asked = {"entity": "Vega", "measure": "sales", "year": "2015"}
+    assert describe(page, asked) == "a chart with sales (right) 2014 (wrong) Orion (wrong) Vega (right)"
+
+
+def test_drawn_words_are_the_stated_ones_in_reading_order_and_inside_the_page():
+    rng = random.Random(0)
+    for _ in range(60):
+        content = random_content(rng, ENTITIES, MEASURES, YEARS)
+        drawn = draw_page(content, "News", 1, rng)
+        assert drawn.image.size == (WIDTH, HEIGHT)
+        assert [word for word, _ in drawn.words] == content.words
+        for word, (left, top, right, bottom) in drawn.words:
+            assert 0 <= left < right <= WIDTH, word
+            assert 0 <= top < bottom <= HEIGHT, word
+
+
+def test_same_seed_same_corpus(tmp_path):
+    one, two = (make_corpus(tmp_path / name, seed=3, splits=SMALL) for name in ("one", "two"))
+    assert one.questions["question"].tolist() == two.questions["question"].tolist()
+    assert one.page_bytes("sft-000", 2) == two.page_bytes("sft-000", 2)
+
+
+def test_gold_pages_are_all_pages_that_state_the_asked_fact(tmp_path):
+    corpus = make_corpus(tmp_path, seed=4, splits=SMALL)
+    pages = corpus.documents.set_index("doc_name")["extra"]
+    assert set(corpus.documents["split"]) == {"sft", "eval"}
+    for _, question in corpus.questions.iterrows():
+        asked = question["extra"]["facts"]
+        stating = [
+            k
+            for k, page in enumerate(pages[question["doc_name"]]["pages"])
+            if asked["entity"] in page["entities"]
+            and asked["measure"] in page["measures"]
+            and asked["year"] in page["years"]
+        ]
+        assert question["gold_pages"] == stating

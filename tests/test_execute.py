@@ -1,0 +1,33 @@
+"""Notebooks run with checked parameters; a finished run is found again."""
+
+import pytest
+
+from mmr5_lab.execute import NotebookError, checked_parameters, default_parameters, run_notebook
+from mmr5_lab.runs import project_root, results
+
+NOTEBOOKS = project_root() / "notebooks"
+
+
+def test_defaults_are_read_from_the_parameters_cell():
+    defaults = default_parameters(NOTEBOOKS / "01_data_construction.ipynb")
+    assert defaults["NUM_CANDIDATES"] == 5
+    assert defaults["SPLITS"] == ["sft", "rl", "eval"]
+
+
+def test_unknown_names_and_wrong_types_are_errors():
+    notebook = NOTEBOOKS / "02_sft.ipynb"
+    with pytest.raises(NotebookError, match="has no parameter LERNING_RATE"):
+        checked_parameters(notebook, {"LERNING_RATE": 1.0})
+    with pytest.raises(NotebookError, match="BATCH_SIZE = '8' is a str, expected int"):
+        checked_parameters(notebook, {"BATCH_SIZE": "8"})
+    assert checked_parameters(notebook, {"EPOCHS": 2})["EPOCHS"] == 2
+
+
+def test_notebook_01_runs_top_to_bottom_and_is_reused(tmp_path):
+    folder = run_notebook("01_data_construction", {"MAX_TRACES": 5}, tmp_path)
+    found = results(folder)
+    assert found["traces"] == 5
+    assert found["bm25_micro_r1"]["eval"] == pytest.approx(0.5986, abs=1e-4)
+    stamp = (folder / "results.json").stat().st_mtime_ns
+    assert run_notebook("01_data_construction", {"MAX_TRACES": 5}, tmp_path) == folder
+    assert (folder / "results.json").stat().st_mtime_ns == stamp
