@@ -121,12 +121,10 @@ def _add_retrieve(commands) -> None:
 
 
 def _retrieve(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.corpus import CorpusError, load_corpus
+    from mmr5_lab.corpus import CorpusError
     from mmr5_lab.retrieve import retrieve, write_trec
 
-    corpus = load_corpus(arguments.corpus)
-    if arguments.split:
-        corpus = corpus.split(arguments.split)
+    corpus = _corpus(arguments)
     if corpus.questions.empty:
         raise CorpusError(f"{arguments.corpus} has no questions to retrieve for")
     run = retrieve(corpus, arguments.method, arguments.top_k)
@@ -158,13 +156,10 @@ def _add_rerank(commands) -> None:
 
 
 def _rerank(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.corpus import load_corpus
     from mmr5_lab.rerank import Reranker, rerank_run
     from mmr5_lab.retrieve import Run, read_trec
 
-    corpus = load_corpus(arguments.corpus)
-    if arguments.split:
-        corpus = corpus.split(arguments.split)
+    corpus = _corpus(arguments)
     run = read_trec(arguments.run, corpus)
     run = Run({question: pages[: arguments.candidates] for question, pages in run.pages.items()})
     out = Path(arguments.out)
@@ -192,18 +187,23 @@ def _add_evaluate(commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.corpus import load_corpus
     from mmr5_lab.metrics import evaluate
     from mmr5_lab.retrieve import read_trec
 
-    corpus = load_corpus(arguments.corpus)
-    if arguments.split:
-        corpus = corpus.split(arguments.split)
+    corpus = _corpus(arguments)
     for path in arguments.runs:
         run = read_trec(path, corpus)
         table = evaluate(run.pages, corpus, ks=tuple(arguments.ks))
         print(f"{path}: {len(run.pages)} of {len(corpus.questions)} questions")
         print(table.to_string(float_format="{:.4f}".format), end="\n\n")
+
+
+def _corpus(arguments: argparse.Namespace):
+    """The corpus that a command names, or the split of it."""
+    from mmr5_lab.corpus import load_corpus
+
+    corpus = load_corpus(arguments.corpus)
+    return corpus.split(arguments.split) if arguments.split else corpus
 
 
 def _positive(text: str) -> int:

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,11 @@ class Reranker:
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][1]), len(prompts[i])))
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            if mode != "reason":  # ids are the same only among pairs of as many pages
-                batch = [i for i in batch if len(pairs[i][1]) == len(pairs[batch[0]][1])]
-            yield from self._rank_batch(batch, pairs, prompts, mode)
-            for i in (j for j in order[start : start + batch_size] if j not in batch):
-                yield from self._rank_batch([i], pairs, prompts, mode)
+        # "direct" and "score" choose among the same ids in all of a batch: only pairs of as many pages go together
+        for _, group in groupby(order, key=lambda i: mode == "reason" or len(pairs[i][1])):
+            members = list(group)
+            for start in range(0, len(members), batch_size):
+                yield from self._rank_batch(members[start : start + batch_size], pairs, prompts, mode)
 
     def _prompt(self, query: str, count: int) -> str:
         return self.processor.apply_chat_template(
