@@ -232,12 +232,11 @@ class DrawnPage:
 
 
 def draw_page(content: PageContent, domain: str, number: int, rng: random.Random) -> DrawnPage:
-    """Draw one page. ``number`` is the 1-based page number in its foot; ``rng`` moves and decorates."""
+    """Draw one page. ``number`` is the 1-based page number in its foot; ``rng`` decorates."""
     paper = rng.choice([(255, 255, 255), (253, 251, 243), (246, 249, 253)])
     ink, colour = (25, 25, 30), DOMAINS[domain]
     image = Image.new("RGB", (WIDTH, HEIGHT), paper)
     draw = ImageDraw.Draw(image)
-    dx, dy = rng.randint(0, 4), rng.randint(-2, 2)
     words: list[tuple[str, tuple[int, int, int, int]]] = []
 
     def write(x: float, y: float, text: str, size: int, bold=False, fill=ink) -> None:
@@ -259,7 +258,7 @@ def draw_page(content: PageContent, domain: str, number: int, rng: random.Random
 
     draw.rectangle([0, 0, WIDTH, 2], fill=colour)
     draw.text((WIDTH - 16, HEIGHT - 10), str(number), font=font(6), fill=(120, 120, 120))
-    x0, first = 6 + dx, 8 + dy
+    x0, first = 6, 8
     values = dict(zip(content.facts, content.values, strict=True))
 
     if content.kind in ("text", "table"):

@@ -96,8 +96,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
+    paper, contrast = [0.95] * 3, [0.25] * 3  # blank paper becomes nearly 0: a tower this small learns twice as fast
+    images = Qwen2VLImageProcessor(
+        min_pixels=CELL * CELL, max_pixels=WIDTH * HEIGHT, image_mean=paper, image_std=contrast
+    )
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(min_pixels=CELL * CELL, max_pixels=WIDTH * HEIGHT),
+        image_processor=images,
         tokenizer=build_tokenizer(), video_processor=Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE,
     )  # fmt: skip
 
@@ -123,7 +127,7 @@ def build_model(processor, *, hidden=192, layers=4, vision_hidden=96, vision_lay
             "depth": vision_layers, "hidden_size": vision_hidden, "intermediate_size": vision_hidden * 2,
             "num_heads": 4,
             "patch_size": CELL // 2, "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 4 * CELL,
-            "fullatt_block_indexes": list(range(vision_layers)), "out_hidden_size": hidden, "initializer_range": 0.06,
+            "fullatt_block_indexes": list(range(vision_layers)), "out_hidden_size": hidden,
         },
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
