@@ -2,7 +2,8 @@
 
 import pytest
 
-from mmr5_lab.execute import NotebookError, checked_parameters, default_parameters, run_notebook
+from mmr5_lab.demo import CHAIN
+from mmr5_lab.execute import NotebookError, checked_parameters, default_parameters, read_profile, run_notebook
 from mmr5_lab.runs import project_root, results
 
 NOTEBOOKS = project_root() / "notebooks"
@@ -23,11 +24,19 @@ def test_unknown_names_and_wrong_types_are_errors():
     assert checked_parameters(notebook, {"EPOCHS": 2})["EPOCHS"] == 2
 
 
+@pytest.mark.parametrize("profile", sorted((NOTEBOOKS / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_profiles_name_notebooks_of_the_chain_and_their_parameters(profile):
+    parameters = read_profile(profile)
+    assert list(parameters) == list(CHAIN)
+    for notebook, given in parameters.items():
+        checked_parameters(NOTEBOOKS / f"{notebook}.ipynb", given)
+
+
 def test_notebook_01_runs_top_to_bottom_and_is_reused(tmp_path):
     folder = run_notebook("01_data_construction", {"MAX_TRACES": 5}, tmp_path)
     found = results(folder)
     assert found["traces"] == 5
-    assert found["bm25_micro_r1"]["eval"] == pytest.approx(0.5986, abs=1e-4)
+    assert found["bm25_micro_r1"]["eval"] == pytest.approx(0.5826, abs=1e-4)
     stamp = (folder / "results.json").stat().st_mtime_ns
     assert run_notebook("01_data_construction", {"MAX_TRACES": 5}, tmp_path) == folder
     assert (folder / "results.json").stat().st_mtime_ns == stamp

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pypdfium2
 import pytest
+from transformers import Qwen2VLImageProcessor
 
 from mmr5_lab.corpus import CorpusError, build_corpus, load_corpus
+from mmr5_lab.prompts import build_messages
+from mmr5_lab.retrieve import retrieve
+from mmr5_lab.traces import rl_dataset, training_candidates
 
 SHARED = Path(os.environ.get("MMR5_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 MMDOCIR = SHARED / "mmdocir"
@@ -71,3 +75,25 @@ def test_a_real_pdf_becomes_a_corpus(tmp_path):
     assert (width, height) == (206, 291)  # A4 within 60,000 pixels
     [report] = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["documents"]
     assert report["pages"] == 27
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    return build_corpus(
+        MMDOCIR / "pdfs", tmp_path_factory.mktemp("twelve"), MMDOCIR / "MMDocIR_annotations.jsonl", max_pixels=200_704
+    )
+
+
+def test_prompts_of_real_pages_stay_within_the_pixel_budget(twelve):
+    """200,704 pixels are 256 visual tokens of 28 × 28: five pages cannot take more than 1,280."""
+    run = retrieve(twelve, "bm25", top_k=5)
+    candidates = training_candidates(twelve, run, num_candidates=5)
+    assert len(candidates) == 40  # of 68 questions have a right page among BM25's first five
+    processor = Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=200_704)
+    for row, chosen in zip(rl_dataset(twelve, candidates), candidates, strict=True):
+        assert row["prompt"] == build_messages(chosen.question["question"], 5)
+        assert len(row["images"]) == len(chosen.pages) == 5
+        grid = processor(images=row["images"], return_tensors="pt")["image_grid_thw"]
+        tokens = grid.prod(1) // 4
+        assert ((tokens > 200) & (tokens <= 256)).all()
+        assert all(chosen.pages[i - 1] in chosen.question["gold_pages"] for i in chosen.positive_ids)
