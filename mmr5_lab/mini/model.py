@@ -45,6 +45,7 @@ SPECIAL = [
 PHRASES = [
     " (right)", " (wrong)", " It answers the question.", " It does not help.", "Image ", "\nImage ",
     "<think>", "</think>",
+    "assistant\n",  # else its line break and a completion's first "Image " would become one token
     "<answer>[", "]</answer>", *(f" a {kind} with" for kind in KINDS), "Describe each image.", "Repeat:",
     " Compare each image with the question.", "Which images show ", "? Answer with their ids.",
     " shows ", ". The other images do not.",

@@ -42,7 +42,7 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 110, "text": 900, "vision": 500, "images": 450}  # steps
+LESSONS = {"verdicts": 110, "text": 1200, "vision": 700, "images": 900}  # steps
 PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40}  # a batch
 RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4}
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
@@ -249,9 +249,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
     started = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=lesson, mininterval=10)
     for step in progress:
-        rng = random.Random(
-            f"{lesson} {step}"
-        )  # a step's data depend on the step alone, so a resumed run sees the same
+        rng = random.Random(f"{lesson} {step}")  # data depend on the step alone: a resumed run sees the same
         for group in optimizer.param_groups:
             group["lr"] = RATE[lesson] * min(1, (step + 1) / 40) * (0.45 * (1 + math.cos(math.pi * step / steps)) + 0.1)
         if source is not None:
@@ -265,8 +263,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         for key, value in {"loss": loss.item(), **shares}.items():
-            if not math.isnan(value):
-                averages[key] = 0.9 * averages.get(key, value) + 0.1 * value
+            averages[key] = 0.9 * averages.get(key, value) + 0.1 * value
         progress.set_postfix({key: f"{value:.3f}" for key, value in averages.items()})
         if (step + 1) % save_every == 0 or step + 1 == steps:
             temporary = state.with_suffix(".tmp")
