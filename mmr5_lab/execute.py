@@ -9,6 +9,7 @@ import ast
 import json
 import logging
 import shutil
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
             papermill.execute_notebook(
                 str(source), str(executed), parameters={**checked, FOLDER: relative}, kernel_name="python3",
                 cwd=str(project), progress_bar=False, log_output=False,
+                extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns about its transport
             )  # fmt: skip
     except PapermillExecutionError as error:
         raise NotebookFailedError(f"{name}: {error.ename}: {error.evalue}\nsee {executed}") from None
@@ -129,18 +131,18 @@ class Follower:
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        self.finished = error is None
         self.stop.set()
         self.thread.join()
 
     def _follow(self) -> None:
         with tqdm(desc=self.name, bar_format="{desc:<24} {percentage:3.0f}% |{bar:30}| {elapsed} {postfix}") as bar:
-            while not self.stop.wait(1.0):
+            while not self.stop.wait(1.0 if sys.stderr.isatty() else 30.0):  # a log file gets few lines
                 self._show(bar)
             self._show(bar)
-            if bar.total:
-                bar.n = bar.total
-            bar.refresh()
+            if self.finished:
+                bar.total = bar.n = bar.total or 1
 
     def _show(self, bar: tqdm) -> None:
         try:

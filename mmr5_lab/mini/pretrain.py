@@ -42,7 +42,7 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 110, "text": 1200, "vision": 700, "images": 900}  # steps
+LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900}  # steps
 PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40}  # a batch
 RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4}
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
@@ -100,12 +100,12 @@ def user(content: list[dict]) -> dict:
 
 
 def words_of_page(page: PageContent, rng: random.Random, clean: bool) -> str:
-    """A page as text: its words in reading order; unless ``clean``, repeated and spaced as cells of an image are."""
+    """A page as text: its words in reading order; unless ``clean``, spaced as the cells of an image are."""
     if clean:
         return " " + " ".join([page.kind, *page.words])
     words = [page.kind] * rng.choice([0, 1])
     for word in page.words:
-        words += [word] * rng.choice([1, 2]) + [page.kind] * rng.choice([0, 0, 1])
+        words += [word] + [page.kind] * rng.choice([0, 0, 1, 2])
     return " " + " ".join([*words, page.kind])
 
 
@@ -149,17 +149,21 @@ def language_loss(model, batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, d
 
 
 def cell_words(drawn: DrawnPage, kind: str) -> list[str]:
-    """The word that stands in each cell (row by row), or the kind of page where none does."""
-    words = []
-    for top in range(0, HEIGHT, CELL):
-        for left in range(0, WIDTH, CELL):
-            best, area = kind, 60  # fewer pixels than that are a stray edge
-            for word, (x1, y1, x2, y2) in drawn.words:
-                overlap = max(0, min(x2, left + CELL) - max(x1, left)) * max(0, min(y2, top + CELL) - max(y1, top))
-                if overlap > area:
-                    best, area = word, overlap
-            words.append(best)
-    return words
+    """What each cell (row by row) must become: the word of which it holds the largest part, else the kind of page.
+
+    Each word stands in one cell only. In all the cells that it covers, the word after it is hard to find.
+    """
+    columns, rows = WIDTH // CELL, HEIGHT // CELL
+    words: dict[int, str] = {}
+    for word, (x1, y1, x2, y2) in drawn.words:
+        overlap = {
+            row * columns + column: max(0, min(x2, (column + 1) * CELL) - max(x1, column * CELL))
+            * max(0, min(y2, (row + 1) * CELL) - max(y1, row * CELL))
+            for row in range(rows)
+            for column in range(columns)
+        }  # fmt: skip
+        words[max((cell for cell in overlap if cell not in words), key=lambda cell: overlap[cell])] = word
+    return [words.get(cell, kind) for cell in range(rows * columns)]
 
 
 def random_page(rng: random.Random) -> tuple[PageContent, DrawnPage]:
@@ -196,7 +200,7 @@ class Vision:
         features, cells = vision_features(model, batch), self.cells[chosen].flatten()
         logits = 16 * normalize(features, dim=-1) @ normalize(self.targets, dim=-1).T
         word = cells < len(self.targets) - len(KINDS)
-        weights = torch.where(word, 1.0, 0.1)  # five of six cells are blank, and easy
+        weights = torch.where(word, 1.0, 0.1)  # most cells are blank, and easy
         weights = weights / weights.sum()
         wanted = self.targets[cells]
         read = cross_entropy(logits, cells, reduction="none") @ weights
