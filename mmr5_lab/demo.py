@@ -15,7 +15,7 @@ from nbconvert import HTMLExporter
 
 from mmr5_lab.corpus import replacing
 from mmr5_lab.execute import read_profile, run_notebook
-from mmr5_lab.runs import project_root, results
+from mmr5_lab.runs import inside_project, project_root, results
 
 CHAIN = {  # notebook -> the parameter by which later ones name its run
     "01_data_construction": "DATA_RUN",
@@ -31,10 +31,11 @@ PARENTS = {
     "04_inference": ("01_data_construction", "02_sft", "03_grpo"),
     "05_evaluation": ("01_data_construction", "04_inference"),
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
-table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; } th:first-child { text-align: left; }
+table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; border: 0; display: block; overflow-x: auto; }
+th, td { padding: .2rem .7rem; text-align: right; border: 0; border-bottom: 1px solid #ddd; } th:first-child { text-align: left; }
 img { max-width: 100%; height: auto; }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
 math[display="block"] { margin: 1rem 0; } .anchor-link { display: none; }
@@ -57,7 +58,7 @@ def run_demo(profile: Path, root: str | Path = "runs") -> Path:
         given = dict(parameters.get(name, {}))
         given |= {CHAIN[parent]: str(folders[parent]) for parent in PARENTS[name]}
         print(f"[{number}/{len(CHAIN)}] {name}", flush=True)
-        folders[name] = run_notebook(name, given, root).relative_to(project_root())
+        folders[name] = inside_project(run_notebook(name, given, root))
         print(f"      {time.monotonic() - started:.0f} s, in {folders[name]}", flush=True)
     print("\n" + result_table(folders["05_evaluation"]).to_string(float_format="{:.3f}".format, na_rep=""))
     report = write_report(folders, project_root() / root / "report.html")
@@ -91,23 +92,27 @@ def write_report(folders: dict[str, Path], path: Path) -> Path:
 
 
 def _body(path: Path) -> str:
+    """A notebook's prose and results as HTML."""
     notebook = nbformat.read(path, as_version=4)
+    formulas: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _mathml(cell.source)
+            cell.source = _cut_formulas(cell.source, formulas)
         else:  # progress bars and warnings are of no use to a reader
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", ())]
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
-    return exporter.from_notebook_node(notebook)[0]
+    body = exporter.from_notebook_node(notebook)[0]
+    return re.sub(r"FORMULA(\d+)ALUMROF", lambda match: formulas[int(match[1])], body)
 
 
-def _mathml(markdown: str) -> str:
-    """TeX between dollars as MathML, which browsers show without a library or a network."""
+def _cut_formulas(markdown: str, formulas: list[str]) -> str:
+    """Put a mark for each TeX formula, and append its MathML, which browsers show without a library or a network.
 
-    def block(match: re.Match[str]) -> str:
-        return to_mathml(match[1].strip(), display="block").replace("\n", " ")
+    MathML within Markdown would not survive the conversion to HTML.
+    """
 
-    def inline(match: re.Match[str]) -> str:
-        return to_mathml(match[1].strip())
+    def mark(match: re.Match[str]) -> str:
+        formulas.append(to_mathml(match[2].strip(), display="block" if match[1] == "$$" else "inline"))
+        return f"FORMULA{len(formulas) - 1}ALUMROF"
 
-    return re.sub(r"(?<!\\)\$([^$\n]+)\$", inline, re.sub(r"\$\$(.+?)\$\$", block, markdown, flags=re.DOTALL))
+    return re.sub(r"(?<!\\)(\$\$?)(.+?)\1", mark, markdown, flags=re.DOTALL)

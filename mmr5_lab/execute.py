@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 
-from mmr5_lab.runs import FOLDER, PROGRESS, project_root, run_hash
+from mmr5_lab.runs import FOLDER, PROGRESS, inside_project, project_root, run_hash
 
 logger = logging.getLogger(__name__)
 logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are errors of ours
@@ -102,11 +102,10 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / "notebook.ipynb"
-    relative = str(folder.relative_to(project)) if folder.is_relative_to(project) else str(folder)
     try:
         with Follower(name, folder / PROGRESS):
             papermill.execute_notebook(
-                str(source), str(executed), parameters={**checked, FOLDER: relative}, kernel_name="python3",
+                str(source), str(executed), parameters={**checked, FOLDER: str(inside_project(folder))}, kernel_name="python3",
                 cwd=str(project), progress_bar=False, log_output=False,
                 extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns about its transport
             )  # fmt: skip

@@ -36,12 +36,10 @@ class Run:
     folder: Path
     parameters: dict[str, Any]
 
-    def finish(self, results: dict[str, Any]) -> Path:
+    def finish(self, results: dict[str, Any]) -> None:
         """Write `results.json`, which marks the run as done. Values must be JSON; NaN is refused."""
-        path = self.folder / "results.json"
-        with replacing(path) as new:
+        with replacing(self.folder / "results.json") as new:
             new.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-        return path
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -85,6 +83,12 @@ def project_root(start: Path | None = None) -> Path:
         if (folder / "notebooks").is_dir() and (folder / "mmr5_lab").is_dir():
             return folder
     raise FileNotFoundError(f"{start} is not inside a checkout of MM-R5 Lab: run this from the folder with notebooks/")
+
+
+def inside_project(path: str | Path) -> Path:
+    """`path` relative to the project's root where it lies in there (so that it means the same in any checkout)."""
+    root, path = project_root(), Path(path).resolve()
+    return path.relative_to(root) if path.is_relative_to(root) else path
 
 
 def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:

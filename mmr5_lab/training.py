@@ -9,7 +9,9 @@ Both train LoRA adapters on the language model's linear layers; the vision tower
 Values of the miniature are the defaults of notebooks 02 and 03.
 """
 
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +21,8 @@ import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
-from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from mmr5_lab.models import load_model, set_max_pixels
@@ -32,13 +34,23 @@ Reward = Callable[..., Any]  # as in mmr5_lab.rewards
 
 
 class ReportProgress(TrainerCallback):
-    """Tells the run folder how many steps are done."""
+    """Shows a bar, and tells the run folder how many steps are done."""
 
     def __init__(self, folder: Path, what: str):
         self.folder, self.what = folder, what
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what)
+
     def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
         report_progress(self.folder, self.what, state.global_step, state.max_steps)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "reward") if key in (logs or {})})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 class StopOnBadLoss(TrainerCallback):
@@ -167,6 +179,7 @@ def train_grpo(
         reward_weights=list(reward_weights) if reward_weights else None,
         max_completion_length=max_completion,
         log_completions=True,
+        num_completions_to_print=0,
         log_multimodal=False,
     )
     trainer = GRPOTrainer(
@@ -228,6 +241,7 @@ def _common(
         "save_total_limit": 1,
         "logging_steps": 1,
         "report_to": "none",
+        "disable_tqdm": True,  # ReportProgress shows the bar
         "seed": seed,
         "data_seed": seed,
         "bf16": gpu,
@@ -237,8 +251,8 @@ def _common(
 
 
 def _run(trainer, processor, folder: Path) -> pd.DataFrame:
-    last = get_last_checkpoint(trainer.args.output_dir) if Path(trainer.args.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(trainer.args.output_dir)))
     trainer.save_model(str(folder / "adapter"))
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
     log.to_csv(folder / "log.csv", index=False)
@@ -246,3 +260,15 @@ def _run(trainer, processor, folder: Path) -> pd.DataFrame:
     merged.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return log
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: `trainer_state.json` comes last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            return str(checkpoint)
+    return None

@@ -185,7 +185,7 @@ class PageContent:
 
 
 def random_content(rng: random.Random, entities, measures, years) -> PageContent:
-    """A page about some of the given entities, measures and years."""
+    """A page about some of the given entities, measures and years, each in alphabetical order."""
     kind = rng.choice(KINDS)
     shape = {
         "text": [(1, 1, 2), (1, 2, 1), (1, 1, 1)],
@@ -195,10 +195,10 @@ def random_content(rng: random.Random, entities, measures, years) -> PageContent
     }
     counts = rng.choice(shape[kind])
     about, what, when = (
-        tuple(rng.sample(list(pool), n)) for pool, n in zip((entities, measures, years), counts, strict=True)
+        tuple(sorted(rng.sample(list(pool), n))) for pool, n in zip((entities, measures, years), counts, strict=True)
     )
     values = [rng.randint(10, 99) for _ in range(counts[0] * counts[1] * counts[2])]
-    return PageContent(kind, about, what, tuple(sorted(when)), tuple(values))
+    return PageContent(kind, about, what, when, tuple(values))
 
 
 def describe(content: PageContent, asked: dict[str, str] | None = None) -> str:

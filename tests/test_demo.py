@@ -1,0 +1,109 @@
+"""The chain of notebooks on a tiny profile: killed, it goes on where it was; the report holds what a reader needs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from mmr5_lab.demo import CHAIN, _cut_formulas, result_table, run_demo
+from mmr5_lab.mini.documents import make_corpus
+from mmr5_lab.mini.model import build_model, build_processor
+from mmr5_lab.runs import project_root
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with a tiny corpus, a tiny random model and a profile of a few steps."""
+    folder = tmp_path_factory.mktemp("demo")
+    make_corpus(folder / "corpus", seed=3, splits={"sft": (3, 4), "rl": (2, 4), "eval": (3, 4)})
+    processor = build_processor()
+    build_model(processor, hidden=64, layers=1, vision_hidden=32, vision_layers=1).save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    corpus, base = {"CORPUS": str(folder / "corpus")}, str(folder / "base")
+    profile = {
+        "01_data_construction": corpus,
+        "02_sft": {"MODEL": base, "EPOCHS": 6.0, "BATCH_SIZE": 2, "SAVE_STEPS": 2, "PROBES": 2},
+        "03_grpo": {
+            **corpus, "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 1, "MAX_COMPLETION": 20,
+        },
+        "04_inference": {**corpus, "BASE": base, "MAX_NEW_TOKENS": 40},
+        "05_evaluation": {**corpus, "SAMPLES": 100},
+    }  # fmt: skip
+    (folder / "profile.yaml").write_text(yaml.safe_dump(profile))
+    return folder
+
+
+def demo(folder, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "mmr5_lab.cli", "demo", "--profile", folder / "profile.yaml"]
+    command += ["--runs", folder / "runs"]
+    return subprocess.Popen(command, cwd=project_root(), text=True, start_new_session=True, **options)
+
+
+def checkpoints(folder) -> list:
+    return list(folder.glob("runs/02_sft/*/checkpoints/checkpoint-*/trainer_state.json"))
+
+
+def test_a_killed_demo_continues_and_finishes(small):
+    process = demo(small, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not checkpoints(small):
+        assert process.poll() is None, "the demo ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    [data] = small.glob("runs/01_data_construction/*/results.json")
+    stamp = data.stat().st_mtime_ns
+    assert not list(small.glob("runs/02_sft/*/results.json")), "a half-done run must not count as done"
+
+    again = demo(small, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = again.communicate(timeout=600)
+    assert again.returncode == 0, output
+    assert data.stat().st_mtime_ns == stamp, "finished work is not done again"
+    [sft] = small.glob("runs/02_sft/*")
+    log = pd.read_csv(sft / "log.csv")
+    assert log["step"].tolist() == list(range(1, json.loads((sft / "results.json").read_text())["steps"] + 1))
+    assert "report.html" in output
+    assert all(name in output for name in CHAIN)
+
+    [evaluation] = small.glob("runs/05_evaluation/*")
+    table = result_table(evaluation)
+    assert list(table.index) == ["BM25", "base", "SFT", "SFT + RL", "ceiling: candidates", "ceiling: all pages"]
+    assert (table.loc["SFT", "micro R@1"] <= table.loc["ceiling: candidates", "micro R@1"]).all()
+    assert f"{table.loc['BM25', 'micro R@1']:.3f}" in output
+
+    report = (small / "runs" / "report.html").read_text()
+    assert report.count("data:image/png;base64,") >= 8, "figures are embedded"
+    assert "<mfrac>" in report
+    assert "FORMULA" not in report
+    assert "Traceback" not in report
+
+
+def test_a_finished_demo_is_shown_at_once(small, capsys):
+    started = time.monotonic()
+    report = run_demo(small / "profile.yaml", small / "runs")
+    assert time.monotonic() - started < 10
+    assert report == small / "runs" / "report.html"
+    assert "SFT + RL" in capsys.readouterr().out
+
+
+def test_a_profile_with_an_unknown_notebook_is_refused(tmp_path):
+    (tmp_path / "p.yaml").write_text("02_stf: {}\n")
+    with pytest.raises(ValueError, match="has parameters for 02_stf; the chain is 01_data_construction"):
+        run_demo(tmp_path / "p.yaml", tmp_path)
+
+
+def test_formulas_are_cut_out_as_mathml():
+    formulas = []
+    assert _cut_formulas("a $x^2$ b\n$$\\frac{1}\n{2}$$ costs \\$5", formulas) == (
+        "a FORMULA0ALUMROF b\nFORMULA1ALUMROF costs \\$5"
+    )
+    assert "<msup>" in formulas[0]
+    assert "<mfrac>" in formulas[1]
+    assert 'display="block"' in formulas[1]
