@@ -35,7 +35,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
 table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; border: 0; display: block; overflow-x: auto; }
-th, td { padding: .2rem .7rem; text-align: right; border: 0; border-bottom: 1px solid #ddd; } th:first-child { text-align: left; }
+th, td { padding: .2rem .7rem; text-align: right; border: 0; border-bottom: 1px solid #ddd; }
+th:first-child { text-align: left; }
 img { max-width: 100%; height: auto; }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
 math[display="block"] { margin: 1rem 0; } .anchor-link { display: none; }

@@ -105,8 +105,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
     try:
         with Follower(name, folder / PROGRESS):
             papermill.execute_notebook(
-                str(source), str(executed), parameters={**checked, FOLDER: str(inside_project(folder))}, kernel_name="python3",
-                cwd=str(project), progress_bar=False, log_output=False,
+                str(source), str(executed), parameters={**checked, FOLDER: str(inside_project(folder))},
+                kernel_name="python3", cwd=str(project), progress_bar=False, log_output=False,
                 extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns about its transport
             )  # fmt: skip
     except PapermillExecutionError as error:

@@ -1,6 +1,6 @@
 """Teach the miniature's base model to read pages and compare them with a question; never to rank them.
 
-``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Four lessons, in an order
+``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Five lessons, in an order
 found by trial (docs/log.md):
 
 1. ``verdicts`` text alone, a question and descriptions of pages: is each word of them what is asked for?
@@ -8,6 +8,7 @@ found by trial (docs/log.md):
 3. ``vision``   the vision tower alone, with dense targets: each visual token must become the embedding of the
                 word that stands in its cell of the page (or of the kind of page, where no word stands).
 4. ``images``   lesson 2 on real page images, vision tower frozen.
+5. ``judge``    the same, mostly: is a page right as a whole, with each thing that is asked for on it?
 
 A checkpoint is written every ``--save-every`` steps; a run that was stopped goes on from there.
 """
@@ -42,12 +43,14 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900}  # steps
-PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40}  # a batch
-RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4}
+LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 300}  # steps
+PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40, "judge": 40}  # a batch
+RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "judge": 5e-4}
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
 SHARES = {"describe": 0.35, "compare": 0.45, "list": 0.15, "repeat": 0.05}  # of the exercises
-VERDICT_WEIGHT = 2.0  # of the choice between right and wrong, beside the loss of all tokens
+JUDGING = {"judge": 0.6, "compare": 0.2, "describe": 0.2}  # of those of the last lesson
+CHOICES = {"verdicts": (" (wrong)", " (right)"), "judgements": (" not", " right")}  # pairs of tokens
+CHOICE_WEIGHT = 2.0  # of the choice within each pair, beside the loss of all tokens
 POOL = 4000  # page images drawn once for the vision lesson
 PLACED = 0.3  # weight of the distance to the embedding, beside the choice of word
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -80,6 +83,14 @@ def lesson_sample(
     if task == "describe":
         lines = [f"Image {i}: {describe(page)}." for i, page in enumerate(pages, 1)]
         return [user([{"type": "text", "text": "Describe each image."}, *images])], "\n".join(lines), pages
+    if task == "judge":
+        asked = dict(zip(asked, rng.choice(rng.choice(pages).facts), strict=True))
+        question = rng.choice(QUESTIONS).format(**asked) + " Judge each image."
+        lines = [
+            f"Image {i}: {describe(page, asked)}:{' right' if tuple(asked.values()) in page.facts else ' not right'}."
+            for i, page in enumerate(pages, 1)
+        ]
+        return [user([{"type": "text", "text": question}, *images])], "\n".join(lines), pages
     if task == "compare":
         question = rng.choice(QUESTIONS).format(**asked) + " Compare each image with the question."
         lines = [f"Image {i}: {describe(page, asked)}." for i, page in enumerate(pages, 1)]
@@ -132,19 +143,21 @@ def encode(samples, processor, images: list | None, rng: random.Random, clean: b
     return {**batch, "labels": labels}
 
 
-def language_loss(model, batch, verdicts: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of completion tokens plus that of the choice of verdict, and the shares that are right."""
+def language_loss(model, batch, choices: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy of completion tokens plus that of each choice between two tokens, and the shares that are right."""
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state[:, :-1]
     wanted = labels[:, 1:]
     kept = wanted != -100
     logits, wanted = model.lm_head(hidden[kept]), wanted[kept]
-    loss, verdict = cross_entropy(logits, wanted), torch.isin(wanted, verdicts)
-    shares = {"tokens": (logits.argmax(-1) == wanted)[~verdict].float().mean().item()}
-    if verdict.any():
-        choice, right = logits[verdict][:, verdicts], (wanted[verdict] == verdicts[1]).long()
-        loss = loss + VERDICT_WEIGHT * cross_entropy(choice, right)
-        shares["verdicts"] = (choice.argmax(-1) == right).float().mean().item()
+    loss = cross_entropy(logits, wanted)
+    shares = {"tokens": (logits.argmax(-1) == wanted).float().mean().item()}
+    for name, pair in choices.items():
+        chosen = torch.isin(wanted, pair)
+        if chosen.any():
+            choice, right = logits[chosen][:, pair], (wanted[chosen] == pair[1]).long()
+            loss = loss + CHOICE_WEIGHT * cross_entropy(choice, right)
+            shares[name] = (choice.argmax(-1) == right).float().mean().item()
     return loss, shares
 
 
@@ -216,19 +229,19 @@ class Vision:
 def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[str, torch.Tensor]:
     """One batch of a language lesson, all its samples with equally many pages: little padding."""
     count = 2 if lesson == "verdicts" else rng.randint(1, 3 if lesson == "text" else 5)
-    shares = {"compare": 1.0} if lesson == "verdicts" else SHARES
+    shares = {"verdicts": {"compare": 1.0}, "judge": JUDGING}.get(lesson, SHARES)
     samples = [lesson_sample(rng, count, processor.tokenizer, shares) for _ in range(PAGES[lesson] // count)]
     if lesson == "verdicts":  # the question alone: the descriptions come out of nowhere, their verdicts do not
         samples = [([user(messages[0]["content"][:1])], text, []) for messages, text, _ in samples]
-    if lesson != "images":
+    if lesson in ("verdicts", "text"):
         return encode(samples, processor, None, rng, clean=step < CLEAN)
     pages = [page for _, _, pages in samples for page in pages]
     domain = rng.choice(list(DOMAINS))
     return encode(samples, processor, [draw_page(p, domain, rng.randint(1, 12), rng).image for p in pages], rng)
 
 
-def verdict_ids(processor) -> torch.Tensor:
-    return torch.tensor(processor.tokenizer.convert_tokens_to_ids([" (right)", " (wrong)"]))
+def choice_tokens(tokenizer) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(tokenizer(list(pair))["input_ids"]).squeeze(1) for name, pair in CHOICES.items()}
 
 
 def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
@@ -248,7 +261,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
     if first == steps:
         return
     source = Vision(model, processor) if vision else None
-    decisions = verdict_ids(processor)
+    choices = choice_tokens(processor.tokenizer)
     averages: dict[str, float] = {}
     started = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=lesson, mininterval=10)
@@ -259,7 +272,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
         if source is not None:
             loss, shares = source.loss(model, rng)
         else:
-            loss, shares = language_loss(model, lesson_batch(lesson, processor, rng, step), decisions)
+            loss, shares = language_loss(model, lesson_batch(lesson, processor, rng, step), choices)
         if not torch.isfinite(loss):
             raise RuntimeError(f"lesson {lesson}, step {step}: the loss is {loss.item()}; lower RATE[{lesson!r}]")
         loss.backward()
