@@ -49,7 +49,10 @@ RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "jud
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
 SHARES = {"describe": 0.35, "compare": 0.45, "list": 0.15, "repeat": 0.05}  # of the exercises
 JUDGING = {"judge": 0.6, "compare": 0.2, "describe": 0.2}  # of those of the last lesson
-CHOICES = {"verdicts": (" (wrong)", " (right)"), "judgements": (" not", " right")}  # pairs of tokens
+CHOICES = {  # pairs of tokens
+    "verdicts": (" (wrong)", " (right)"),
+    "judgements": (" It does not help.", " It answers the question."),
+}
 CHOICE_WEIGHT = 2.0  # of the choice within each pair, beside the loss of all tokens
 POOL = 4000  # page images drawn once for the vision lesson
 PLACED = 0.3  # weight of the distance to the embedding, beside the choice of word
@@ -86,8 +89,9 @@ def lesson_sample(
     if task == "judge":
         asked = dict(zip(asked, rng.choice(rng.choice(pages).facts), strict=True))
         question = rng.choice(QUESTIONS).format(**asked) + " Judge each image."
+        missing, found = CHOICES["judgements"]
         lines = [
-            f"Image {i}: {describe(page, asked)}:{' right' if tuple(asked.values()) in page.facts else ' not right'}."
+            f"Image {i}: {describe(page, asked)}.{found if tuple(asked.values()) in page.facts else missing}"
             for i, page in enumerate(pages, 1)
         ]
         return [user([{"type": "text", "text": question}, *images])], "\n".join(lines), pages
