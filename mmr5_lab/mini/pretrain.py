@@ -8,7 +8,7 @@ found by trial (docs/log.md):
 3. ``vision``   the vision tower alone, with dense targets: each visual token must become the embedding of the
                 word that stands in its cell of the page (or of the kind of page, where no word stands).
 4. ``images``   lesson 2 on real page images, vision tower frozen.
-5. ``judge``    the same, mostly: is a page right as a whole, with each thing that is asked for on it?
+5. ``judge``    the same, mostly: is all that is asked for on a page? Which of them are these?
 
 A checkpoint is written every ``--save-every`` steps; a run that was stopped goes on from there.
 """
@@ -43,7 +43,7 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 300}  # steps
+LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 450}  # steps
 PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40, "judge": 40}  # a batch
 RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "judge": 5e-4}
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
@@ -90,10 +90,11 @@ def lesson_sample(
         asked = dict(zip(asked, rng.choice(rng.choice(pages).facts), strict=True))
         question = rng.choice(QUESTIONS).format(**asked) + " Judge each image."
         missing, found = CHOICES["judgements"]
+        ids = [i for i, page in enumerate(pages, 1) if tuple(asked.values()) in page.facts]
         lines = [
-            f"Image {i}: {describe(page, asked)}.{found if tuple(asked.values()) in page.facts else missing}"
-            for i, page in enumerate(pages, 1)
+            f"Image {i}: {describe(page, asked)}.{found if i in ids else missing}" for i, page in enumerate(pages, 1)
         ]
+        lines.append(f"Answer: {', '.join(map(str, ids))}.")  # in the images' own order, so nothing is ranked
         return [user([{"type": "text", "text": question}, *images])], "\n".join(lines), pages
     if task == "compare":
         question = rng.choice(QUESTIONS).format(**asked) + " Compare each image with the question."
