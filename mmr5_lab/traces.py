@@ -39,45 +39,48 @@ class Candidates:
 
 
 def training_candidates(
-    corpus: Corpus, run: Run, num_candidates: int = 5, seed: int = 0, shuffle: bool = True
+    corpus: Corpus, run: Run, num_candidates: int = 5, seed: int = 0, shuffles: int = 1
 ) -> list[Candidates]:
     """Questions with at least one positive among their first `num_candidates` pages, these pages shuffled.
 
-    The shuffle depends on `seed` and the question alone, so adding questions does not move the others. Without
-    `shuffle` the retriever's order stays: the paper's text and its code disagree on which was used.
+    A shuffle depends on `seed` and the question alone, so adding questions does not move the others. With
+    `shuffles` > 1 each question comes that many times, each time in another order (less often where its few pages
+    have no more orders), all questions before any comes again. With 0 the retriever's order stays: the paper's
+    text and its code disagree on which was used.
 
     Raises ValueError for a question of the run that the corpus does not have, or where nothing remains.
     """
     rows = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
-    chosen = []
-    for question_id, ranked in run.pages.items():
-        if question_id not in rows:
-            raise ValueError(
-                f"the run has question {question_id!r}, which {corpus.folder} does not: it belongs to another corpus"
-            )
-        question, pages = rows[question_id], ranked[:num_candidates]
-        if shuffle:
-            pages = random.Random(f"{seed} {question_id}").sample(pages, len(pages))
-        positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
-        if positive_ids:
-            chosen.append(Candidates(question, pages, positive_ids))
+    chosen: dict[tuple[str, tuple[int, ...]], Candidates] = {}  # by question and order, each once
+    for turn in range(max(1, shuffles)):
+        for question_id, ranked in run.pages.items():
+            if question_id not in rows:
+                raise ValueError(
+                    f"the run has question {question_id!r}, which {corpus.folder} does not: it belongs to another corpus"
+                )
+            question, pages = rows[question_id], ranked[:num_candidates]
+            if shuffles:
+                pages = random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
+            positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
+            if positive_ids:
+                chosen.setdefault((question_id, tuple(pages)), Candidates(question, pages, positive_ids))
     if not chosen:
         raise ValueError(f"no question has a positive among its first {num_candidates} candidates: nothing to train on")
-    return chosen
+    return list(chosen.values())
 
 
 def make_traces(
     corpus: Corpus, candidates: list[Candidates], teacher: Teacher, path: str | Path, refined: bool = False
 ) -> Path:
-    """Write one trace a question to `path` (JSON lines), page images beside it; returns the path.
+    """Write one trace for each of `candidates` to `path` (JSON lines), page images beside it; returns the path.
 
     Running again asks the teacher only for what is missing: finished lines stay, a half-written last line (the
     process was killed) is dropped. Raises ValueError, naming the line, where a finished line is not a trace.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {trace["query_id"] for trace in read_traces(path)}
-    missing = [c for c in candidates if c.question["question_id"] not in done]
+    done = {(trace["query_id"], tuple(trace["candidates"])) for trace in read_traces(path)}
+    missing = [c for c in candidates if (c.question["question_id"], tuple(c.pages)) not in done]
     with path.open("a", encoding="utf-8") as file:
         for chosen in tqdm(missing, desc="traces", initial=len(done), total=len(candidates), disable=not missing):
             trace = _trace(corpus, chosen, teacher, path.parent, refined)
@@ -90,7 +93,7 @@ def read_traces(path: str | Path) -> list[dict[str, Any]]:
     """The traces of a file, one dict a line. Raises ValueError naming the line that is not a trace."""
     traces = read_lines(Path(path))
     for number, trace in enumerate(traces, 1):
-        missing = {"messages", "images", "query_id", "query", "prompt_version"} - trace.keys()
+        missing = {"messages", "images", "query_id", "query", "candidates", "prompt_version"} - trace.keys()
         if missing:
             raise ValueError(f"{path}, line {number} is not a trace: it has no {', '.join(sorted(missing))}")
     return traces
