@@ -48,9 +48,23 @@ def test_a_half_written_line_is_made_again_and_nothing_twice(corpus, candidates,
     assert path.read_text() == whole
 
 
+def test_each_question_comes_in_as_many_orders_as_asked_for(corpus):
+    run = retrieve(corpus, top_k=5)
+    once, thrice = (training_candidates(corpus, run, 5, shuffles=count) for count in (1, 3))
+    assert [c.pages for c in thrice[: len(once)]] == [c.pages for c in once]
+    orders = [(c.question["question_id"], tuple(c.pages)) for c in thrice]
+    assert len(orders) == len(set(orders)) > 2.5 * len(once)
+    for chosen in thrice:
+        question_id = chosen.question["question_id"]
+        assert sorted(chosen.pages) == sorted(run.pages[question_id][:5])
+        assert {chosen.pages[i - 1] for i in chosen.positive_ids} <= set(chosen.question["gold_pages"])
+    kept = training_candidates(corpus, run, 5, shuffles=0)
+    assert [c.pages for c in kept] == [run.pages[c.question["question_id"]][:5] for c in kept]
+
+
 def test_a_line_that_is_not_a_trace_is_named(tmp_path):
     path = tmp_path / "t.jsonl"
-    path.write_text(json.dumps({"messages": []}) + "\n")
+    path.write_text(json.dumps({"messages": [], "candidates": []}) + "\n")
     with pytest.raises(ValueError, match="line 1 is not a trace: it has no images"):
         read_traces(path)
 
