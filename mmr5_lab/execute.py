@@ -115,7 +115,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
         raise NotebookFailedError(f"{name} ended without results.json; see {executed}")
     html, _ = HTMLExporter(embed_images=True).from_filename(str(executed))
     (folder / "notebook.html").write_text(html, encoding="utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for checkpoint in folder.glob("checkpoints/checkpoint-*"):  # what else is in there is part of the result
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return folder
 
 

@@ -15,6 +15,7 @@ from mmr5_lab.demo import CHAIN, _cut_formulas, result_table, run_demo
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.runs import project_root
+from mmr5_lab.training import completions
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,9 @@ def test_a_killed_demo_continues_and_finishes(small):
     [sft] = small.glob("runs/02_sft/*")
     log = pd.read_csv(sft / "log.csv")
     assert log["step"].tolist() == list(range(1, json.loads((sft / "results.json").read_text())["steps"] + 1))
+    assert not checkpoints(small), "a finished run needs no checkpoints"
+    [grpo] = small.glob("runs/03_grpo/*")
+    assert completions(grpo).groupby("step").size().to_dict() == {1: 4, 2: 4}, "completions are kept"
     assert "report.html" in output
     assert all(name in output for name in CHAIN)
 
