@@ -56,7 +56,7 @@ def training_candidates(
         for question_id, ranked in run.pages.items():
             if question_id not in rows:
                 raise ValueError(
-                    f"the run has question {question_id!r}, which {corpus.folder} does not: it belongs to another corpus"
+                    f"the run has question {question_id!r}, which {corpus.folder} has not: another corpus?"
                 )
             question, pages = rows[question_id], ranked[:num_candidates]
             if shuffles:
