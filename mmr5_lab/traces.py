@@ -12,6 +12,7 @@ hold at least one positive, candidates shuffled, one `Image i: …` line a page 
 label, the answer with the positives first and the rest in candidate order.
 """
 
+import itertools
 import json
 import random
 from dataclasses import dataclass
@@ -43,27 +44,26 @@ def training_candidates(
 ) -> list[Candidates]:
     """Questions with at least one positive among their first `num_candidates` pages, these pages shuffled.
 
-    A shuffle depends on `seed` and the question alone, so adding questions does not move the others. With
-    `shuffles` > 1 each question comes that many times, each time in another order (less often where its few pages
-    have no more orders), all questions before any comes again. With 0 the retriever's order stays: the paper's
-    text and its code disagree on which was used.
+    A shuffle depends on `seed`, the question and its turn alone, so adding questions does not move the others. With
+    `shuffles` > 1 each question has that many turns, all questions before any comes again; an order that is drawn
+    twice is taken once. With 0 the retriever's order stays: the paper's text and its code disagree on which was used.
 
     Raises ValueError for a question of the run that the corpus does not have, or where nothing remains.
     """
     rows = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
+    unknown = [question_id for question_id in run.pages if question_id not in rows]
+    if unknown:
+        raise ValueError(
+            f"the run has question {unknown[0]!r}, which {corpus.folder} does not: it belongs to another corpus"
+        )
     chosen: dict[tuple[str, tuple[int, ...]], Candidates] = {}  # by question and order, each once
-    for turn in range(max(1, shuffles)):
-        for question_id, ranked in run.pages.items():
-            if question_id not in rows:
-                raise ValueError(
-                    f"the run has question {question_id!r}, which {corpus.folder} has not: another corpus?"
-                )
-            question, pages = rows[question_id], ranked[:num_candidates]
-            if shuffles:
-                pages = random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
-            positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
-            if positive_ids:
-                chosen.setdefault((question_id, tuple(pages)), Candidates(question, pages, positive_ids))
+    for turn, (question_id, ranked) in itertools.product(range(max(1, shuffles)), run.pages.items()):
+        question, pages = rows[question_id], ranked[:num_candidates]
+        if shuffles:
+            pages = random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
+        positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
+        if positive_ids:
+            chosen.setdefault((question_id, tuple(pages)), Candidates(question, pages, positive_ids))
     if not chosen:
         raise ValueError(f"no question has a positive among its first {num_candidates} candidates: nothing to train on")
     return list(chosen.values())

@@ -13,20 +13,16 @@ import yaml
 
 from mmr5_lab.demo import CHAIN, _cut_formulas, result_table, run_demo
 from mmr5_lab.mini.documents import make_corpus
-from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.runs import project_root
 from mmr5_lab.training import completions
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A folder with a tiny corpus, a tiny random model and a profile of a few steps."""
+def small(tiny_model, tmp_path_factory):
+    """A folder with a tiny corpus and a profile of a few steps with a tiny model."""
     folder = tmp_path_factory.mktemp("demo")
     make_corpus(folder / "corpus", seed=3, splits={"sft": (3, 4), "rl": (2, 4), "eval": (3, 4)})
-    processor = build_processor()
-    build_model(processor, hidden=64, layers=1, vision_hidden=32, vision_layers=1).save_pretrained(folder / "base")
-    processor.save_pretrained(folder / "base")
-    corpus, base = {"CORPUS": str(folder / "corpus")}, str(folder / "base")
+    corpus, base = {"CORPUS": str(folder / "corpus")}, str(tiny_model)
     profile = {
         "01_data_construction": corpus,
         "02_sft": {"MODEL": base, "EPOCHS": 6.0, "BATCH_SIZE": 2, "SAVE_STEPS": 2, "PROBES": 2},

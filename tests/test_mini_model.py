@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from conftest import TINY
 
 from mmr5_lab.mini import pretrain
 from mmr5_lab.mini.documents import ENTITIES, MEASURES, YEARS, describe
@@ -45,7 +46,7 @@ def test_an_interrupted_lesson_goes_on_as_if_it_had_not_been(lesson, processor, 
     monkeypatch.setattr(pretrain, "POOL", 12)
 
     def train(folder):
-        model = build_model(processor, hidden=64, layers=1, vision_hidden=32, vision_layers=1)
+        model = build_model(processor, **TINY)
         folder.mkdir(exist_ok=True)
         pretrain.train(lesson, model, processor, folder, save_every=2)
         return model.state_dict()
@@ -70,7 +71,7 @@ def test_an_interrupted_lesson_goes_on_as_if_it_had_not_been(lesson, processor, 
 def test_reading_accuracy_counts_words_that_a_description_holds(processor, monkeypatch):
     rng = random.Random(1)
     pages = [random_page(rng) for _ in range(6)]
-    model = build_model(processor, hidden=64, layers=1, vision_hidden=32, vision_layers=1)
+    model = build_model(processor, **TINY)
     texts = [describe(content) for content, _ in pages]
     monkeypatch.setattr(type(processor), "batch_decode", lambda *_, **__: texts)
     assert set(pretrain.reading_accuracy(model, processor, pages).values()) == {1.0}

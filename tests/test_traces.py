@@ -74,7 +74,7 @@ def test_questions_without_a_positive_candidate_are_left_out(corpus):
     wrong = next(k for k in range(corpus.num_pages(question["doc_name"])) if k not in question["gold_pages"])
     with pytest.raises(ValueError, match="no question has a positive"):
         training_candidates(corpus, Run({question["question_id"]: [wrong]}))
-    with pytest.raises(ValueError, match="has not: another corpus"):
+    with pytest.raises(ValueError, match="belongs to another corpus"):
         training_candidates(corpus, Run({"nobody": [0]}))
 
 

@@ -5,11 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from mmr5_lab import training
 from mmr5_lab.mini.documents import make_corpus
-from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.models import load_model
 from mmr5_lab.retrieve import retrieve
 from mmr5_lab.rewards import format_reward, rank_reward
@@ -25,16 +23,13 @@ GRPO = {
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
+def material(tiny_model, tmp_path_factory):
     """A tiny model's folder, SFT traces and RL prompts."""
     folder = tmp_path_factory.mktemp("material")
-    processor = build_processor()
-    build_model(processor, hidden=64, layers=1, vision_hidden=32, vision_layers=1).save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
     corpus = make_corpus(folder / "corpus", seed=4, splits={"sft": (2, 5)})
     candidates = training_candidates(corpus, retrieve(corpus, top_k=5))
     traces = make_traces(corpus, candidates, EvidenceTeacher(corpus), folder / "traces.jsonl")
-    return folder / "model", sft_dataset(traces), rl_dataset(corpus, candidates)
+    return tiny_model, sft_dataset(traces), rl_dataset(corpus, candidates)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -74,15 +69,13 @@ def test_the_merged_model_is_the_base_with_the_adapter(material, sft):
     assert not torch.allclose(load_model(material[0])[0](input_ids=tokens).logits, logits[0], atol=1e-3)
 
 
-class Stop(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
+def test_a_stopped_sft_run_ends_as_an_uninterrupted_one(material, sft, tmp_path, monkeypatch):
+    def stop(self, args, state, control, **kwargs):
         if state.global_step == 3:
             raise KeyboardInterrupt
 
-
-def test_a_stopped_sft_run_ends_as_an_uninterrupted_one(material, sft, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training.StopOnBadLoss, "on_step_begin", Stop.on_step_begin)
+        patch.setattr(StopOnBadLoss, "on_step_begin", stop)
         with pytest.raises(KeyboardInterrupt):
             train_sft(material[0], material[1], tmp_path, epochs=1, **SFT)
     half = tmp_path / "checkpoints" / "checkpoint-4"  # as if killed while a later checkpoint was written
@@ -106,7 +99,7 @@ def test_lora_plus_gives_b_a_higher_rate(material, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "_run", run)
     train_sft(material[0], material[1], tmp_path, epochs=1, loraplus_ratio=16.0, **SFT)
-    assert rates == {"lora_A": {1e-2}, "lora_B": {0.16}} or rates == {"lora_A": {1e-2}, "lora_B": {1e-2 * 16}}
+    assert rates == {"lora_A": {1e-2}, "lora_B": {0.16}}
 
 
 def test_grpo_keeps_every_completion_with_its_rewards(material, tmp_path):
@@ -119,7 +112,7 @@ def test_grpo_keeps_every_completion_with_its_rewards(material, tmp_path):
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in kept["completion"]]
     labels = {"positive_ids": [[1]] * len(texts), "num_candidates": [5] * len(texts)}
     assert kept["format_reward"].tolist() == format_reward(texts, **labels)
-    assert len(rank_reward(texts, **labels)) == len(texts)
+    assert kept["rank_reward"].tolist() == rank_reward(texts, **labels)
 
 
 def test_a_step_that_does_not_fill_groups_is_refused(material, tmp_path):
