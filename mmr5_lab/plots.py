@@ -109,7 +109,7 @@ def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceil
 
 def _page(axes: Axes, image: Image.Image, caption: str, gold: bool) -> None:
     axes.imshow(image)
-    axes.set_title((f"{GOLD_MARK} gold\n" if gold else "") + caption, fontsize=8, y=-0.02, va="top")
+    axes.set_title((f"{GOLD_MARK} gold\n" if gold else "") + caption, fontsize=8, y=-0.05, va="top")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=ORANGE if gold else "#bbbbbb", linewidth=3 if gold else 0.8)
