@@ -1,15 +1,28 @@
-"""Figures: each function returns a matplotlib Figure; colours are Okabe and Ito's, safe for colour-blind readers."""
+"""Figures: each function returns a matplotlib Figure with a description of what it shows, for screen readers.
+
+Colours are Okabe and Ito's, safe for colour-blind readers; lines and bars also differ in dashes and hatches.
+"""
 
 import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
+from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as PlainFigure
 from PIL import Image
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # jfly.uni-koeln.de/color
 GOLD_MARK = "★"
+
+
+class Figure(PlainFigure):
+    """A matplotlib figure with `alt`, its description; notebooks and their HTML put it beside the picture."""
+
+    alt = ""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {"image/png": print_figure(self, "png")}, {"image/png": {"alt": self.alt}}
 
 
 def page_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 6) -> Figure:
@@ -21,6 +34,7 @@ def page_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = Non
         axes.axis("off")
         if k < len(images):
             _page(axes, images[k], titles[k] if titles else "", False)
+    figure.alt = f"{len(images)} page images" + (f": {', '.join(titles)}" if titles else "")
     return figure
 
 
@@ -32,6 +46,8 @@ def trace_figure(images: Sequence[Image.Image], positive_ids: Sequence[int], thi
     for i, (axes, image) in enumerate(zip(figure.subplots(1, len(images), squeeze=False).flat, images, strict=True), 1):
         line = lines.get(f"Image {i}", f"Image {i}")
         _page(axes, image, "\n".join(textwrap.wrap(line, 30)), i in positive_ids)
+    positives = ", ".join(map(str, positive_ids))
+    figure.alt = f"{len(images)} candidate pages for {question!r}, right: image {positives}. {think}"
     return figure
 
 
@@ -46,6 +62,7 @@ def loss_curve(log: pd.DataFrame) -> Figure:
         right.plot(log["step"], log["mean_token_accuracy"], color=ORANGE, linestyle="--", label="tokens right")
         right.set(ylabel="share of tokens right", ylim=(0, 1))
     figure.legend(loc="outside upper center", ncols=2)
+    figure.alt = f"Loss over {len(log)} steps: {log['loss'].iloc[0]:.2f} at first, {log['loss'].iloc[-1]:.2f} at last"
     return figure
 
 
@@ -63,6 +80,12 @@ def reward_curves(
     second.set(title="groups without variance", xlabel="step", ylim=(0, 1.02))
     _smoothed(third, log, "completions/mean_length", smooth, GREY, "-", None)
     third.set(title="completion length (tokens)", xlabel="step", ylim=(0, None))
+    edge = max(1, len(log) // 4)
+    ends = [
+        f"{name} {log[f'rewards/{name}/mean'].head(edge).mean():.2f}, {log[f'rewards/{name}/mean'].tail(edge).mean():.2f}"
+        for name in rewards
+    ]
+    figure.alt = f"Means of the first and the last quarter of {len(log)} steps: {'; '.join(ends)}"
     return figure
 
 
@@ -82,6 +105,9 @@ def before_after(
         row[0].set_ylabel(name, fontsize=11)
         row[0].axis("on")
         row[0].set(xticks=[], yticks=[])
+    places = {name: [r for r, k in enumerate(order, 1) if k in gold] for name, order in orders.items()}
+    ranks = "; ".join(f"{name} at rank {', '.join(map(str, ranks))}" for name, ranks in places.items())
+    figure.alt = f"Candidate pages for {question!r} in each system's order. Right pages: {ranks}"
     return figure
 
 
@@ -104,6 +130,10 @@ def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceil
     axes.set_xticks([x + width * (len(table.columns) - 1) / 2 for x in range(len(table))], table.index)
     axes.set(ylabel="micro recall", ylim=(0, 1.08))
     figure.legend(loc="outside upper center", ncols=4)
+    means = "; ".join(
+        f"{name} " + ", ".join(f"{c} {value:.3f}" for c, value in row.items()) for name, row in table.iterrows()
+    )
+    figure.alt = f"Micro recall by system: {means}"
     return figure
 
 

@@ -139,7 +139,8 @@ class Reranker:
     def _rank_batch(self, batch: list[int], pairs, prompts: list[str], mode: str) -> Iterator[tuple[int, Ranking]]:
         started = time.perf_counter()
         images = [
-            _rgb(page, f"pair {i} ({pairs[i][0]!r:.60}), page {k}") for i in batch for k, page in enumerate(pairs[i][1])
+            [_rgb(page, f"pair {i} ({pairs[i][0]!r:.60}), page {k}") for k, page in enumerate(pairs[i][1])]
+            for i in batch
         ]
         texts = [prompts[i] + ("" if mode == "reason" else UNREASONED) for i in batch]
         inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)

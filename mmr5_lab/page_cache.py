@@ -1,0 +1,142 @@
+"""Encode each page once: a bounded cache of what the vision tower makes of a page image.
+
+A page stands among the candidates of several questions (MMDocIR asks five a document), in every epoch of SFT, and
+in every completion of a GRPO group. With the vision tower frozen its features never change:
+
+    cache = PageCache(model)            # from here on, generation, scoring and training use it
+    reranker.rank_many(pairs)
+    cache.hits, cache.misses, cache.bytes
+
+The cache stands in for `get_image_features` of the model within, which transformers calls in `forward` and in
+`generate` alike. Pages are known by the bytes of their pixels as the tower would see them, so a page that is scaled
+otherwise is another page.
+"""
+
+import functools
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+Features = dict[str, Any]  # of one page: "pooler_output", and "deepstack_features" where the model has them
+
+
+class PageCache:
+    """Keeps the features of the pages that were used last, `max_bytes` of them at most, on the model's device.
+
+    Works for every model of transformers whose `get_image_features` returns one entry a page (Qwen2-VL,
+    Qwen2.5-VL, Qwen3-VL) or one row a tile (Gemma 3, InternVL). `remove()` gives the model its own method back.
+
+    Raises TypeError for a model without `get_image_features`, ValueError when a trained vision tower is asked
+    for features with gradients: they would be out of date after a step.
+    """
+
+    def __init__(self, model: torch.nn.Module, max_bytes: int = 1 << 30):
+        encoders = [module for module in model.modules() if hasattr(module, "get_image_features")]
+        if not encoders:
+            raise TypeError(f"{type(model).__name__} has no get_image_features: its pages cannot be kept")
+        self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
+        self._kept: OrderedDict[bytes, Features] = OrderedDict()
+        self._module: Any = encoders[-1]  # modules() lists a model before what is inside it
+        self._encode = self._module.get_image_features
+        if hasattr(self._encode, "page_cache"):
+            raise ValueError(f"this {type(model).__name__} has a page cache already")
+
+        @functools.wraps(self._encode)  # `generate` reads the signature
+        def features(*given: Any, **options: Any) -> Any:
+            return self._features(*given, **options)
+
+        cast(Any, features).page_cache = self
+        self._module.get_image_features = features
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the pages asked for that were there already; 0 before the first."""
+        return self.hits / max(1, self.hits + self.misses)
+
+    def remove(self) -> None:
+        """Forget all pages and let the model encode for itself again."""
+        self.clear()
+        del self._module.get_image_features
+
+    def clear(self) -> None:
+        """Forget all pages, as is necessary when the vision tower's weights were changed."""
+        self._kept.clear()
+        self.bytes = 0
+
+    def _features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **options: Any) -> Any:
+        if torch.is_grad_enabled() and any(p.requires_grad for p in _vision_parameters(self._module)):
+            raise ValueError("the vision tower is being trained: its features cannot be kept (freeze it, or no cache)")
+        if image_grid_thw is None:
+            pages = list(pixel_values.split(1))  # tiles; each is encoded for itself
+            keys = [_key(page, None, options) for page in pages]
+        else:
+            pages = list(pixel_values.split(image_grid_thw.prod(-1).tolist()))
+            keys = [_key(page, grid, options) for page, grid in zip(pages, image_grid_thw, strict=True)]
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        new = [i for i, key in enumerate(keys) if key not in found and keys.index(key) == i]
+        self.misses += len(new)
+        self.hits += len(keys) - len(new)
+        if new:
+            given = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw[new]}
+            with torch.no_grad():
+                output = self._encode(torch.cat([pages[i] for i in new]), **given, **{**options, "return_dict": True})
+            self._kind = type(output)
+            found |= {keys[i]: page for i, page in zip(new, _split(output, len(new)), strict=True)}
+        for key in keys:
+            self._keep(key, found[key])
+        return _join([found[key] for key in keys], self._kind, listed=image_grid_thw is not None)
+
+    def _keep(self, key: bytes, page: Features) -> None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return
+        size = sum(t.numel() * t.element_size() for value in page.values() for t in _tensors(value))
+        if size > self.max_bytes:
+            return
+        self._kept[key] = page
+        self.bytes += size
+        while self.bytes > self.max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self.bytes -= sum(t.numel() * t.element_size() for value in oldest.values() for t in _tensors(value))
+
+
+def _vision_parameters(module: torch.nn.Module):
+    language = getattr(module, "language_model", None)
+    inside = {id(p) for p in language.parameters()} if language is not None else set()
+    return (p for p in module.parameters() if id(p) not in inside)
+
+
+def _key(page: torch.Tensor, grid: torch.Tensor | None, options: dict[str, Any]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr((tuple(page.shape), None if grid is None else grid.tolist(), sorted(options.items()))).encode())
+    digest.update(page.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def _split(output: Any, count: int) -> list[Features]:
+    """The features of each page, as tensors of their own, so that a page can be forgotten without the others."""
+    pages: list[Features] = [{"pooler_output": output.pooler_output[i].clone()} for i in range(count)]
+    deep: Sequence[Any] | None = getattr(output, "deepstack_features", None)
+    if deep is not None:
+        for i, page in enumerate(pages):
+            page["deepstack_features"] = [layer[i].clone() for layer in deep]
+    return pages
+
+
+def _join(pages: list[Features], kind: Any, listed: bool) -> Any:
+    """What `get_image_features` would have returned for these pages."""
+    values: dict[str, Any] = {
+        "pooler_output": tuple(page["pooler_output"] for page in pages)
+        if listed
+        else torch.stack([page["pooler_output"] for page in pages])
+    }
+    if "deepstack_features" in pages[0]:
+        values["deepstack_features"] = [tuple(layer) for layer in zip(*(p["deepstack_features"] for p in pages))]
+    return kind(**values)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return value if isinstance(value, list) else [value]
