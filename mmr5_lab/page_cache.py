@@ -20,6 +20,8 @@ from typing import Any, cast
 
 import torch
 
+# Model types whose features come apart by page; tested with each (tests/architectures.py).
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
 Features = dict[str, Any]  # of one page: "pooler_output", and "deepstack_features" where the model has them
 
 
@@ -34,12 +36,12 @@ class PageCache:
     """
 
     def __init__(self, model: torch.nn.Module, max_bytes: int = 1 << 30):
-        encoders = [module for module in model.modules() if hasattr(module, "get_image_features")]
+        encoders: list[Any] = [module for module in model.modules() if hasattr(module, "get_image_features")]
         if not encoders:
             raise TypeError(f"{type(model).__name__} has no get_image_features: its pages cannot be kept")
         self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
         self._kept: OrderedDict[bytes, Features] = OrderedDict()
-        self._module: Any = encoders[-1]  # modules() lists a model before what is inside it
+        self._module = encoders[-1]  # modules() lists a model before what is inside it
         self._encode = self._module.get_image_features
         if hasattr(self._encode, "page_cache"):
             raise ValueError(f"this {type(model).__name__} has a page cache already")
@@ -50,6 +52,11 @@ class PageCache:
 
         cast(Any, features).page_cache = self
         self._module.get_image_features = features
+
+    @staticmethod
+    def supports(model: torch.nn.Module) -> bool:
+        """Is the model of a type whose features are known to come apart by page?"""
+        return getattr(getattr(model, "config", None), "model_type", None) in SUPPORTED
 
     @property
     def hit_rate(self) -> float:
@@ -112,7 +119,7 @@ def _vision_parameters(module: torch.nn.Module):
 def _key(page: torch.Tensor, grid: torch.Tensor | None, options: dict[str, Any]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((tuple(page.shape), None if grid is None else grid.tolist(), sorted(options.items()))).encode())
-    digest.update(page.detach().cpu().contiguous().view(torch.uint8).numpy())
+    digest.update(page.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 
 
@@ -134,7 +141,9 @@ def _join(pages: list[Features], kind: Any, listed: bool) -> Any:
         else torch.stack([page["pooler_output"] for page in pages])
     }
     if "deepstack_features" in pages[0]:
-        values["deepstack_features"] = [tuple(layer) for layer in zip(*(p["deepstack_features"] for p in pages))]
+        values["deepstack_features"] = [
+            tuple(layer) for layer in zip(*(p["deepstack_features"] for p in pages), strict=True)
+        ]
     return kind(**values)
 
 

@@ -81,10 +81,8 @@ def reward_curves(
     _smoothed(third, log, "completions/mean_length", smooth, GREY, "-", None)
     third.set(title="completion length (tokens)", xlabel="step", ylim=(0, None))
     edge = max(1, len(log) // 4)
-    ends = [
-        f"{name} {log[f'rewards/{name}/mean'].head(edge).mean():.2f}, {log[f'rewards/{name}/mean'].tail(edge).mean():.2f}"
-        for name in rewards
-    ]
+    means = {name: log[f"rewards/{name}/mean"] for name in rewards}
+    ends = [f"{name} {mean.head(edge).mean():.2f}, {mean.tail(edge).mean():.2f}" for name, mean in means.items()]
     figure.alt = f"Means of the first and the last quarter of {len(log)} steps: {'; '.join(ends)}"
     return figure
 

@@ -70,6 +70,13 @@ TEACHER_REFINE_TEMPLATE = (
     "{think}"
 )
 
+# What MonoQwen2-VL was trained on (lightonai/MonoQwen2-VL-v0.1, model card): the page first, then this.
+POINTWISE_TEMPLATE = (
+    "Assert the relevance of the previous image document to the following query, answer True or False. "
+    "The query is: {query}"
+)
+POINTWISE_ANSWERS = ("True", "False")
+
 QUESTION_TEMPLATES = {"inference": INFERENCE_QUESTION_TEMPLATE, "sft": SFT_QUESTION_TEMPLATE}
 
 _ALL_TEXTS = (
@@ -141,6 +148,15 @@ def build_messages(
         {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
         {"role": "user", "content": content},
     ]
+
+
+def build_pointwise_messages(query: str) -> list[dict[str, Any]]:
+    """The chat messages that ask whether one page is relevant to `query`; the answer is one of `POINTWISE_ANSWERS`.
+
+    Raises like `build_messages` for a bad query.
+    """
+    asked = POINTWISE_TEMPLATE.format(query=_checked("query", query))
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
 
 
 def completion_text(think: str, answer_ids: Sequence[int]) -> str:

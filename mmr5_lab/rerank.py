@@ -4,9 +4,16 @@
     ranking = reranker.rank("What was the revenue in 2015?", ["page1.png", "page2.png"])
     ranking.order, ranking.reasoning, ranking.faults
 
-Modes: "reason" thinks, then answers (arXiv 2506.12364); "direct" answers at once, decoding held to
-permutations of the ids; "score" reads the probabilities of the ids at the answer's first place in one forward
-pass (arXiv 2406.15657). An answer that cannot be used is repaired and named in `faults`, never hidden.
+Modes:
+
+- "reason" thinks, then answers (arXiv 2506.12364);
+- "direct" answers at once, decoding held to permutations of the ids;
+- "score" reads the probabilities of the ids at the answer's first place in one forward pass (FIRST, arXiv
+  2406.15657);
+- "pointwise" asks of every page alone whether it is relevant, and ranks by the probability of "True" (RagVL, arXiv
+  2407.21439; the wording is that of lightonai/MonoQwen2-VL-v0.1).
+
+An answer that cannot be used is repaired and named in `faults`, never hidden.
 """
 
 import io
@@ -14,7 +21,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +29,22 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from mmr5_lab.budget import context_length, visual_tokens
 from mmr5_lab.corpus import Corpus
 from mmr5_lab.models import load_model
+from mmr5_lab.page_cache import PageCache
 from mmr5_lab.parsing import parse_ranking
-from mmr5_lab.prompts import build_messages
+from mmr5_lab.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
 from mmr5_lab.retrieve import Run, write_trec
 from mmr5_lab.rewards import format_reward, rank_reward
 from mmr5_lab.runs import read_lines, report_progress
 
-MODES = ("reason", "direct", "score")
+MODES = ("reason", "direct", "score", "pointwise")
 CHUNK = 256  # questions whose pages are read together
 UNREASONED = "<think></think><answer>["  # what "direct" and "score" put into the model's mouth
+CONTENT_FREE = "N/A"  # the query against which "score" is calibrated
 Page = str | Path | bytes | Image.Image
+Pair = tuple[str, Sequence[Page]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +53,12 @@ class Ranking:
 
     order: 0-based permutation of range(n), best first
     reasoning: the text inside <think>, or None
-    text: the completion as written ("" in mode "score")
+    text: the completion as written ("" in modes "score" and "pointwise")
     faults: what was wrong with it, as named by `parsing.parse_ranking`
-    scores: log-probability of each candidate, in candidate order (mode "score"), or None
+    scores: one a candidate, in candidate order, higher is better, or None: log-probabilities of the ids ("score"),
+        probabilities of "True" ("pointwise"), points ("consensus")
     tokens, seconds: completion tokens, and this query's share of its batch's time
+    stability: how alike the orders were that a consensus was made of (mean Kendall tau, -1 to 1), or None
     """
 
     order: list[int]
@@ -56,10 +68,40 @@ class Ranking:
     scores: list[float] | None
     tokens: int
     seconds: float
+    stability: float | None = None
 
 
-class Reranker:
-    """A loaded model with its way of decoding. Greedy unless `temperature` > 0; then `seed` makes it repeatable."""
+class Ranker:
+    """What ranks pages: a loaded model, a server (`remote`), or a strategy over either (`strategies`)."""
+
+    def rank_each(
+        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
+    ) -> Iterator[tuple[int, Ranking]]:
+        """Like `rank_many`, but yields (index, ranking) as they are finished, in any order."""
+        raise NotImplementedError
+
+    def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
+        """Rank the pages (paths, image bytes or PIL images) of one query.
+
+        Raises ValueError for an empty query, no pages, a page that is not an image, more than the model's context
+        holds, or an unknown mode.
+        """
+        return self.rank_many([(query, pages)], mode=mode)[0]
+
+    def rank_many(self, pairs: Iterable[Pair], mode: str = "reason", batch_size: int = 16) -> list[Ranking]:
+        """Rank many (query, pages) pairs; results in their order. Raises as `rank`, naming the pair."""
+        pairs = list(pairs)
+        results = dict(self.rank_each(pairs, mode=mode, batch_size=batch_size))
+        return [results[i] for i in range(len(pairs))]
+
+
+class Reranker(Ranker):
+    """A loaded model with its way of decoding. Greedy unless `temperature` > 0; then `seed` makes it repeatable.
+
+    calibrate: in mode "score", subtract what the model says of blank pages, which is its liking for places
+        (contextual calibration, arXiv 2102.09690)
+    page_cache: keeps what the vision tower made of a page (`mmr5_lab.page_cache`); None encodes every page anew
+    """
 
     def __init__(
         self,
@@ -69,9 +111,13 @@ class Reranker:
         max_new_tokens: int = 2048,
         temperature: float = 0.0,
         seed: int | None = None,
+        calibrate: bool = False,
+        page_cache: PageCache | None = None,
     ):
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.page_cache = model, processor, page_cache
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        self.calibrate = calibrate
+        self._blank: dict[tuple[int, tuple[int, int]], list[float]] = {}
 
     @classmethod
     def from_pretrained(
@@ -82,73 +128,117 @@ class Reranker:
         max_new_tokens: int = 2048,
         temperature: float = 0.0,
         seed: int | None = None,
+        calibrate: bool = False,
+        page_cache_bytes: int = 1 << 30,
         **options: Any,
     ) -> "Reranker":
-        """Load `model` (and merge `adapter`); `options` go to `models.load_model`."""
-        loaded, processor = load_model(model, adapter, **options)
-        return cls(loaded, processor, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        """Load `model` (and merge `adapter`); `options` go to `models.load_model`.
 
-    def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
-        """Rank the pages (paths, image bytes or PIL images) of one query.
-
-        Raises ValueError for an empty query, no pages, a page that is not an image, or an unknown mode.
+        page_cache_bytes: bound of the page cache, on the model's device; 0: no cache
         """
-        return self.rank_many([(query, pages)], mode=mode)[0]
-
-    def rank_many(
-        self, pairs: Iterable[tuple[str, Sequence[Page]]], mode: str = "reason", batch_size: int = 16
-    ) -> list[Ranking]:
-        """Rank many (query, pages) pairs; results in their order. Raises as `rank`, naming the pair."""
-        pairs = list(pairs)
-        results = dict(self.rank_each(pairs, mode=mode, batch_size=batch_size))
-        return [results[i] for i in range(len(pairs))]
+        loaded, processor = load_model(model, adapter, **options)
+        cache = PageCache(loaded, page_cache_bytes) if page_cache_bytes and PageCache.supports(loaded) else None
+        return cls(
+            loaded,
+            processor,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            calibrate=calibrate,
+            page_cache=cache,
+        )
 
     def rank_each(
-        self, pairs: Sequence[tuple[str, Sequence[Page]]], mode: str = "reason", batch_size: int = 16
+        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
     ) -> Iterator[tuple[int, Ranking]]:
-        """Like `rank_many`, but yields (index, ranking) as batches finish, pairs of like size together.
+        """Yield (index, ranking) as batches finish, pairs of like length together.
 
         All pairs are checked before the first batch, so that bad input cannot cost finished work.
         """
+        lengths = self._checked(pairs, mode, batch_size)
+        order = sorted(range(len(pairs)), key=lambda i: lengths[i])
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        for start in range(0, len(order), batch_size):
+            yield from self._rank_batch(order[start : start + batch_size], pairs, mode)
+
+    def _checked(self, pairs: Sequence[Pair], mode: str, batch_size: int) -> list[int]:
+        """Tokens of each pair's prompt. Raises ValueError, naming the pair, for what cannot be ranked."""
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        prompts = []
+        if mode == "pointwise":
+            _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
+        sizes: dict[Any, tuple[int, int]] = {}  # of pages that were decoded already
+        tokens: dict[tuple[int, int], int] = {}
+        lengths = []
+        room = self.max_new_tokens if mode == "reason" else 0
+        limit = context_length(self.model.config)
         for i, (query, pages) in enumerate(pairs):
+            where = f"pair {i} ({query!r:.60})"
             if not pages:
-                raise ValueError(f"pair {i} ({query!r:.60}): there are no pages to rank")
+                raise ValueError(f"{where}: there are no pages to rank")
+            try:
+                text = self._prompt(query, len(pages), mode)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            visual = []
             for k, page in enumerate(pages):
-                _open(page, f"pair {i} ({query!r:.60}), page {k}")
-            prompts.append(self._prompt(query, len(pages)))
-        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][1]), len(prompts[i])))
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-        # "direct" and "score" choose among the same ids in all of a batch: only pairs of as many pages go together
-        for _, group in groupby(order, key=lambda i: mode == "reason" or len(pairs[i][1])):
-            members = list(group)
-            for start in range(0, len(members), batch_size):
-                yield from self._rank_batch(members[start : start + batch_size], pairs, prompts, mode)
+                known = page if isinstance(page, str | Path | bytes) else id(page)
+                if known not in sizes:
+                    image = _rgb(page, f"{where}, page {k}")
+                    sizes[known] = (image.height, image.width)
+                size = sizes[known]
+                if size not in tokens:
+                    try:
+                        tokens[size] = visual_tokens(self.processor, [size])[0]
+                    except ValueError as error:  # such as an aspect ratio that the processor refuses
+                        raise ValueError(f"{where}, page {k} ({size[1]} × {size[0]} pixels): {error}") from None
+                visual.append(tokens[size])
+            words = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - text.count(
+                self.processor.image_token
+            )
+            length = words + (max(visual) if mode == "pointwise" else sum(visual))
+            if limit is not None and length + room > limit:
+                raise ValueError(
+                    f"{where}: {len(pages)} pages make {sum(visual)} visual tokens; with {words} of text and {room} for"
+                    f" the answer that is {length + room} of a context of {limit}. Show fewer pages, or set a smaller"
+                    f" max_pixels (a visual token is {_pixels_per_token(sizes, tokens):.0f} pixels here) or"
+                    f" max_new_tokens"
+                )
+            lengths.append(length)
+        return lengths
 
-    def _prompt(self, query: str, count: int) -> str:
-        return self.processor.apply_chat_template(
-            build_messages(query, count), tokenize=False, add_generation_prompt=True
-        )
+    def _prompt(self, query: str, count: int, mode: str) -> str:
+        messages = build_pointwise_messages(query) if mode == "pointwise" else build_messages(query, count)
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text + (UNREASONED if mode in ("direct", "score") else "")
+
+    def _inputs(self, texts: list[str], images: list[list[Image.Image]]):
+        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
+        inputs = inputs.to(self.model.device)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return inputs
 
     @torch.inference_mode()
-    def _rank_batch(self, batch: list[int], pairs, prompts: list[str], mode: str) -> Iterator[tuple[int, Ranking]]:
+    def _rank_batch(self, batch: list[int], pairs: Sequence[Pair], mode: str) -> Iterator[tuple[int, Ranking]]:
         started = time.perf_counter()
         images = [
             [_rgb(page, f"pair {i} ({pairs[i][0]!r:.60}), page {k}") for k, page in enumerate(pairs[i][1])]
             for i in batch
         ]
-        texts = [prompts[i] + ("" if mode == "reason" else UNREASONED) for i in batch]
-        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
-        inputs = inputs.to(self.model.device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        sizes = [len(pairs[i][1]) for i in batch]
-        rankings = self._score(inputs, sizes[0]) if mode == "score" else self._generate(inputs, sizes, mode)
+        texts = [self._prompt(*_counted(pairs[i]), mode) for i in batch]
+        if mode == "pointwise":
+            rankings = self._pointwise(texts, images)
+        else:
+            inputs = self._inputs(texts, images)
+            sizes = [len(pairs[i][1]) for i in batch]
+            if mode == "score":
+                rankings = [_scored(row) for row in self._score(inputs, sizes, images)]
+            else:
+                rankings = self._generate(inputs, sizes, mode)
         seconds = (time.perf_counter() - started) / len(batch)
         for i, values in zip(batch, rankings, strict=True):
             yield i, Ranking(**values, seconds=seconds)
@@ -161,8 +251,9 @@ class Reranker:
         else:
             options |= {"temperature": None, "top_p": None, "top_k": None}
         if mode == "direct":
-            allowed = AllowedIds(self.processor.tokenizer, sizes[0], width)
-            options |= {"prefix_allowed_tokens_fn": allowed, "max_new_tokens": allowed.longest}
+            allowed = [AllowedIds(self.processor.tokenizer, n, width) for n in sizes]
+            options["prefix_allowed_tokens_fn"] = lambda row, tokens: allowed[row](tokens)
+            options["max_new_tokens"] = max(ids.longest for ids in allowed)
         output = self.model.generate(**inputs, **options)[:, width:]
         ends = _end_tokens(self.model, self.processor.tokenizer)
         values = []
@@ -184,28 +275,78 @@ class Reranker:
             })  # fmt: skip
         return values
 
-    def _score(self, inputs, n: int) -> list[dict[str, Any]]:
+    def _score(self, inputs, sizes: list[int], images: list[list[Image.Image]]) -> list[list[float]]:
         """Log-probability that the answer begins with each id. Ids of several tokens take a pass for each prefix."""
-        allowed = AllowedIds(self.processor.tokenizer, n, 0)
-        scores = torch.zeros(inputs["input_ids"].shape[0], n)
-        prefixes = sorted({path[:k] for path in allowed.paths for k in range(len(path))}, key=len)
+        most = max(sizes)
+        paths = [AllowedIds(self.processor.tokenizer, n, 0).paths for n in sizes]
+        scores = torch.zeros(len(sizes), most)
+        prefixes = sorted({path[:k] for row in paths for path in row for k in range(len(path))}, key=len)
         for prefix in prefixes:
             extended = _extended(inputs, prefix)
-            logits = self.model(**extended).logits[:, -1].float().log_softmax(-1).cpu()
-            for i, path in enumerate(allowed.paths):
-                if path[: len(prefix)] == prefix and len(path) > len(prefix):
-                    scores[:, i] += logits[:, path[len(prefix)]]
-        return [
-            {
-                "order": sorted(range(n), key=lambda i: (-row[i], i)), "reasoning": None, "text": "",
-                "faults": frozenset(), "scores": row, "tokens": 1,
-            }
-            for row in scores.tolist()
-        ]  # fmt: skip
+            logits = self.model(**extended, logits_to_keep=1).logits[:, -1].float().log_softmax(-1).cpu()
+            for r, row in enumerate(paths):
+                for i, path in enumerate(row):
+                    if path[: len(prefix)] == prefix and len(path) > len(prefix):
+                        scores[r, i] += logits[r, path[len(prefix)]]
+        rows = [row[:n] for row, n in zip(scores.tolist(), sizes, strict=True)]
+        if self.calibrate:
+            rows = [
+                [value - prior for value, prior in zip(row, self._prior(len(row), pages[0].size), strict=True)]
+                for row, pages in zip(rows, images, strict=True)
+            ]
+        return rows
+
+    def _prior(self, n: int, size: tuple[int, int]) -> list[float]:
+        """What the model says of n blank pages of a size, for no question."""
+        if (n, size) not in self._blank:
+            blank = [[Image.new("RGB", size, "white")] * n]
+            inputs = self._inputs([self._prompt(CONTENT_FREE, n, "score")], blank)
+            calibrate, self.calibrate = self.calibrate, False
+            [self._blank[n, size]] = self._score(inputs, [n], blank)
+            self.calibrate = calibrate
+        return self._blank[n, size]
+
+    def _pointwise(self, texts: list[str], images: list[list[Image.Image]]) -> list[dict[str, Any]]:
+        """Probability of the first of the two answers against the second, page by page, a pair's pages together."""
+        yes, no = _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
+        flat = [(text, [page]) for text, pages in zip(texts, images, strict=True) for page in pages]
+        inputs = self._inputs([text for text, _ in flat], [page for _, page in flat])
+        logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        flat_scores = (logits[:, yes] - logits[:, no]).sigmoid().tolist()
+        values, at = [], 0
+        for pages in images:
+            values.append(_scored(flat_scores[at : at + len(pages)]))
+            at += len(pages)
+        return values
+
+
+def _counted(pair: Pair) -> tuple[str, int]:
+    return pair[0], len(pair[1])
+
+
+def _scored(scores: list[float]) -> dict[str, Any]:
+    """A ranking by scores; ties stay in candidate order."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return {"order": order, "reasoning": None, "text": "", "faults": frozenset(), "scores": scores, "tokens": 1}
+
+
+def _first_tokens(tokenizer, answers: Sequence[str]) -> list[int]:
+    first = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
+    if len(set(first)) < len(first):
+        raise ValueError(
+            f"this tokenizer begins {' and '.join(answers)} alike: mode 'pointwise' cannot tell them apart"
+        )
+    return first
+
+
+def _pixels_per_token(sizes: dict[Any, tuple[int, int]], tokens: dict[tuple[int, int], int]) -> float:
+    """Of the largest page seen; shown in messages."""
+    height, width = max(sizes.values())
+    return height * width / max(1, tokens[height, width])
 
 
 def rerank_run(
-    reranker: Reranker,
+    reranker: Ranker,
     corpus: Corpus,
     run: Run,
     folder: str | Path,
@@ -255,7 +396,7 @@ def rerank_run(
     return frame
 
 
-def probe(reranker: Reranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
+def probe(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
     """What a model writes for the prompts of some traces: columns query_id, text, faults, valid.
 
     The traces' image paths are relative to `folder`.
@@ -311,7 +452,8 @@ class AllowedIds:
         ]
         self.longest = sum(map(len, ids)) + (n - 1) * len(self.separator) + 1
 
-    def __call__(self, batch_id: int, tokens: torch.Tensor) -> list[int]:
+    def __call__(self, tokens: torch.Tensor) -> list[int]:
+        """Ids of the tokens that may follow `tokens` (prompt and what was written so far)."""
         written = tuple(tokens.tolist()[self.prompt_length :])
         left, at = dict(enumerate(self.ids)), 0
         while True:
@@ -349,7 +491,7 @@ class QueryReranker:
         return self.reranker.rank(query, image_list).order
 
 
-def _open(page: Page, where: str) -> Image.Image:
+def open_page(page: Page, where: str) -> Image.Image:
     """The page as an image, not decoded yet. Raises ValueError, naming it, where it is not one."""
     if isinstance(page, Image.Image):
         return page
@@ -372,7 +514,7 @@ def _open(page: Page, where: str) -> Image.Image:
 def _rgb(page: Page, where: str) -> Image.Image:
     """The page decoded, in RGB. Raises ValueError, naming it, where it cannot be."""
     try:
-        return _open(page, where).convert("RGB")
+        return open_page(page, where).convert("RGB")
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{where} is truncated or corrupt: {error}") from error
 

@@ -91,7 +91,9 @@ def _qwen3_vl():
 def _renamed(tokens: dict[str, str]) -> PreTrainedTokenizerFast:
     """The miniature's tokenizer with further named special tokens."""
     tokenizer = build_processor().tokenizer
-    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens.values())}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(tokens.values())}, replace_extra_special_tokens=False
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         padding_side="left", extra_special_tokens=tokens,

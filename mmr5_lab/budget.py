@@ -1,0 +1,160 @@
+"""What a request will take, before weights are loaded: visual tokens, context, memory.
+
+    budget = plan("Qwen/Qwen2.5-VL-7B-Instruct", image_sizes=[(1100, 850)] * 10, batch_size=8)
+    print(budget)
+    budget.check()          # ValueError, with settings that would fit, where it does not
+
+Only the model's configuration and processor are read. Memory counts weights and the cache of keys and values, which
+follow from the configuration; activations come on top and are not known beforehand.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from mmr5_lab.models import best_device, best_dtype, set_max_pixels
+from mmr5_lab.prompts import build_messages
+
+GIB = 1 << 30
+
+
+def visual_tokens(processor, image_sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens that a processor makes of images of these (height, width) in pixels.
+
+    Raises ValueError for a size that the processor refuses (such as an aspect ratio above 200).
+    """
+    counted = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in image_sizes])
+    return list(counted["num_image_tokens"])
+
+
+def context_length(config) -> int | None:
+    """Positions of the language model, or None where the configuration does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def cache_bytes_a_token(config, dtype: torch.dtype) -> int:
+    """Keys and values of one token: 2 × layers × key-value heads × head size × bytes a number."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * size * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one batch takes.
+
+    page_tokens: visual tokens of each page; text_tokens: of the prompt's words; new_tokens: room for the answer
+    context: positions of the model (None: not stated); weights, cache, memory: bytes (cache: of the whole batch;
+    memory: free on the device)
+    """
+
+    page_tokens: list[int]
+    text_tokens: int
+    new_tokens: int
+    context: int | None
+    batch_size: int
+    parameters: int
+    weights: int
+    cache: int
+    memory: int
+    pixels_a_token: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one query: pages, text and answer."""
+        return sum(self.page_tokens) + self.text_tokens + self.new_tokens
+
+    def problems(self) -> list[str]:
+        """What does not fit, each with the settings that would; empty where all fits."""
+        found = []
+        if self.context is not None and self.tokens > self.context:
+            left = self.context - self.text_tokens - self.new_tokens
+            most = max(self.page_tokens)
+            pixels = int(left / len(self.page_tokens) * self.pixels_a_token)
+            advice = [f"at most {left // most} such pages"] if left >= most else []
+            advice += [f"max_pixels={pixels}"] if pixels > self.pixels_a_token else []
+            found.append(
+                f"{len(self.page_tokens)} pages make {sum(self.page_tokens)} visual tokens; with {self.text_tokens} of"
+                f" text and {self.new_tokens} for the answer that is {self.tokens} of a context of {self.context}."
+                f" What would fit: {' or '.join(advice) or 'a shorter answer (max_new_tokens)'}"
+            )
+        if self.weights + self.cache > self.memory:
+            each = self.cache // self.batch_size
+            batch = (self.memory - self.weights) // max(1, each)
+            advice = [f"batch_size={batch}"] if batch >= 1 else ["a smaller model, 4-bit weights or more memory"]
+            found.append(
+                f"weights take {self.weights / GIB:.1f} GiB and keys and values of {self.batch_size} queries"
+                f" {self.cache / GIB:.1f} GiB, but {self.memory / GIB:.1f} GiB are free. What would fit: {advice[0]}"
+            )
+        return found
+
+    def check(self) -> None:
+        """Raises ValueError, naming numbers and settings that would fit, where the request does not."""
+        problems = self.problems()
+        if problems:
+            raise ValueError("this does not fit: " + "; ".join(problems))
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.page_tokens)} pages: {sum(self.page_tokens)} visual tokens, {self.text_tokens} of text,"
+            f" {self.new_tokens} for the answer: {self.tokens} of {self.context or 'an unknown number of'} positions\n"
+            f"{self.parameters / 1e6:.1f} million parameters: {self.weights / GIB:.2f} GiB; keys and values of"
+            f" {self.batch_size} queries: {self.cache / GIB:.2f} GiB; free: {self.memory / GIB:.2f} GiB"
+        )
+
+
+def plan(
+    model: str | Path,
+    image_sizes: Sequence[tuple[int, int]],
+    *,
+    query: str = "What was the revenue in 2015?",
+    max_new_tokens: int = 2048,
+    batch_size: int = 1,
+    max_pixels: int | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    memory: int | None = None,
+) -> Budget:
+    """The budget of a batch of queries with pages of these (height, width) each, in mode "reason".
+
+    memory: bytes that may be used; None: what is free on the device now
+    Raises ValueError for no pages and for a page size that the processor refuses.
+    """
+    if not image_sizes:
+        raise ValueError("image_sizes is empty: there are no pages to plan for")
+    config = AutoConfig.from_pretrained(model)
+    processor: Any = AutoProcessor.from_pretrained(model)
+    if max_pixels:
+        set_max_pixels(processor, max_pixels)
+    device = device or best_device()
+    dtype = dtype or best_dtype(device)
+    pages = visual_tokens(processor, image_sizes)
+    text = processor.apply_chat_template(build_messages(query, len(pages)), tokenize=False, add_generation_prompt=True)
+    words = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - len(pages)
+    with torch.device("meta"):
+        parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
+    height, width = max(image_sizes)
+    return Budget(
+        page_tokens=pages,
+        text_tokens=words,
+        new_tokens=max_new_tokens,
+        context=context_length(config),
+        batch_size=batch_size,
+        parameters=parameters,
+        weights=parameters * dtype.itemsize,
+        cache=cache_bytes_a_token(config, dtype) * (sum(pages) + words + max_new_tokens) * batch_size,
+        memory=_free(device) if memory is None else memory,
+        pixels_a_token=min(height * width, max_pixels or height * width) / max(pages),
+    )
+
+
+def _free(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    return psutil.virtual_memory().available

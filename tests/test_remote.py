@@ -1,0 +1,186 @@
+"""Ranking through servers: a real one with the same weights, and one with every fault, over real sockets."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmr5_lab.remote import RemoteError, RemoteReranker
+from mmr5_lab.rerank import Reranker
+
+ANSWER = "<think>Image 2 fits.</think><answer>[2, 1]</answer>"
+
+
+def pages(count: int) -> list[Image.Image]:
+    return [Image.new("RGB", (140, 168), (40 * k % 255, 60, 200)) for k in range(count)]
+
+
+def completion(text: str, ended: str = "stop") -> bytes:
+    message = {"role": "assistant", "content": text}
+    return json.dumps({
+        "id": "1", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": ended}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10},
+    }).encode()  # fmt: skip
+
+
+class Server:
+    """Answers each question with its turns, one a request: a status, bytes, "hang" or "cut"; then with `ANSWER`."""
+
+    def __init__(self, turns: dict[str, list], delay: float = 0.0):
+        self.turns, self.delay = {question: list(given) for question, given in turns.items()}, delay
+        self.bodies, self.keys, self.busy, self.most = [], [], 0, 0
+        lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    server.busy += 1
+                    server.most = max(server.most, server.busy)
+                    server.bodies.append(body)
+                    server.keys.append(self.headers["Authorization"])
+                    text = body["messages"][1]["content"][0]["text"]
+                    asked = next((q for q in server.turns if f"question is: {q}\n" in text), None)
+                    turn = server.turns[asked].pop(0) if asked and server.turns[asked] else completion(ANSWER)
+                time.sleep(server.delay)
+                with lock:
+                    server.busy -= 1
+                if turn == "hang":
+                    time.sleep(3)
+                if turn in ("hang", "cut"):
+                    self.close_connection = True
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
+                    return
+                status, data = (turn, b"{}") if isinstance(turn, int) else (200, turn)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                if status == 429:
+                    self.send_header("Retry-After", "0")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def test_every_passing_fault_is_overcome():
+    turns = {
+        "q0": [429, 500], "q1": ["hang"], "q2": ["cut", 503], "q3": [b"garbage", b"<html>", b"[1]"],
+        "q4": [completion("no list")], "q5": [completion(ANSWER, "length")],
+    }  # fmt: skip
+    with Server(turns) as server:
+        remote = RemoteReranker(server.url, "m", concurrency=3, timeout=1, retries=4, pause=0.01)
+        rankings = remote.rank_many([(q, pages(2)) for q in turns])
+    assert [r.order for r in rankings] == [[1, 0]] * 4 + [[0, 1], [1, 0]]
+    assert [set(r.faults) for r in rankings[:4]] == [set()] * 4
+    assert "no_answer" in rankings[4].faults
+    assert rankings[5].faults == {"truncated"}
+    assert rankings[0].tokens == 9
+    assert all(not left for left in server.turns.values()), "each fault was met"
+    assert server.most <= 3
+
+
+def test_what_fails_for_good_costs_nothing_else():
+    with Server({"bad": [400], "dead": [500] * 3}) as server:
+        remote = RemoteReranker(server.url, "m", retries=2, pause=0.01)
+        finished = {}
+
+        def take():
+            for i, ranking in remote.rank_each([(q, pages(2)) for q in ("a", "bad", "dead", "b")]):
+                finished[i] = ranking.order
+
+        with pytest.raises(RemoteError, match="2 of 4 .* first is pair 1: BadRequestError 400") as error:
+            take()
+        assert finished == {0: [1, 0], 3: [1, 0]}
+        assert set(error.value.failures) == {1, 2}
+        assert len(server.bodies) == 1 + 1 + 3 + 1, "a refused request is not sent again"
+
+
+def test_the_key_comes_from_the_environment_and_the_page_is_sent_as_it_is(monkeypatch, tmp_path):
+    pages(1)[0].save(tmp_path / "page.jpg")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-7")
+    with Server({}) as server:
+        remote = RemoteReranker(server.url, "m", max_new_tokens=33, seed=5)
+        remote.rank("q", [tmp_path / "page.jpg", pages(1)[0]])
+        [body] = server.bodies
+    assert server.keys == ["Bearer secret-7"]
+    assert "secret-7" not in repr(vars(remote))
+    assert (body["max_tokens"], body["temperature"], body["seed"], body["model"]) == (33, 0.0, 5, "m")
+    urls = [p["image_url"]["url"] for p in body["messages"][1]["content"] if p["type"] == "image_url"]
+    assert urls[0].startswith("data:image/jpeg;base64,/9j/")
+    assert urls[1].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(("given", "message"), [([], "no pages"), ([b"x"], "page 0 is not a readable image")])
+def test_bad_pages_are_named_before_anything_is_sent(given, message):
+    with Server({}) as server, pytest.raises(ValueError, match=f"pair 1 .'q'.*{message}"):
+        list(RemoteReranker(server.url, "m").rank_each([("p", pages(1)), ("q", given)]))
+    assert server.bodies == []
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="concurrency is 0"):
+        RemoteReranker("http://127.0.0.1:9/v1", "m", concurrency=0)
+    with pytest.raises(ValueError, match="mode 'score' needs the model's logits"):
+        RemoteReranker("http://127.0.0.1:9/v1", "m").rank("q", pages(1), "score")
+
+
+@pytest.fixture(scope="module")
+def served():
+    """`transformers serve` with the miniature's base: (url, model name)."""
+    model = Path(__file__).parent.parent / "data" / "mini" / "base"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "transformers", "serve", model, "--port", str(port), "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [*command, "--dtype", "float32"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+    )
+    try:
+        for _ in range(600):
+            assert process.poll() is None, process.stderr.read().decode()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1", str(model)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_server_with_the_same_weights_writes_the_same(served):
+    url, model = served
+    shown = [(f"What was the staff of Orion in {2014 + k}?", pages(2 + k % 2)) for k in range(3)]
+    local = Reranker.from_pretrained(model, max_new_tokens=40).rank_many(shown)
+    remote = RemoteReranker(url, model, max_new_tokens=40, concurrency=2).rank_many(shown)
+    assert [r.text for r in remote] == [r.text for r in local]
+    assert [r.order for r in remote] == [r.order for r in local]
+    assert [r.faults for r in remote] == [r.faults for r in local]
