@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ingest(commands)
     _add_retrieve(commands)
     _add_rerank(commands)
+    _add_ask(commands)
     _add_evaluate(commands)
     return parser
 
@@ -132,6 +133,55 @@ def _retrieve(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {len(run.pages)} questions, up to {arguments.top_k} pages each")
 
 
+def _add_ranker(command) -> None:
+    """The arguments that say what ranks: a model here or on a server, its mode, a strategy."""
+    command.add_argument("--model", help="model folder or hub name (mmr5 ask: default the newest run of 03_grpo)")
+    command.add_argument("--adapter", help="PEFT adapter folder")
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        help="ask a server with OpenAI's interface instead, such as http://localhost:8000/v1; --model is its name"
+        " there, OPENAI_API_KEY its key",
+    )
+    command.add_argument(
+        "--mode", choices=["reason", "direct", "score", "pointwise"], default="reason", help="default: reason"
+    )
+    command.add_argument(
+        "--max-pixels", type=_positive, metavar="N", help="pixel budget of a page (default: the model's)"
+    )
+    command.add_argument("--max-new-tokens", type=_positive, default=2048, metavar="N", help="default: 2048")
+    command.add_argument("--window", type=_positive, metavar="N", help="pages shown at once, in sliding windows")
+    command.add_argument(
+        "--stride", type=_positive, metavar="N", help="places that a window moves (default: half a window)"
+    )
+    command.add_argument(
+        "--shuffles", type=_positive, metavar="K", help="consensus of K shuffles of the candidates (Borda)"
+    )
+
+
+def _ranker(arguments: argparse.Namespace, model: str):
+    from mmr5_lab.rerank import Ranker, Reranker
+
+    ranker: Ranker
+    if arguments.server:
+        from mmr5_lab.remote import RemoteReranker
+
+        ranker = RemoteReranker(arguments.server, model, max_new_tokens=arguments.max_new_tokens)
+    else:
+        ranker = Reranker.from_pretrained(
+            model, arguments.adapter, max_pixels=arguments.max_pixels, max_new_tokens=arguments.max_new_tokens
+        )
+    if arguments.window:
+        from mmr5_lab.strategies import Windows
+
+        ranker = Windows(ranker, arguments.window, arguments.stride or max(1, arguments.window // 2))
+    if arguments.shuffles:
+        from mmr5_lab.strategies import Consensus
+
+        ranker = Consensus(ranker, arguments.shuffles)
+    return ranker
+
+
 def _add_rerank(commands) -> None:
     command = commands.add_parser(
         "rerank",
@@ -141,35 +191,72 @@ def _add_rerank(commands) -> None:
     )
     command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
     command.add_argument("run", metavar="RUN", help="TREC run with the candidates")
-    command.add_argument("--model", required=True, help="model folder or hub name")
-    command.add_argument("--adapter", help="PEFT adapter folder")
     command.add_argument("--out", required=True, metavar="RUN2", help="TREC run to write")
-    command.add_argument("--mode", choices=["reason", "direct", "score"], default="reason", help="default: reason")
-    command.add_argument("--candidates", type=_positive, default=10, metavar="N", help="pages shown (default: 10)")
+    _add_ranker(command)
+    command.add_argument("--candidates", type=_positive, default=10, metavar="N", help="pages ranked (default: 10)")
     command.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="questions a batch (default: 8)")
-    command.add_argument(
-        "--max-pixels", type=_positive, metavar="N", help="pixel budget of a page (default: the model's)"
-    )
-    command.add_argument("--max-new-tokens", type=_positive, default=2048, metavar="N", help="default: 2048")
     command.add_argument("--split", metavar="NAME", help="only the documents of this split")
     command.set_defaults(command=_rerank)
 
 
 def _rerank(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.rerank import Reranker, rerank_run
-    from mmr5_lab.retrieve import Run, read_trec
+    from mmr5_lab.rerank_run import rerank_run
+    from mmr5_lab.retrieve import Run, RunError, read_trec
 
+    if not arguments.model:
+        raise RunError("which model is to rerank? Name it with --model")
     corpus = _corpus(arguments)
     run = read_trec(arguments.run, corpus)
     run = Run({question: pages[: arguments.candidates] for question, pages in run.pages.items()})
     out = Path(arguments.out)
-    reranker = Reranker.from_pretrained(
-        arguments.model, arguments.adapter, max_pixels=arguments.max_pixels, max_new_tokens=arguments.max_new_tokens
-    )
+    names = ("model", "adapter", "server", "max_pixels", "max_new_tokens", "window", "stride", "shuffles")
     written = rerank_run(
-        reranker, corpus, run, out.parent, out.stem, mode=arguments.mode, batch_size=arguments.batch_size, trec=out
+        _ranker(arguments, arguments.model),
+        corpus,
+        run,
+        out.parent,
+        out.stem,
+        mode=arguments.mode,
+        batch_size=arguments.batch_size,
+        trec=out,
+        settings={name: getattr(arguments, name) for name in names},
     )
     print(f"{out}: {len(written)} questions, {written['valid'].mean():.1%} of the answers without a fault")
+
+
+def _add_ask(commands) -> None:
+    command = commands.add_parser(
+        "ask",
+        help="ask one question: retrieve, rerank, show the pages",
+        description="Take BM25's best pages for a question, rerank them, print them with the model's reasoning and "
+        "write an HTML page with thumbnails.",
+    )
+    command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
+    command.add_argument("question", metavar="QUESTION")
+    command.add_argument("--document", metavar="NAME", help="look only into this document")
+    command.add_argument("--out", default="ask.html", metavar="FILE", help="HTML page to write (default: ask.html)")
+    command.add_argument("--candidates", type=_positive, default=5, metavar="N", help="pages ranked (default: 5)")
+    _add_ranker(command)
+    command.set_defaults(command=_ask)
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.ask import as_text, ask, write_page
+    from mmr5_lab.corpus import load_corpus
+    from mmr5_lab.runs import latest, results
+
+    corpus = load_corpus(arguments.corpus)
+    model = arguments.model or results(latest("03_grpo"))["model"]
+    answer = ask(
+        corpus,
+        arguments.question,
+        _ranker(arguments, model),
+        document=arguments.document,
+        candidates=arguments.candidates,
+        mode=arguments.mode,
+    )
+    print(as_text(answer))
+    print(f"\n{write_page(answer, corpus, arguments.out)}")
 
 
 def _add_evaluate(commands) -> None:

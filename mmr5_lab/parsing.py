@@ -194,3 +194,27 @@ def _without_partial_tag(block: str) -> str:
         if block.endswith(closing[:length]):
             return block[:-length]
     return block
+
+
+# "Image 3" where a sentence or line begins, or wherever a colon follows.
+_IMAGE = re.compile(r"(?:(?<=\n)|(?<=^)|(?<=[.!?] ))[ \t]*+Image[ #]?([0-9]{1,4})\b(?:[ \t]*+:)?|\bImage ([0-9]{1,4}):")
+
+
+def reasoning_by_image(think: str, n: int) -> dict[int, str]:
+    """What reasoning says of each image: 1-based id -> its text, the ids 1..n that it speaks of only.
+
+    A part begins with "Image i" at the start of a line or sentence, or with "Image i:", and ends where the next
+    begins; an image that is spoken of twice gets both parts, joined by a line break.
+
+        >>> reasoning_by_image("Image 1: a chart.\\nImage 2 shows the year. Image 1 does not.", 2)
+        {1: 'a chart.\\nImage 1 does not.', 2: 'Image 2 shows the year.'}
+    """
+    parts: dict[int, str] = {}
+    found = list(_IMAGE.finditer(think))
+    for k, match in enumerate(found, 1):
+        number = int(match[1] or match[2])
+        end = found[k].start() if k < len(found) else len(think)
+        text = think[match.end() if match[0].endswith(":") else match.start() : end].strip()
+        if 1 <= number <= n and text:
+            parts[number] = f"{parts[number]}\n{text}" if number in parts else text
+    return parts

@@ -17,30 +17,23 @@ An answer that cannot be used is repaired and named in `faults`, never hidden.
 """
 
 import io
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
+from mmr5_lab.allowed_ids import AllowedIds
 from mmr5_lab.budget import context_length, visual_tokens
-from mmr5_lab.corpus import Corpus
 from mmr5_lab.models import load_model
 from mmr5_lab.page_cache import PageCache
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
-from mmr5_lab.retrieve import Run, write_trec
-from mmr5_lab.rewards import format_reward, rank_reward
-from mmr5_lab.runs import read_lines, report_progress
 
 MODES = ("reason", "direct", "score", "pointwise")
-CHUNK = 256  # questions whose pages are read together
 UNREASONED = "<think></think><answer>["  # what "direct" and "score" put into the model's mouth
 CONTENT_FREE = "N/A"  # the query against which "score" is calibrated
 Page = str | Path | bytes | Image.Image
@@ -58,6 +51,7 @@ class Ranking:
     scores: one a candidate, in candidate order, higher is better, or None: log-probabilities of the ids ("score"),
         probabilities of "True" ("pointwise"), points ("consensus")
     tokens, seconds: completion tokens, and this query's share of its batch's time
+    shown: the candidates that "Image 1", "Image 2", … of the reasoning are (0-based); None: all, in their order
     stability: how alike the orders were that a consensus was made of (mean Kendall tau, -1 to 1), or None
     """
 
@@ -68,6 +62,7 @@ class Ranking:
     scores: list[float] | None
     tokens: int
     seconds: float
+    shown: list[int] | None = None
     stability: float | None = None
 
 
@@ -115,8 +110,14 @@ class Reranker(Ranker):
         page_cache: PageCache | None = None,
     ):
         self.model, self.processor, self.page_cache = model, processor, page_cache
-        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        self.max_new_tokens, self.seed = max_new_tokens, seed
         self.calibrate = calibrate
+        # what `generate` is told, over the model's generation configuration
+        self.generation: dict[str, Any] = (
+            {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+            if temperature > 0
+            else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        )
         self._blank: dict[tuple[int, tuple[int, int]], list[float]] = {}
 
     @classmethod
@@ -245,11 +246,7 @@ class Reranker(Ranker):
 
     def _generate(self, inputs, sizes: list[int], mode: str) -> list[dict[str, Any]]:
         width = inputs["input_ids"].shape[1]
-        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
-        if self.temperature > 0:
-            options |= {"temperature": self.temperature, "top_p": 1.0, "top_k": 0}
-        else:
-            options |= {"temperature": None, "top_p": None, "top_k": None}
+        options = {"max_new_tokens": self.max_new_tokens, **self.generation}
         if mode == "direct":
             allowed = [AllowedIds(self.processor.tokenizer, n, width) for n in sizes]
             options["prefix_allowed_tokens_fn"] = lambda row, tokens: allowed[row](tokens)
@@ -345,146 +342,22 @@ def _pixels_per_token(sizes: dict[Any, tuple[int, int]], tokens: dict[tuple[int,
     return height * width / max(1, tokens[height, width])
 
 
-def rerank_run(
-    reranker: Ranker,
-    corpus: Corpus,
-    run: Run,
-    folder: str | Path,
-    name: str,
-    *,
-    mode: str = "reason",
-    batch_size: int = 16,
-    trec: Path | None = None,
-) -> pd.DataFrame:
-    """Rerank every question of a first-stage run; one row a question, in the run's order.
-
-    Columns: question_id, order (0-based places in the run's candidates), pages (best first), text, think, faults,
-    valid (no fault), tokens, seconds, and rank_reward, format_reward where a candidate is right.
-
-    Writes into `folder`: `<name>.jsonl` as batches finish (running again ranks only what is missing),
-    `<name>.trec` (or the file `trec`), and at the end `<name>.generations.parquet`. Raises ValueError for questions
-    that the corpus does not have or that have no candidates.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    questions = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
-    unknown = [question_id for question_id in run.pages if question_id not in questions]
-    if unknown:
-        raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
-    log = folder / f"{name}.jsonl"
-    done = {row["question_id"]: row for row in read_lines(log)}
-    missing = [question_id for question_id in run.pages if question_id not in done]
-    with log.open("a", encoding="utf-8") as file, tqdm(total=len(run.pages), initial=len(done), desc=name) as bar:
-        for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
-            chunk = missing[start : start + CHUNK]
-            pairs = [_pair(corpus, questions[question_id], run.pages[question_id]) for question_id in chunk]
-            for i, ranking in reranker.rank_each(pairs, mode, batch_size):
-                row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
-                done[chunk[i]] = row
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                bar.update()
-                report_progress(folder, name, len(done), len(run.pages))
-    frame = pd.DataFrame([done[question_id] for question_id in run.pages])
-    write_trec(
-        Run(dict(zip(frame["question_id"], frame["pages"], strict=True))),
-        corpus,
-        trec or folder / f"{name}.trec",
-        "mmr5",
-    )
-    frame.to_parquet(folder / f"{name}.generations.parquet", index=False)
-    return frame
-
-
-def probe(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
-    """What a model writes for the prompts of some traces: columns query_id, text, faults, valid.
-
-    The traces' image paths are relative to `folder`.
-    """
-    pairs = [(trace["query"], [Path(folder) / image for image in trace["images"]]) for trace in traces]
-    rankings = reranker.rank_many(pairs)
-    return pd.DataFrame({
-        "query_id": [trace["query_id"] for trace in traces],
-        "text": [ranking.text for ranking in rankings],
-        "faults": [sorted(ranking.faults) for ranking in rankings],
-        "valid": [not ranking.faults for ranking in rankings],
-    })  # fmt: skip
-
-
-def _pair(corpus: Corpus, question: pd.Series, pages: Sequence[int]) -> tuple[str, list[bytes]]:
-    if not pages:
-        raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
-    return question["question"], [corpus.page_bytes(question["doc_name"], page) for page in pages]
-
-
-def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
-    positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
-    rewarded = bool(positive_ids) and ranking.scores is None
-    return {
-        "question_id": question["question_id"],
-        "order": ranking.order,
-        "pages": [pages[k] for k in ranking.order],
-        "text": ranking.text,
-        "think": ranking.reasoning,
-        "faults": sorted(ranking.faults),
-        "valid": not ranking.faults,
-        "tokens": ranking.tokens,
-        "seconds": ranking.seconds,
-        "rank_reward": rank_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
-        "format_reward": format_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
-    }
-
-
-class AllowedIds:
-    """Which tokens may follow, so that what comes after `<answer>[` is a permutation of 1..n.
-
-    `paths[i]` are the tokens of id i + 1; where they begin another id's tokens (1 and 10), the separator's
-    first token is added, which tells the two apart.
-    """
-
-    def __init__(self, tokenizer, n: int, prompt_length: int):
-        ids = [tuple(tokenizer(str(i), add_special_tokens=False)["input_ids"]) for i in range(1, n + 1)]
-        self.separator = tuple(tokenizer(", ", add_special_tokens=False)["input_ids"])
-        self.ids, self.n, self.prompt_length, self.end = ids, n, prompt_length, tokenizer.eos_token_id
-        self.paths = [
-            path + self.separator[:1] if any(other[: len(path)] == path and other != path for other in ids) else path
-            for path in ids
-        ]
-        self.longest = sum(map(len, ids)) + (n - 1) * len(self.separator) + 1
-
-    def __call__(self, tokens: torch.Tensor) -> list[int]:
-        """Ids of the tokens that may follow `tokens` (prompt and what was written so far)."""
-        written = tuple(tokens.tolist()[self.prompt_length :])
-        left, at = dict(enumerate(self.ids)), 0
-        while True:
-            rest = written[at:]
-            # the longest id that is complete and followed by the separator (or by nothing more)
-            whole = [i for i, path in left.items() if rest[: len(path) + 1] == path + self.separator[:1]]
-            if whole:
-                taken = whole[0]
-                at += len(left.pop(taken))
-                gap = written[at : at + len(self.separator)]
-                if gap != self.separator:  # in the middle of the separator
-                    return [self.separator[len(gap)]]
-                at += len(self.separator)
-                continue
-            complete = [i for i, path in left.items() if rest == path]
-            following = {
-                path[len(rest)] for path in left.values() if len(path) > len(rest) and path[: len(rest)] == rest
-            }
-            if complete:
-                following |= {self.separator[0]} if len(left) > 1 else {self.end}
-            return sorted(following) or [self.end]
-
-
 class QueryReranker:
     """The released class's interface: `QueryReranker("i2vec/MM-R5").rerank(query, image_list)`.
 
-    https://github.com/i2vec/MM-R5, `examples/reranker.py`. `options` go to `Reranker.from_pretrained`.
+    Prompts are the released ones, token for token, and decoding is as released (`examples/reranker.py` in
+    https://github.com/i2vec/MM-R5): sampling at temperature 0.3, the rest left to the model's generation
+    configuration, at most 8,192 tokens. `seed` makes it repeatable, `temperature=0.0` greedy. `options` go to
+    `Reranker.from_pretrained`.
     """
 
     def __init__(self, model_path: str | Path, **options: Any):
         self.reranker = Reranker.from_pretrained(model_path, **options)
+        if "temperature" not in options:
+            self.reranker.generation = {"do_sample": True, "temperature": 0.3}
+        if "max_new_tokens" not in options:
+            half = (context_length(self.reranker.model.config) or 2 * 8192) // 2
+            self.reranker.max_new_tokens = min(8192, half)
 
     def rerank(self, query: str, image_list: Sequence[Page]) -> list[int]:
         """0-based indices of `image_list`, best first, always a permutation. Raises as `Reranker.rank`."""

@@ -61,7 +61,7 @@ class Windows(Ranker):
                 done[i] = ranking
                 if turn == len(starts[i]) - 1:
                     scores = ranking.scores if len(starts[i]) == 1 else None  # of one window only
-                    yield i, replace(ranking, order=orders[i], scores=scores)
+                    yield i, replace(ranking, order=orders[i], scores=scores, shown=shown[j])
 
 
 def window_starts(n: int, size: int, stride: int) -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmr5_lab.parsing import FAULTS, parse_ranking
+from mmr5_lab.parsing import FAULTS, parse_ranking, reasoning_by_image
 from mmr5_lab.prompts import completion_text
 
 T = "<think>Image 3 matters.</think>"
@@ -283,3 +283,28 @@ def test_time_is_linear_in_long_lists(unit, end):
     opening = T + "<answer>["
     short, long = opening + unit * 5_000 + end, opening + unit * 50_000 + end
     assert seconds(parse_ranking, long, 5) < 40 * seconds(parse_ranking, short, 5) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("think", "parts"),
+    [
+        ("Image 1: a b.\nImage 2: c.", {1: "a b.", 2: "c."}),
+        (
+            "First. Image 2 shows it, unlike Image 1. Image 3 does not.",
+            {2: "Image 2 shows it, unlike Image 1.", 3: "Image 3 does not."},
+        ),
+        ("Image 1: a.\nImage 9: z.\nImage 1: b.", {1: "a.\nb."}),
+        ("Image 2 is like Image 1: both fail.", {2: "Image 2 is like", 1: "both fail."}),
+        ("The other images do not.", {}),
+        ("", {}),
+    ],
+)
+def test_reasoning_comes_apart_by_image(think, parts):
+    assert reasoning_by_image(think, 3) == parts
+
+
+@given(st.text(alphabet="Image 12:.\n", max_size=200), st.integers(1, 5))
+def test_any_reasoning_comes_apart(think, n):
+    parts = reasoning_by_image(think, n)
+    assert set(parts) <= set(range(1, n + 1))
+    assert all(line in think for text in parts.values() for line in text.split("\n"))

@@ -114,7 +114,7 @@ def test_what_fails_for_good_costs_nothing_else():
             for i, ranking in remote.rank_each([(q, pages(2)) for q in ("a", "bad", "dead", "b")]):
                 finished[i] = ranking.order
 
-        with pytest.raises(RemoteError, match="2 of 4 .* first is pair 1: BadRequestError 400") as error:
+        with pytest.raises(RemoteError, match=r"2 of 4 .* first is pair 1: BadRequestError 400") as error:
             take()
         assert finished == {0: [1, 0], 3: [1, 0]}
         assert set(error.value.failures) == {1, 2}

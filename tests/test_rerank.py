@@ -9,8 +9,9 @@ from architectures import BUILD, save
 from PIL import Image
 
 from mmr5_lab import QueryReranker
+from mmr5_lab.allowed_ids import AllowedIds
 from mmr5_lab.mini.model import build_processor
-from mmr5_lab.rerank import MODES, AllowedIds, Reranker
+from mmr5_lab.rerank import MODES, Reranker
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ def test_windows_sum_what_they_cost_and_keep_the_top_windows_words():
     assert (rankings[0].tokens, rankings[0].seconds) == (7 * 4, 0.5 * 4)
     assert rankings[0].faults == {"missing"}
     assert rankings[0].reasoning == "saw 0"
+    assert rankings[0].shown == [0, 8, 7, 2], "the pages that its images are"
     assert rankings[0].scores is None, "scores of different windows do not compare"
     assert (rankings[1].order, rankings[1].tokens, rankings[1].scores) == ([1, 0], 7, [1.0, 1.0])
 

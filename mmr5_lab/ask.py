@@ -1,0 +1,135 @@
+"""One question to a corpus: retrieve pages, rerank them, show them with the reasoning."""
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from mmr5_lab.corpus import Corpus, CorpusError, replacing
+from mmr5_lab.parsing import reasoning_by_image
+from mmr5_lab.rerank import Ranker, Ranking
+from mmr5_lab.retrieve import bm25_scores
+
+THUMBNAIL = (340, 440)  # pixels at most
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; color: #222; }
+ol { list-style: none; padding: 0; } li { display: flex; gap: 1.2rem; margin: 1.2rem 0; flex-wrap: wrap; }
+li > div { flex: 1 1 20rem; } img { border: 1px solid #999; max-width: 100%; height: auto; }
+h2 { font-size: 1.1rem; margin: 0; } p { margin: .4rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.note { color: #595959; } pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Pages for a question, best first: (doc_name, 0-based page), and what the ranker said of its candidates.
+
+    candidates: the same pages in the retriever's order, which `ranking.order` permutes
+    """
+
+    question: str
+    candidates: list[tuple[str, int]]
+    ranking: Ranking
+
+    @property
+    def pages(self) -> list[tuple[str, int]]:
+        return [self.candidates[k] for k in self.ranking.order]
+
+    @property
+    def reasons(self) -> list[str]:
+        """What the reasoning says of each of `pages`; "" where it says nothing of it."""
+        shown = self.ranking.shown or list(range(len(self.candidates)))
+        by_image = reasoning_by_image(self.ranking.reasoning or "", len(shown))
+        return [by_image.get(shown.index(k) + 1, "") if k in shown else "" for k in self.ranking.order]
+
+
+def ask(
+    corpus: Corpus,
+    question: str,
+    ranker: Ranker,
+    *,
+    document: str | None = None,
+    candidates: int = 5,
+    mode: str = "reason",
+) -> Answer:
+    """Take the `candidates` best pages of BM25, of one document or of all, and rerank them.
+
+    Raises CorpusError for an unknown document and for a corpus without words (BM25 then has nothing to go by, and
+    one page is as good as another), ValueError for a question that is empty.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty")
+    part = corpus if document is None else corpus.subset([document])
+    pages = [
+        (name, page)
+        for name, count in zip(part.documents["doc_name"], part.documents["num_pages"], strict=True)
+        for page in range(count)
+    ]
+    if not pages:
+        raise CorpusError(f"{corpus.folder} has no pages")
+    scores = bm25_scores([part.page_text(*page) for page in pages], [question])
+    if scores is None and len(pages) > candidates:
+        where = f"document {document!r}" if document else str(corpus.folder)
+        raise CorpusError(f"{where} has {len(pages)} pages and no words: BM25 cannot choose {candidates} of them")
+    best = sorted(range(len(pages)), key=lambda k: (0 if scores is None else -scores[0][k], k))[:candidates]
+    shown = [pages[k] for k in best]
+    ranking = ranker.rank(question, [part.page_bytes(*page) for page in shown], mode)
+    return Answer(question, shown, ranking)
+
+
+def as_text(answer: Answer) -> str:
+    """The ranked pages with their reasoning, for a terminal; control characters are shown as escapes."""
+    lines = []
+    for rank, ((name, page), reason) in enumerate(zip(answer.pages, answer.reasons, strict=True), 1):
+        before = answer.candidates.index((name, page)) + 1
+        lines.append(f"{rank}. {name}, page {page + 1} (BM25: {before})")
+        if reason:
+            lines.append(f"   {reason}")
+    if answer.ranking.faults:
+        lines.append(f"faults: {', '.join(sorted(answer.ranking.faults))}; the order is repaired")
+    return "\n".join(_visible(line) for line in lines)
+
+
+def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
+    """One HTML file that needs no network: ranked thumbnails, reasoning, and the model's text as it was written."""
+    items = []
+    for rank, ((name, page), reason) in enumerate(zip(answer.pages, answer.reasons, strict=True), 1):
+        before = answer.candidates.index((name, page)) + 1
+        place = f"{name}, page {page + 1}"
+        items.append(
+            f'<li><img src="{_thumbnail(corpus.page_image(name, page))}" alt="{_escaped(place)}">'
+            f"<div><h2>{rank}. {_escaped(place)}</h2>"
+            f'<p class="note">BM25: rank {before}</p><p>{_escaped(reason)}</p></div></li>'
+        )
+    faults = ", ".join(sorted(answer.ranking.faults))
+    notes = f'<p class="note">Faults: {faults}; the order is repaired.</p>' if faults else ""
+    written = f"<h2>As written</h2><pre>{_escaped(answer.ranking.text)}</pre>" if answer.ranking.text else ""
+    page_text = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>Ranked pages</title>'
+        f"<style>{STYLE}</style></head><body><h1>{_escaped(answer.question)}</h1>{notes}<ol>{''.join(items)}</ol>"
+        f"{written}</body></html>"
+    )
+    path = Path(path)
+    with replacing(path) as new:
+        new.write_text(page_text, encoding="utf-8")
+    return path
+
+
+def _thumbnail(image: Image.Image) -> str:
+    image.thumbnail(THUMBNAIL)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_visible(text))
+
+
+def _visible(text: str) -> str:
+    """Control and direction characters as escapes, so that text cannot redraw a terminal or reverse a line."""
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

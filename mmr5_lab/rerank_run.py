@@ -1,0 +1,132 @@
+"""Rerank a whole first-stage run: resumable, one line a question as it is finished."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mmr5_lab.corpus import Corpus
+from mmr5_lab.rerank import Ranker, Ranking
+from mmr5_lab.retrieve import Run, write_trec
+from mmr5_lab.rewards import format_reward, rank_reward
+from mmr5_lab.runs import read_lines, report_progress
+
+CHUNK = 256  # questions whose pages are read together
+
+
+def rerank_run(
+    reranker: Ranker,
+    corpus: Corpus,
+    run: Run,
+    folder: str | Path,
+    name: str,
+    *,
+    mode: str = "reason",
+    batch_size: int = 16,
+    trec: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Rerank every question of a first-stage run; one row a question, in the run's order.
+
+    settings: what the rankings depend on beside the candidates (model, adapter, …), kept in `<name>.settings.json`;
+        going on with others is refused
+
+    Columns: question_id, candidates, order (0-based places in them), pages (best first), text, think, faults,
+    valid (no fault), scores, stability, tokens, seconds, and rank_reward, format_reward where a candidate is right.
+
+    Writes into `folder`: `<name>.jsonl` as rankings finish (running again ranks only what is missing or has other
+    candidates now), `<name>.trec` (or the file `trec`), and at the end `<name>.generations.parquet`. Raises
+    ValueError for questions that the corpus does not have or that have no candidates, and for other settings.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
+    unknown = [question_id for question_id in run.pages if question_id not in questions]
+    if unknown:
+        raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
+    _check_settings(folder / f"{name}.settings.json", {"mode": mode, **(settings or {})})
+    log = folder / f"{name}.jsonl"
+    done = {
+        row["question_id"]: row for row in read_lines(log) if row["candidates"] == run.pages.get(row["question_id"])
+    }
+    missing = [question_id for question_id in run.pages if question_id not in done]
+    with log.open("a", encoding="utf-8") as file, tqdm(total=len(run.pages), initial=len(done), desc=name) as bar:
+        for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
+            chunk = missing[start : start + CHUNK]
+            pairs = [_pair(corpus, questions[question_id], run.pages[question_id]) for question_id in chunk]
+            for i, ranking in reranker.rank_each(pairs, mode, batch_size):
+                row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
+                done[chunk[i]] = row
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.update()
+                report_progress(folder, name, len(done), len(run.pages))
+    frame = pd.DataFrame([done[question_id] for question_id in run.pages])
+    write_trec(
+        Run(dict(zip(frame["question_id"], frame["pages"], strict=True))),
+        corpus,
+        trec or folder / f"{name}.trec",
+        "mmr5",
+    )
+    frame.to_parquet(folder / f"{name}.generations.parquet", index=False)
+    return frame
+
+
+def probe(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
+    """What a model writes for the prompts of some traces: columns query_id, text, faults, valid.
+
+    The traces' image paths are relative to `folder`.
+    """
+    pairs = [(trace["query"], [Path(folder) / image for image in trace["images"]]) for trace in traces]
+    rankings = reranker.rank_many(pairs)
+    return pd.DataFrame({
+        "query_id": [trace["query_id"] for trace in traces],
+        "text": [ranking.text for ranking in rankings],
+        "faults": [sorted(ranking.faults) for ranking in rankings],
+        "valid": [not ranking.faults for ranking in rankings],
+    })  # fmt: skip
+
+
+def _pair(corpus: Corpus, question: pd.Series, pages: Sequence[int]) -> tuple[str, list[bytes]]:
+    if not pages:
+        raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
+    return question["question"], [corpus.page_bytes(question["doc_name"], page) for page in pages]
+
+
+def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
+    positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
+    rewarded = bool(positive_ids) and bool(ranking.text)
+    return {
+        "question_id": question["question_id"],
+        "candidates": list(pages),
+        "order": ranking.order,
+        "pages": [pages[k] for k in ranking.order],
+        "text": ranking.text,
+        "think": ranking.reasoning,
+        "faults": sorted(ranking.faults),
+        "valid": not ranking.faults,
+        "scores": ranking.scores,
+        "stability": ranking.stability,
+        "tokens": ranking.tokens,
+        "seconds": ranking.seconds,
+        "rank_reward": rank_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
+        "format_reward": format_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
+    }
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    given = json.dumps(settings, default=str, sort_keys=True)
+    if not path.exists():
+        path.write_text(given + "\n")
+        return
+    before, now = json.loads(path.read_text()), json.loads(given)
+    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if other:
+        told = ", ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in other)
+        raise ValueError(
+            f"{path.parent} holds rankings made with other settings ({told}): choose another name to write to,"
+            f" or delete {path.name.removesuffix('.settings.json')}.*"
+        )
