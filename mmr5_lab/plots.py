@@ -135,6 +135,25 @@ def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceil
     return figure
 
 
+def frontier(table: pd.DataFrame, retriever: float, questions: int) -> Figure:
+    """What quality costs: one point a way to rank (rows; columns "seconds a query", "R@1"), the retriever as a line."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(retriever, color=GREY, linestyle=":", label="retriever")
+    axes.scatter(table["seconds a query"], table["R@1"], color=BLUE, zorder=3)
+    for k, (name, row) in enumerate(table.sort_values("seconds a query").iterrows()):
+        axes.annotate(
+            str(name), (row["seconds a query"], row["R@1"]), (6, 6 if k % 2 else -12), textcoords="offset points"
+        )
+    axes.set(xscale="log", xlabel="seconds a query", ylabel="micro recall@1", ylim=(0, 1))
+    axes.set_title(f"{questions} questions", fontsize=10)
+    axes.margins(x=0.2)
+    axes.legend(loc="lower right")
+    points = "; ".join(f"{name} {row['R@1']:.2f} in {row['seconds a query']:.3f} s" for name, row in table.iterrows())
+    figure.alt = f"Recall@1 against seconds a query: {points}; the retriever {retriever:.2f}"
+    return figure
+
+
 def _page(axes: Axes, image: Image.Image, caption: str, gold: bool) -> None:
     axes.imshow(image)
     axes.set_title((f"{GOLD_MARK} gold\n" if gold else "") + caption, fontsize=8, y=-0.05, va="top")

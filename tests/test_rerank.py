@@ -11,6 +11,7 @@ from PIL import Image
 from mmr5_lab import QueryReranker
 from mmr5_lab.allowed_ids import AllowedIds
 from mmr5_lab.mini.model import build_processor
+from mmr5_lab.prompts import build_messages
 from mmr5_lab.rerank import MODES, Reranker
 
 
@@ -161,9 +162,47 @@ def test_bad_options_are_named(reranker, options, message):
         reranker.rank_many([("q", pages(1))], **options)
 
 
-def test_the_released_interface(tiny_model):
-    order = QueryReranker(tiny_model, max_new_tokens=4).rerank("Which page?", pages(2))
-    assert order == [0, 1]
+def test_the_released_interface_takes_paths_and_gives_a_permutation(tiny_model, tmp_path):
+    paths = []
+    for k, page in enumerate(pages(3)):
+        paths.append(str(tmp_path / f"{k}.png"))
+        page.save(paths[-1])
+    assert sorted(QueryReranker(tiny_model, max_new_tokens=4).rerank("Which page?", paths)) == [0, 1, 2]
+
+
+def test_the_released_interface_decodes_as_released_and_a_seed_repeats_it(tiny_model):
+    given = {}
+    reranker = QueryReranker(tiny_model, seed=7)
+    generate = reranker.reranker.model.generate
+    reranker.reranker.model.generate = lambda **options: given.update(options) or generate(**options)
+    reranker.reranker.max_new_tokens = 30
+    shown = pages(2)
+    texts = {reranker.reranker.rank("Which page?", shown).text for _ in range(3)}
+    assert len(texts) == 1
+    assert (given["do_sample"], given["temperature"]) == (True, 0.3)
+    assert not {"top_p", "top_k"} & set(given), "left to the model's generation configuration"
+    reranker.reranker.seed = 8
+    assert reranker.reranker.rank("Which page?", shown).text not in texts
+    assert QueryReranker(tiny_model).reranker.max_new_tokens == 2048, "8192, or half of a shorter context"
+
+
+def test_prompt_ids_are_those_of_the_released_class(reranker):
+    """Built here as the released `rerank` builds them: its messages, then template and processor, one query."""
+    shown = pages(3)
+    messages = build_messages("Which page?", 3)
+    for part, page in zip([p for p in messages[1]["content"] if p["type"] == "image"], shown, strict=True):
+        part["image"] = page
+    text = reranker.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    released = reranker.processor(text=[text], images=shown, padding=True, return_tensors="pt")
+    given = {}
+    generate = reranker.model.generate
+    reranker.model.generate = lambda **options: given.update(options) or generate(**options)
+    try:
+        reranker.rank("Which page?", shown)
+    finally:
+        del reranker.model.generate
+    assert torch.equal(given["input_ids"], released["input_ids"])
+    assert torch.equal(given["pixel_values"], released["pixel_values"])
 
 
 def test_control_text_in_a_query_does_not_become_a_token(reranker):

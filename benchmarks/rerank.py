@@ -1,0 +1,176 @@
+"""Queries a second of the reranking engine against the released class's way, with the same weights and answers.
+
+    python benchmarks/rerank.py [--quick] [--json OUT] [--model FOLDER] [--figure FILE]
+
+Baseline: one query at a time, every page encoded anew, plain `generate`, as `examples/reranker.py` of
+https://github.com/i2vec/MM-R5 does it, but greedy, so that both must write the same. The corpus is the miniature's
+evaluation split: questions in the order of their documents, five BM25 candidates each.
+"""
+
+import json
+import resource
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+from common import Report, arguments, interleaved, model_folder
+from PIL import Image
+
+from mmr5_lab.corpus import load_corpus
+from mmr5_lab.metrics import evaluate
+from mmr5_lab.models import load_model
+from mmr5_lab.page_cache import PageCache
+from mmr5_lab.parsing import parse_ranking
+from mmr5_lab.prompts import build_messages
+from mmr5_lab.remote import RemoteReranker
+from mmr5_lab.rerank import Reranker
+from mmr5_lab.retrieve import retrieve
+from mmr5_lab.runs import project_root
+
+NEW_TOKENS = 220
+
+
+def released_way(model, processor, query: str, images: list[Image.Image]) -> tuple[str, list[int]]:
+    text = processor.apply_chat_template(build_messages(query, len(images)), tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=images, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+    written = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+    return written, list(parse_ranking(written, len(images)).order)
+
+
+def peak() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Answers every chat request after a fixed time."""
+
+    protocol_version = "HTTP/1.1"
+    latency = 0.2
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.latency)
+        message = {"role": "assistant", "content": "<think>x</think><answer>[1, 2, 3, 4, 5]</answer>"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        body = json.dumps({"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": [choice]})
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *args):
+        pass
+
+
+def main() -> None:
+    given = arguments(__doc__.split("\n")[0])
+    corpus = load_corpus(project_root() / "data/mini/corpus").split("eval")
+    run = retrieve(corpus, "bm25", top_k=5)
+    rows = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
+    asked = [q for q, pages in run.pages.items() if len(pages) == 5][: 32 if given.quick else 96]
+    pairs = [
+        (rows[q]["question"], [corpus.page_image(rows[q]["doc_name"], page) for page in run.pages[q]]) for q in asked
+    ]
+    gold = corpus.with_questions(asked)
+    model, processor = load_model(model_folder(given.model))
+    few = pairs[:: 4 if given.quick else 6]  # the baseline is slow: every nth query
+
+    def engine() -> Reranker:
+        return Reranker(model, processor, max_new_tokens=NEW_TOKENS)
+
+    def recall(rankings) -> float:
+        pages = {q: [run.pages[q][k] for k in r.order] for q, r in zip(asked, rankings, strict=True)}
+        return float(evaluate(pages, gold).loc["micro", "R@1"])
+
+    report = Report(f"Reranking: {len(pairs)} queries of 5 pages, {len(few)} of them for the baseline")
+    ways = {"baseline": lambda: [released_way(model, processor, *pair) for pair in few]}
+    modes = {"reason": 48, "direct": 32, "score": 32, "pointwise": 16}
+    for mode, batch in modes.items():
+        ways[mode] = lambda mode=mode, batch=batch: engine().rank_many(pairs, mode, batch)
+    engine().rank_many(few[:4], "score")  # warm up
+    seconds, results = interleaved(ways, 1 if given.quick else 3)
+    by_query = [results["reason"][pairs.index(pair)] for pair in few]
+    same = [r.text for r in by_query] == [text for text, _ in results["baseline"]]
+    assert same, "the engine wrote something else than the released way"
+    scale = [s * len(pairs) / len(few) for s in seconds["baseline"]]
+    for mode in modes:
+        note = f"R@1 {recall(results[mode]):.3f}" + (", same text" if mode == "reason" else "")
+        report.add(f"{mode}, batches of {modes[mode]}", scale, seconds[mode], len(pairs), "queries/s", note)
+
+    five = [pair for pair in pairs if sum(p[1] is pair[1] for p in pairs)]  # all; a document has 8 questions here
+    for mode in ("reason", "direct", "score"):
+
+        def cached(mode=mode):
+            cache = PageCache(model, 64 << 20)
+            try:
+                return (
+                    Reranker(model, processor, max_new_tokens=NEW_TOKENS, page_cache=cache).rank_many(
+                        five, mode, modes[mode]
+                    ),
+                    cache.hit_rate,
+                    cache.bytes,
+                )
+            finally:
+                cache.remove()
+
+        plain = lambda mode=mode: engine().rank_many(five, mode, modes[mode])  # noqa: E731
+        seconds, results = interleaved({"plain": plain, "cached": cached}, 1 if given.quick else 3)
+        rankings, hit_rate, kept = results["cached"]
+        assert [r.order for r in rankings] == [r.order for r in results["plain"]], "the cache changed a ranking"
+        note = f"hit rate {hit_rate:.2f}, {kept / 1e6:.1f} MB kept"
+        report.add(
+            f"{mode}: page cache against none", seconds["plain"], seconds["cached"], len(five), "queries/s", note
+        )
+
+    pool = [page for _, pages in pairs for page in pages]
+    for count in (5, 10, 20) if given.quick else (5, 10, 20, 50):
+        wide = [("What was the staff of Orion in 2014?", pool[k * 7 : k * 7 + count]) for k in range(4)]
+        ways = {
+            "one": lambda wide=wide: [engine().rank(*pair, mode="score") for pair in wide],
+            "batch": lambda wide=wide: engine().rank_many(wide, "score", 4),
+        }
+        seconds, _ = interleaved(ways, 1 if given.quick else 3)
+        report.add(
+            f"score, {count} candidates: batches of 4 against 1",
+            *seconds.values(),
+            4,
+            "queries/s",
+            f"peak {peak():.0f} MB",
+        )
+
+    sizes = (1, 8, 32) if given.quick else (1, 4, 16, 32, 64)
+    part = pairs[: 32 if given.quick else 64]
+    ways = {str(n): lambda n=n: engine().rank_many(part, "reason", n) for n in sizes}
+    seconds, _ = interleaved(ways, 1)
+    for n in sizes[1:]:
+        report.add(
+            f"reason, batches of {n} against 1",
+            seconds["1"],
+            seconds[str(n)],
+            len(part),
+            "queries/s",
+            f"peak {peak():.0f} MB",
+        )
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server.request_queue_size = 64
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    remote = RemoteReranker(f"http://127.0.0.1:{server.server_port}/v1", "m", concurrency=16)
+    many = [pairs[k % len(pairs)] for k in range(80 if given.quick else 320)]
+    started = time.perf_counter()
+    remote.rank_many(many)
+    ideal = 16 / Slow.latency
+    report.write(
+        "remote: share of concurrency ÷ latency", ideal, len(many) / (time.perf_counter() - started), "queries/s"
+    )
+    server.shutdown()
+    report.finish(given.json)
+
+
+if __name__ == "__main__":
+    main()
