@@ -21,7 +21,10 @@ TABLE = pd.DataFrame({"R@1": [0.5, 0.75], "R@3": [0.8, 0.9]}, index=["BM25", "SF
         (lambda: plots.trace_figure(PAGES, [2], "Image 2: it", "Why?"), "'Why?', right: image 2. Image 2: it"),
         (lambda: plots.loss_curve(pd.DataFrame({"step": [1, 2], "loss": [1.5, 0.25]})), "1.50 at first, 0.25 at last"),
         (lambda: plots.reward_curves(GRPO), "rank_reward 0.20, 0.80; format_reward 1.00, 1.00"),
-        (lambda: plots.before_after(PAGES, {"BM25": [0, 1, 2], "SFT": [2, 0, 1]}, [2], "Why?"), "BM25 at rank 3; SFT at rank 1"),
+        (
+            lambda: plots.before_after(PAGES, {"BM25": [0, 1, 2], "SFT": [2, 0, 1]}, [2], "Why?"),
+            "BM25 at rank 3; SFT at rank 1",
+        ),
         (lambda: plots.recall_bars(TABLE, ceiling=0.9), "BM25 R@1 0.500, R@3 0.800; SFT R@1 0.750"),
         (
             lambda: plots.frontier(pd.DataFrame({"seconds a query": [0.1], "R@1": [0.5]}, index=["score"]), 0.25, 40),
