@@ -208,6 +208,8 @@ def _rerank(arguments: argparse.Namespace) -> None:
     corpus = _corpus(arguments)
     run = read_trec(arguments.run, corpus)
     run = Run({question: pages[: arguments.candidates] for question, pages in run.pages.items()})
+    if not arguments.server:
+        _check_budget(arguments, corpus, run)
     out = Path(arguments.out)
     names = ("model", "adapter", "server", "max_pixels", "max_new_tokens", "window", "stride", "shuffles")
     written = rerank_run(
@@ -222,6 +224,27 @@ def _rerank(arguments: argparse.Namespace) -> None:
         settings={name: getattr(arguments, name) for name in names},
     )
     print(f"{out}: {len(written)} questions, {written['valid'].mean():.1%} of the answers without a fault")
+
+
+def _check_budget(arguments: argparse.Namespace, corpus, run) -> None:
+    """Refuse, before weights are loaded, what will not fit; the question with most candidates stands for all."""
+    from mmr5_lab.budget import plan
+
+    documents = dict(zip(corpus.questions["question_id"], corpus.questions["doc_name"], strict=True))
+    question = max(run.pages, key=lambda q: len(run.pages[q]), default=None)
+    if question is None:
+        return
+    pages = run.pages[question][: arguments.window]
+    images = [corpus.page_image(documents[question], page) for page in pages]
+    budget = plan(
+        arguments.model,
+        [(image.height, image.width) for image in images],
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        max_pixels=arguments.max_pixels,
+    )
+    print(budget, flush=True)
+    budget.check()
 
 
 def _add_ask(commands) -> None:

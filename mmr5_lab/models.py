@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 
 def best_device() -> str:
@@ -16,6 +17,11 @@ def best_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
+def best_attention(device: str) -> str | None:
+    """Flash attention on a GPU where it is installed; None leaves the choice (SDPA) to transformers."""
+    return "flash_attention_2" if device.startswith("cuda") and is_flash_attn_2_available() else None
+
+
 def load_model(
     model: str | Path,
     adapter: str | Path | None = None,
@@ -24,18 +30,21 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     attention: str | None = None,
     max_pixels: int | None = None,
+    four_bit: bool = False,
     **options: Any,
 ):
     """A model for image-text-to-text and its processor -> (model, processor).
 
     model: a folder, or a name on the Hugging Face hub
     adapter: a PEFT adapter, merged into the weights
-    attention: "sdpa", "flash_attention_2", "eager"; None leaves it to transformers
+    attention: "sdpa", "flash_attention_2", "eager"; None: flash attention on a GPU where it is installed, else what
+        transformers chooses
     max_pixels: budget of one page image, in pixels (28 × 28 make one visual token of Qwen2.5-VL); None leaves the
         processor's own
+    four_bit: weights in 4-bit NormalFloat (QLoRA, arXiv 2305.14314); needs bitsandbytes and a GPU
 
     Nothing from the model's repository is executed. Raises FileNotFoundError for a folder that is not a
-    checkpoint, ValueError for a model without images.
+    checkpoint, ValueError for a model without images and for `four_bit` where it cannot work.
     """
     path = Path(model)
     if path.exists() and not (path / "config.json").is_file():
@@ -46,8 +55,11 @@ def load_model(
     config = AutoConfig.from_pretrained(model)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(f"{model} is a {config.model_type} model, which takes no images")
+    attention = attention or best_attention(device)
     if attention:
         options["attn_implementation"] = attention
+    if four_bit:
+        options["quantization_config"] = _four_bits(device)
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype or best_dtype(device), **options)
     if adapter is not None:
         from peft import PeftModel
@@ -57,8 +69,18 @@ def load_model(
     processor.tokenizer.padding_side = "left"  # generation continues at the right end
     if max_pixels:
         set_max_pixels(processor, max_pixels)
-    loaded.to(torch.device(device))  # type: ignore[arg-type]
+    if not four_bit:  # quantised weights are placed when they are loaded
+        loaded.to(torch.device(device))  # type: ignore[arg-type]
     return loaded.eval(), processor
+
+
+def _four_bits(device: str) -> BitsAndBytesConfig:
+    if not (device.startswith("cuda") and is_bitsandbytes_available()):
+        raise ValueError(
+            f"4-bit weights need a GPU (the device is {device}) and bitsandbytes: pip install bitsandbytes, or leave"
+            " four_bit away"
+        )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def set_max_pixels(processor, max_pixels: int) -> None:
