@@ -43,17 +43,18 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 450}  # steps
+LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 600}  # steps
 PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40, "judge": 40}  # a batch
 RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "judge": 5e-4}
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
 SHARES = {"describe": 0.35, "compare": 0.45, "list": 0.15, "repeat": 0.05}  # of the exercises
-JUDGING = {"judge": 0.6, "compare": 0.2, "describe": 0.2}  # of those of the last lesson
-CHOICES = {  # pairs of tokens
+JUDGING = {"judge": 0.5, "list": 0.3, "compare": 0.1, "describe": 0.1}  # of those of the last lesson
+CHOICES = {  # tokens between which an exercise asks to choose
     "verdicts": (" (wrong)", " (right)"),
     "judgements": (" It does not help.", " It answers the question."),
+    "ids": ("1", "2", "3", "4", "5"),  # those that follow "Image " are left out: they only count on
 }
-CHOICE_WEIGHT = 2.0  # of the choice within each pair, beside the loss of all tokens
+CHOICE_WEIGHT = 2.0  # of each kind of choice, beside the loss of all tokens
 POOL = 4000  # page images drawn once for the vision lesson
 PLACED = 0.3  # weight of the distance to the embedding, beside the choice of word
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -149,18 +150,20 @@ def encode(samples, processor, images: list | None, rng: random.Random, clean: b
 
 
 def language_loss(model, batch, choices: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of completion tokens plus that of each choice between two tokens, and the shares that are right."""
+    """Cross-entropy of completion tokens plus that of each kind of choice, and the shares that are right."""
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state[:, :-1]
     wanted = labels[:, 1:]
     kept = wanted != -100
+    before = batch["input_ids"][:, :-1][kept]
     logits, wanted = model.lm_head(hidden[kept]), wanted[kept]
     loss = cross_entropy(logits, wanted)
     shares = {"tokens": (logits.argmax(-1) == wanted).float().mean().item()}
-    for name, pair in choices.items():
-        chosen = torch.isin(wanted, pair)
+    counting = torch.isin(before, choices["counting"])
+    for name in CHOICES:
+        chosen = torch.isin(wanted, choices[name]) & ~counting
         if chosen.any():
-            choice, right = logits[chosen][:, pair], (wanted[chosen] == pair[1]).long()
+            choice, right = logits[chosen][:, choices[name]], (wanted[chosen][:, None] == choices[name]).int().argmax(1)
             loss = loss + CHOICE_WEIGHT * cross_entropy(choice, right)
             shares[name] = (choice.argmax(-1) == right).float().mean().item()
     return loss, shares
@@ -246,7 +249,9 @@ def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[
 
 
 def choice_tokens(tokenizer) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(tokenizer(list(pair))["input_ids"]).squeeze(1) for name, pair in CHOICES.items()}
+    """Token ids of each of `CHOICES`, and of what comes before an id that only counts on."""
+    texts = {**CHOICES, "counting": ("Image ", "\nImage ")}
+    return {name: torch.tensor(tokenizer(list(given))["input_ids"]).squeeze(1) for name, given in texts.items()}
 
 
 def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
