@@ -22,7 +22,7 @@ class AllowedIds:
 
     def __call__(self, tokens: torch.Tensor) -> list[int]:
         """Ids of the tokens that may follow `tokens` (prompt and what was written so far)."""
-        written = tuple(tokens.tolist()[self.prompt_length :])
+        written = tuple(tokens[self.prompt_length :].tolist())
         left, at = dict(enumerate(self.ids)), 0
         while True:
             rest = written[at:]

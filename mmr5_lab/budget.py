@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mmr5_lab.models import best_device, best_dtype, set_max_pixels
@@ -28,8 +29,15 @@ def visual_tokens(processor, image_sizes: Sequence[tuple[int, int]]) -> list[int
 
     Raises ValueError for a size that the processor refuses (such as an aspect ratio above 200).
     """
-    counted = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in image_sizes])
-    return list(counted["num_image_tokens"])
+    if hasattr(processor, "_get_num_multimodal_tokens"):
+        counted = processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in image_sizes])
+        return list(counted["num_image_tokens"])
+    known: dict[tuple[int, int], int] = {}
+    for height, width in set(image_sizes):  # a processor that cannot count shows what it does with a blank page
+        blank = Image.new("RGB", (width, height))
+        inputs = processor(text=[processor.image_token], images=[[blank]], return_tensors="pt")
+        known[height, width] = inputs["input_ids"].numel()
+    return [known[size] for size in image_sizes]
 
 
 def context_length(config) -> int | None:
@@ -52,6 +60,7 @@ class Budget:
     page_tokens: visual tokens of each page; text_tokens: of the prompt's words; new_tokens: room for the answer
     context: positions of the model (None: not stated); weights, cache, memory: bytes (cache: of the whole batch;
     memory: free on the device)
+    fitting_pixels: a max_pixels with which the pages would fit the context; None: they fit, or none would
     """
 
     page_tokens: list[int]
@@ -63,7 +72,7 @@ class Budget:
     weights: int
     cache: int
     memory: int
-    pixels_a_token: float
+    fitting_pixels: int | None
 
     @property
     def tokens(self) -> int:
@@ -76,9 +85,8 @@ class Budget:
         if self.context is not None and self.tokens > self.context:
             left = self.context - self.text_tokens - self.new_tokens
             most = max(self.page_tokens)
-            pixels = int(left / len(self.page_tokens) * self.pixels_a_token)
             advice = [f"at most {left // most} such pages"] if left >= most else []
-            advice += [f"max_pixels={pixels}"] if pixels > self.pixels_a_token else []
+            advice += [f"max_pixels={self.fitting_pixels}"] if self.fitting_pixels else []
             found.append(
                 f"{len(self.page_tokens)} pages make {sum(self.page_tokens)} visual tokens; with {self.text_tokens} of"
                 f" text and {self.new_tokens} for the answer that is {self.tokens} of a context of {self.context}."
@@ -139,19 +147,34 @@ def plan(
     words = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - len(pages)
     with torch.device("meta"):
         parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
-    height, width = max(image_sizes)
+    context = context_length(config)
+    room = None if context is None else context - words - max_new_tokens
     return Budget(
         page_tokens=pages,
         text_tokens=words,
         new_tokens=max_new_tokens,
-        context=context_length(config),
+        context=context,
         batch_size=batch_size,
         parameters=parameters,
         weights=parameters * dtype.itemsize,
         cache=cache_bytes_a_token(config, dtype) * (sum(pages) + words + max_new_tokens) * batch_size,
         memory=_free(device) if memory is None else memory,
-        pixels_a_token=min(height * width, max_pixels or height * width) / max(pages),
+        fitting_pixels=None if room is None or sum(pages) <= room else _fitting(processor, image_sizes, room),
     )
+
+
+def _fitting(processor, image_sizes: Sequence[tuple[int, int]], room: int) -> int | None:
+    """A pixel budget, of those that halve step by step, with which the pages make at most `room` tokens."""
+    pixels = max(height * width for height, width in image_sizes)
+    while pixels >= 1024:
+        try:
+            set_max_pixels(processor, pixels)
+            if sum(visual_tokens(processor, image_sizes)) <= room:
+                return pixels
+        except ValueError:  # no budget to set, or pages that would become too small
+            return None
+        pixels = pixels * 3 // 4
+    return None
 
 
 def _free(device: str) -> int:

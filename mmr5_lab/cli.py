@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from traceback import walk_tb
+from urllib.parse import urlsplit
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -159,7 +160,19 @@ def _add_ranker(command) -> None:
     )
 
 
+def _without_key(url: str | None) -> str | None:
+    """A server's address without user, password and query, to be written down."""
+    if not url:
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _ranker(arguments: argparse.Namespace, model: str):
+    if arguments.stride and not arguments.window:
+        raise ValueError("--stride says how far a window moves: give --window too")
+    if arguments.server and (arguments.adapter or arguments.max_pixels):
+        raise ValueError("--adapter and --max-pixels are the server's to set, not ours: leave them away with --server")
     from mmr5_lab.rerank import Ranker, Reranker
 
     ranker: Ranker
@@ -208,7 +221,7 @@ def _rerank(arguments: argparse.Namespace) -> None:
     corpus = _corpus(arguments)
     run = read_trec(arguments.run, corpus)
     run = Run({question: pages[: arguments.candidates] for question, pages in run.pages.items()})
-    if not arguments.server:
+    if not arguments.server and arguments.mode == "reason":
         _check_budget(arguments, corpus, run)
     out = Path(arguments.out)
     names = ("model", "adapter", "server", "max_pixels", "max_new_tokens", "window", "stride", "shuffles")
@@ -221,7 +234,7 @@ def _rerank(arguments: argparse.Namespace) -> None:
         mode=arguments.mode,
         batch_size=arguments.batch_size,
         trec=out,
-        settings={name: getattr(arguments, name) for name in names},
+        settings={name: getattr(arguments, name) for name in names} | {"server": _without_key(arguments.server)},
     )
     print(f"{out}: {len(written)} questions, {written['valid'].mean():.1%} of the answers without a fault")
 

@@ -73,6 +73,18 @@ class CorpusError(ValueError):
     """A corpus file, document, question or page that cannot be used; the message names it."""
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image as it would look on white paper: transparency over white, 16 bits and floats scaled to 8."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535 if values.max(initial=0) > 255 else 255 if values.max(initial=0) > 1 else 1
+        image = Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
 def page_id(doc_name: str, page: int) -> str:
     """Name of a page in TREC files, without white space: page 3 of `my report.pdf` is `my%20report.pdf:3`."""
     return f"{quote(doc_name, safe='')}:{page}"
@@ -210,7 +222,7 @@ class Corpus:
         """The page as an RGB image. Raises CorpusError, naming document and page, if it cannot be decoded."""
         data = self.page_bytes(doc_name, page)
         try:
-            return Image.open(io.BytesIO(data)).convert("RGB")
+            return as_rgb(Image.open(io.BytesIO(data)))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise CorpusError(
                 f"page {page} of {doc_name!r}: the image ({len(data)} bytes) is truncated or corrupt: {error}"

@@ -17,9 +17,11 @@ def best_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
-def best_attention(device: str) -> str | None:
-    """Flash attention on a GPU where it is installed; None leaves the choice (SDPA) to transformers."""
-    return "flash_attention_2" if device.startswith("cuda") and is_flash_attn_2_available() else None
+def best_attention(device: str, dtype: torch.dtype | str) -> str | None:
+    """Flash attention where it is installed and has kernels (Ampere or newer, 16 bits); None: transformers' choice."""
+    if not device.startswith("cuda") or dtype not in (torch.float16, torch.bfloat16) or not is_flash_attn_2_available():
+        return None
+    return "flash_attention_2" if torch.cuda.get_device_capability(torch.device(device))[0] >= 8 else None
 
 
 def load_model(
@@ -55,12 +57,13 @@ def load_model(
     config = AutoConfig.from_pretrained(model)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(f"{model} is a {config.model_type} model, which takes no images")
-    attention = attention or best_attention(device)
+    dtype = dtype or best_dtype(device)
+    attention = attention or best_attention(device, dtype)
     if attention:
         options["attn_implementation"] = attention
     if four_bit:
-        options["quantization_config"] = _four_bits(device)
-    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype or best_dtype(device), **options)
+        options |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
     if adapter is not None:
         from peft import PeftModel
 

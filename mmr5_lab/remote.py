@@ -14,6 +14,8 @@ import base64
 import io
 import os
 import random
+import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,11 +25,13 @@ from typing import Any
 import openai
 from PIL import Image
 
+from mmr5_lab.corpus import as_rgb
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import build_messages
-from mmr5_lab.rerank import Page, Pair, Ranker, Ranking, open_page
+from mmr5_lab.rerank import Page, Pair, Ranker, Ranking
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_END_TOKEN = re.compile(r"<\|\w+\|>\Z")
 LONGEST_PAUSE = 60.0  # seconds between two tries
 
 
@@ -48,8 +52,9 @@ class RemoteReranker(Ranker):
 
     base_url: up to and with /v1; model: the name that the server knows it by
     concurrency: requests under way at once
-    timeout: seconds a request may take; retries: further tries after the first; pause: seconds before the second
-        try, doubled each time (with jitter), unless the server says how long (Retry-After)
+    timeout: seconds without a word from the server
+    retries: further tries after the first; pause: seconds before the second try, doubled each time (with jitter),
+        unless the server says how long (Retry-After)
 
     The key is read from the environment variable OPENAI_API_KEY when a request is made, and is kept nowhere.
     """
@@ -82,16 +87,9 @@ class RemoteReranker(Ranker):
         """
         if mode != "reason":
             raise ValueError(f"mode {mode!r} needs the model's logits, which a server does not give: use mode 'reason'")
-        requests = []
-        for i, (query, pages) in enumerate(pairs):
-            where = f"pair {i} ({query!r:.60})"
-            if not pages:
-                raise ValueError(f"{where}: there are no pages to rank")
-            for k, page in enumerate(pages):
-                image = open_page(page, f"{where}, page {k}")
-                if image is not page:
-                    image.close()
-            requests.append(build_messages(query, len(pages)))
+        self.check(pairs)  # which also loads images that were opened lazily, before threads share them
+        requests = [build_messages(query, len(pages)) for query, pages in pairs]
+        stopped = threading.Event()
         failures: dict[int, str] = {}
         pool = ThreadPoolExecutor(self.concurrency)
         client = openai.OpenAI(
@@ -102,21 +100,24 @@ class RemoteReranker(Ranker):
         )
         try:
             asked = {
-                pool.submit(self._ask, client, messages, pages): i
+                pool.submit(self._ask, client, messages, pages, stopped): i
                 for i, (messages, (_, pages)) in enumerate(zip(requests, pairs, strict=True))
             }
             for future in as_completed(asked):
                 try:
                     yield asked[future], future.result()
-                except (openai.OpenAIError, _BadAnswerError) as error:
+                except Exception as error:  # one odd answer or page must not cost the others
                     failures[asked[future]] = _told(error)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stopped.set()  # when the caller stops, nothing more is sent or tried again
             client.close()
+            pool.shutdown(wait=False, cancel_futures=True)
         if failures:
             raise RemoteError(failures, len(pairs))
 
-    def _ask(self, client: openai.OpenAI, messages: list[dict[str, Any]], pages: Sequence[Page]) -> Ranking:
+    def _ask(
+        self, client: openai.OpenAI, messages: list[dict[str, Any]], pages: Sequence[Page], stopped: threading.Event
+    ) -> Ranking:
         started = time.perf_counter()
         given: Any = _with_images(messages, pages)
         options: dict[str, Any] = {} if self.seed is None else {"seed": self.seed}
@@ -133,8 +134,9 @@ class RemoteReranker(Ranker):
                 return _ranking(answer, len(pages), time.perf_counter() - started)
             except (openai.OpenAIError, _BadAnswerError, ValueError) as error:
                 if attempt == self.retries or not _passing(error):
-                    raise error if isinstance(error, openai.OpenAIError) else _BadAnswerError(str(error)) from error
-                time.sleep(_wait(error, self.pause * 2**attempt))
+                    raise
+                if stopped.wait(_wait(error, self.pause * 2**attempt)):
+                    raise
         raise AssertionError("unreachable")
 
 
@@ -146,11 +148,19 @@ def _ranking(answer: Any, n: int, seconds: float) -> Ranking:
     try:
         choice = answer.choices[0]
         text, ended = choice.message.content or "", choice.finish_reason
-    except (AttributeError, IndexError, TypeError):
+        # servers with a reasoning parser (vLLM, transformers) give what stood within <think> apart
+        apart = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
+        if apart:
+            apart = _END_TOKEN.sub("", apart)  # which transformers leaves where the block was not closed
+            text = f"<think>{apart}</think>{text}" if text else f"<think>{apart}"
+        tokens = answer.usage.completion_tokens if answer.usage else 0
+        if not isinstance(text, str) or not isinstance(tokens, int):
+            raise TypeError
+        text.encode()
+    except (AttributeError, IndexError, KeyError, TypeError, UnicodeEncodeError):
         raise _BadAnswerError(f"the answer is not a chat completion: {str(answer)[:80]!r}") from None
     parsed = parse_ranking(text, n)
     faults = parsed.faults | ({"truncated"} if ended == "length" else set())
-    tokens = answer.usage.completion_tokens if answer.usage else 0
     return Ranking(list(parsed.order), parsed.think or None, text, faults, None, tokens, seconds)
 
 
@@ -163,7 +173,7 @@ def _passing(error: Exception) -> bool:
 def _wait(error: Exception, pause: float) -> float:
     response = getattr(error, "response", None)
     told = response.headers.get("retry-after", "") if response is not None else ""
-    if told.isdigit():
+    if told.isascii() and told.isdigit():
         return min(float(told), LONGEST_PAUSE)
     return min(pause, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
 
@@ -189,9 +199,9 @@ def _data_url(page: Page) -> str:
     data = Path(page).read_bytes() if isinstance(page, str | Path) else page
     if isinstance(data, bytes):
         kind = (Image.open(io.BytesIO(data)).format or "").lower()
-        if kind in ("png", "jpeg", "webp"):  # sent as it is; other formats are not taken everywhere
-            return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        if kind == "jpeg":  # sent as it is; others may be transparent or of kinds that are not taken everywhere
+            return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         data = Image.open(io.BytesIO(data))
     buffer = io.BytesIO()
-    data.convert("RGB").save(buffer, "PNG")
+    as_rgb(data).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -28,6 +28,7 @@ from PIL import Image
 
 from mmr5_lab.allowed_ids import AllowedIds
 from mmr5_lab.budget import context_length, visual_tokens
+from mmr5_lab.corpus import as_rgb
 from mmr5_lab.models import load_model
 from mmr5_lab.page_cache import PageCache
 from mmr5_lab.parsing import parse_ranking
@@ -75,6 +76,10 @@ class Ranker:
         """Like `rank_many`, but yields (index, ranking) as they are finished, in any order."""
         raise NotImplementedError
 
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raises ValueError, naming pair and page, for pages that cannot be ranked, before any work is done."""
+        check_pages(pairs)
+
     def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
         """Rank the pages (paths, image bytes or PIL images) of one query.
 
@@ -84,9 +89,17 @@ class Ranker:
         return self.rank_many([(query, pages)], mode=mode)[0]
 
     def rank_many(self, pairs: Iterable[Pair], mode: str = "reason", batch_size: int = 16) -> list[Ranking]:
-        """Rank many (query, pages) pairs; results in their order. Raises as `rank`, naming the pair."""
+        """Rank many (query, pages) pairs; results in their order.
+
+        Raises as `rank`, naming the pair; whatever is raised has `finished`, the rankings made before, by index.
+        """
         pairs = list(pairs)
-        results = dict(self.rank_each(pairs, mode=mode, batch_size=batch_size))
+        results: dict[int, Ranking] = {}
+        try:
+            results.update(self.rank_each(pairs, mode=mode, batch_size=batch_size))
+        except Exception as error:
+            error.finished = results  # type: ignore[attr-defined]
+            raise
         return [results[i] for i in range(len(pairs))]
 
 
@@ -95,7 +108,7 @@ class Reranker(Ranker):
 
     calibrate: in mode "score", subtract what the model says of blank pages, which is its liking for places
         (contextual calibration, arXiv 2102.09690)
-    page_cache: keeps what the vision tower made of a page (`mmr5_lab.page_cache`); None encodes every page anew
+    page_cache: the cache that the model was given (`mmr5_lab.page_cache`), for its figures; None: it has none
     """
 
     def __init__(
@@ -118,7 +131,7 @@ class Reranker(Ranker):
             if temperature > 0
             else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
-        self._blank: dict[tuple[int, tuple[int, int]], list[float]] = {}
+        self._blank: dict[tuple[tuple[int, int], ...], list[float]] = {}
 
     @classmethod
     def from_pretrained(
@@ -171,26 +184,19 @@ class Reranker(Ranker):
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
         if mode == "pointwise":
             _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
-        sizes: dict[Any, tuple[int, int]] = {}  # of pages that were decoded already
+        sizes = check_pages(pairs)
         tokens: dict[tuple[int, int], int] = {}
         lengths = []
-        room = self.max_new_tokens if mode == "reason" else 0
         limit = context_length(self.model.config)
         for i, (query, pages) in enumerate(pairs):
-            where = f"pair {i} ({query!r:.60})"
-            if not pages:
-                raise ValueError(f"{where}: there are no pages to rank")
+            where = _name(i, query)
             try:
                 text = self._prompt(query, len(pages), mode)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             visual = []
             for k, page in enumerate(pages):
-                known = page if isinstance(page, str | Path | bytes) else id(page)
-                if known not in sizes:
-                    image = _rgb(page, f"{where}, page {k}")
-                    sizes[known] = (image.height, image.width)
-                size = sizes[known]
+                size = sizes[_known(page)]
                 if size not in tokens:
                     try:
                         tokens[size] = visual_tokens(self.processor, [size])[0]
@@ -201,23 +207,28 @@ class Reranker(Ranker):
                 self.processor.image_token
             )
             length = words + (max(visual) if mode == "pointwise" else sum(visual))
+            room = {"reason": self.max_new_tokens, "direct": 8 * len(pages)}.get(mode, 0)
             if limit is not None and length + room > limit:
                 raise ValueError(
                     f"{where}: {len(pages)} pages make {sum(visual)} visual tokens; with {words} of text and {room} for"
-                    f" the answer that is {length + room} of a context of {limit}. Show fewer pages, or set a smaller"
-                    f" max_pixels (a visual token is {_pixels_per_token(sizes, tokens):.0f} pixels here) or"
-                    f" max_new_tokens"
+                    f" the answer that is {length + room} of a context of {limit}. Show fewer pages (or rank windows)"
+                    f" or set a smaller max_pixels or max_new_tokens; `mmr5_lab.budget.plan` says which would fit"
                 )
             lengths.append(length)
         return lengths
 
     def _prompt(self, query: str, count: int, mode: str) -> str:
+        for token in self.processor.tokenizer.added_tokens_decoder.values():
+            if token.special and token.content in query:  # what this model takes for a token, beside the usual ones
+                query = query.replace(token.content, f"{token.content[0]} {token.content[1:]}")
         messages = build_pointwise_messages(query) if mode == "pointwise" else build_messages(query, count)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text + (UNREASONED if mode in ("direct", "score") else "")
 
     def _inputs(self, texts: list[str], images: list[list[Image.Image]]):
-        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt", add_special_tokens=False)
+        inputs = self.processor(
+            text=texts, images=images, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
+        )
         inputs = inputs.to(self.model.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
@@ -227,8 +238,7 @@ class Reranker(Ranker):
     def _rank_batch(self, batch: list[int], pairs: Sequence[Pair], mode: str) -> Iterator[tuple[int, Ranking]]:
         started = time.perf_counter()
         images = [
-            [_rgb(page, f"pair {i} ({pairs[i][0]!r:.60}), page {k}") for k, page in enumerate(pairs[i][1])]
-            for i in batch
+            [_rgb(page, f"{_name(i, pairs[i][0])}, page {k}") for k, page in enumerate(pairs[i][1])] for i in batch
         ]
         texts = [self._prompt(*_counted(pairs[i]), mode) for i in batch]
         if mode == "pointwise":
@@ -237,7 +247,13 @@ class Reranker(Ranker):
             inputs = self._inputs(texts, images)
             sizes = [len(pairs[i][1]) for i in batch]
             if mode == "score":
-                rankings = [_scored(row) for row in self._score(inputs, sizes, images)]
+                rows = self._score(inputs, sizes)
+                if self.calibrate:
+                    rows = [
+                        [value - prior for value, prior in zip(row, self._prior(pages), strict=True)]
+                        for row, pages in zip(rows, images, strict=True)
+                    ]
+                rankings = [_scored(row) for row in rows]
             else:
                 rankings = self._generate(inputs, sizes, mode)
         seconds = (time.perf_counter() - started) / len(batch)
@@ -272,7 +288,7 @@ class Reranker(Ranker):
             })  # fmt: skip
         return values
 
-    def _score(self, inputs, sizes: list[int], images: list[list[Image.Image]]) -> list[list[float]]:
+    def _score(self, inputs, sizes: list[int]) -> list[list[float]]:
         """Log-probability that the answer begins with each id. Ids of several tokens take a pass for each prefix."""
         most = max(sizes)
         paths = [AllowedIds(self.processor.tokenizer, n, 0).paths for n in sizes]
@@ -280,36 +296,36 @@ class Reranker(Ranker):
         prefixes = sorted({path[:k] for row in paths for path in row for k in range(len(path))}, key=len)
         for prefix in prefixes:
             extended = _extended(inputs, prefix)
-            logits = self.model(**extended, logits_to_keep=1).logits[:, -1].float().log_softmax(-1).cpu()
+            logits = _finite(self.model(**extended, logits_to_keep=1, use_cache=False).logits[:, -1])
+            logits = logits.log_softmax(-1).cpu()
             for r, row in enumerate(paths):
                 for i, path in enumerate(row):
                     if path[: len(prefix)] == prefix and len(path) > len(prefix):
                         scores[r, i] += logits[r, path[len(prefix)]]
-        rows = [row[:n] for row, n in zip(scores.tolist(), sizes, strict=True)]
-        if self.calibrate:
-            rows = [
-                [value - prior for value, prior in zip(row, self._prior(len(row), pages[0].size), strict=True)]
-                for row, pages in zip(rows, images, strict=True)
-            ]
-        return rows
+        return [row[:n] for row, n in zip(scores.tolist(), sizes, strict=True)]
 
-    def _prior(self, n: int, size: tuple[int, int]) -> list[float]:
-        """What the model says of n blank pages of a size, for no question."""
-        if (n, size) not in self._blank:
-            blank = [[Image.new("RGB", size, "white")] * n]
-            inputs = self._inputs([self._prompt(CONTENT_FREE, n, "score")], blank)
-            calibrate, self.calibrate = self.calibrate, False
-            [self._blank[n, size]] = self._score(inputs, [n], blank)
-            self.calibrate = calibrate
-        return self._blank[n, size]
+    def _prior(self, pages: list[Image.Image]) -> list[float]:
+        """What the model says of as many blank pages of the same sizes, for no question."""
+        sizes = tuple(page.size for page in pages)
+        if sizes not in self._blank:
+            if len(self._blank) >= 1000:
+                self._blank.clear()
+            blank = [Image.new("RGB", size, "white") for size in sizes]
+            inputs = self._inputs([self._prompt(CONTENT_FREE, len(blank), "score")], [blank])
+            [self._blank[sizes]] = self._score(inputs, [len(blank)])
+        return self._blank[sizes]
 
     def _pointwise(self, texts: list[str], images: list[list[Image.Image]]) -> list[dict[str, Any]]:
         """Probability of the first of the two answers against the second, page by page, a pair's pages together."""
         yes, no = _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
         flat = [(text, [page]) for text, pages in zip(texts, images, strict=True) for page in pages]
-        inputs = self._inputs([text for text, _ in flat], [page for _, page in flat])
-        logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
-        flat_scores = (logits[:, yes] - logits[:, no]).sigmoid().tolist()
+        flat_scores: list[float] = []
+        step = 4 * len(images)  # pages a pass, however many candidates there are
+        for start in range(0, len(flat), step):
+            part = flat[start : start + step]
+            inputs = self._inputs([text for text, _ in part], [page for _, page in part])
+            logits = _finite(self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1])
+            flat_scores += (logits[:, yes] - logits[:, no]).sigmoid().tolist()
         values, at = [], 0
         for pages in images:
             values.append(_scored(flat_scores[at : at + len(pages)]))
@@ -336,10 +352,11 @@ def _first_tokens(tokenizer, answers: Sequence[str]) -> list[int]:
     return first
 
 
-def _pixels_per_token(sizes: dict[Any, tuple[int, int]], tokens: dict[tuple[int, int], int]) -> float:
-    """Of the largest page seen; shown in messages."""
-    height, width = max(sizes.values())
-    return height * width / max(1, tokens[height, width])
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32. Raises FloatingPointError where they are no numbers, which would rank at random."""
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError(f"the model's logits are not finite ({logits.dtype}): load it with dtype float32")
+    return logits.float()
 
 
 class QueryReranker:
@@ -362,6 +379,30 @@ class QueryReranker:
     def rerank(self, query: str, image_list: Sequence[Page]) -> list[int]:
         """0-based indices of `image_list`, best first, always a permutation. Raises as `Reranker.rank`."""
         return self.reranker.rank(query, image_list).order
+
+
+def check_pages(pairs: Sequence[Pair]) -> dict[Any, tuple[int, int]]:
+    """(height, width) of every page, each decoded once.
+
+    Raises ValueError, naming pair and page, for a page that cannot be decoded and for a pair without pages.
+    """
+    sizes: dict[Any, tuple[int, int]] = {}
+    for i, (query, pages) in enumerate(pairs):
+        if not pages:
+            raise ValueError(f"{_name(i, query)}: there are no pages to rank")
+        for k, page in enumerate(pages):
+            if _known(page) not in sizes:
+                image = _rgb(page, f"{_name(i, query)}, page {k}")
+                sizes[_known(page)] = (image.height, image.width)
+    return sizes
+
+
+def _known(page: Page) -> Any:
+    return page if isinstance(page, str | Path | bytes) else id(page)
+
+
+def _name(index: int, query: str) -> str:
+    return f"pair {index} ({query!r:.60})"
 
 
 def open_page(page: Page, where: str) -> Image.Image:
@@ -387,7 +428,7 @@ def open_page(page: Page, where: str) -> Image.Image:
 def _rgb(page: Page, where: str) -> Image.Image:
     """The page decoded, in RGB. Raises ValueError, naming it, where it cannot be."""
     try:
-        return open_page(page, where).convert("RGB")
+        return as_rgb(open_page(page, where))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{where} is truncated or corrupt: {error}") from error
 

@@ -9,6 +9,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mmr5_lab.corpus import Corpus
+from mmr5_lab.remote import RemoteError
 from mmr5_lab.rerank import Ranker, Ranking
 from mmr5_lab.retrieve import Run, write_trec
 from mmr5_lab.rewards import format_reward, rank_reward
@@ -52,18 +53,28 @@ def rerank_run(
     done = {
         row["question_id"]: row for row in read_lines(log) if row["candidates"] == run.pages.get(row["question_id"])
     }
+    failures: dict[str, str] = {}
     missing = [question_id for question_id in run.pages if question_id not in done]
     with log.open("a", encoding="utf-8") as file, tqdm(total=len(run.pages), initial=len(done), desc=name) as bar:
         for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
             chunk = missing[start : start + CHUNK]
             pairs = [_pair(corpus, questions[question_id], run.pages[question_id]) for question_id in chunk]
-            for i, ranking in reranker.rank_each(pairs, mode, batch_size):
-                row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
-                done[chunk[i]] = row
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                bar.update()
-                report_progress(folder, name, len(done), len(run.pages))
+            try:
+                for i, ranking in reranker.rank_each(pairs, mode, batch_size):
+                    row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
+                    done[chunk[i]] = row
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    bar.update()
+                    report_progress(folder, name, len(done), len(run.pages))
+            except RemoteError as error:  # the other chunks are asked all the same
+                failures |= {chunk[i]: reason for i, reason in error.failures.items()}
+    if failures:
+        question, reason = next(iter(failures.items()))
+        raise RuntimeError(
+            f"{len(failures)} of {len(run.pages)} questions were not answered; the first is {question}: {reason}."
+            f" The others are in {log}: start again to ask for the rest"
+        )
     frame = pd.DataFrame([done[question_id] for question_id in run.pages])
     write_trec(
         Run(dict(zip(frame["question_id"], frame["pages"], strict=True))),
@@ -98,7 +109,8 @@ def _pair(corpus: Corpus, question: pd.Series, pages: Sequence[int]) -> tuple[st
 
 def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
     positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
-    rewarded = bool(positive_ids) and bool(ranking.text)
+    # a text about some of the candidates (the last window) cannot be paid by all of them
+    rewarded = bool(positive_ids) and bool(ranking.text) and ranking.shown is None
     return {
         "question_id": question["question_id"],
         "candidates": list(pages),
@@ -109,6 +121,7 @@ def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[st
         "faults": sorted(ranking.faults),
         "valid": not ranking.faults,
         "scores": ranking.scores,
+        "shown": ranking.shown,
         "stability": ranking.stability,
         "tokens": ranking.tokens,
         "seconds": ranking.seconds,

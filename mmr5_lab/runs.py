@@ -56,7 +56,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
         path.write_bytes(whole)
     rows = []
-    for number, line in enumerate(whole.decode().splitlines(), 1):
+    for number, line in enumerate(whole.decode().split("\n")[:-1], 1):
         try:
             row = json.loads(line)
         except ValueError as error:

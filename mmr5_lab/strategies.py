@@ -35,12 +35,16 @@ class Windows(Ranker):
             raise ValueError(f"stride {stride} is not within 1 to the window's size {size}")
         self.ranker, self.size, self.stride = ranker, size, stride
 
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """As the ranker beneath."""
+        self.ranker.check(pairs)
+
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
     ) -> Iterator[tuple[int, Ranking]]:
         """Windows of the same turn go through the ranker together."""
+        self.check(pairs)  # all pages, before the first window
         orders = [list(range(len(pages))) for _, pages in pairs]
-        # ends of each pair's windows, first to last; a pair with fewer starts later, so that all end together
         starts = [window_starts(len(pages), self.size, self.stride) for _, pages in pairs]
         done: list[Ranking | None] = [None] * len(pairs)
         for turn in range(max(map(len, starts), default=0)):
@@ -101,15 +105,20 @@ class Consensus(Ranker):
             raise ValueError("early works with borda: only there the points that can still be won are bounded")
         self.ranker, self.shuffles, self.fusion, self.seed, self.early = ranker, shuffles, fusion, seed, early
 
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """As the ranker beneath."""
+        self.ranker.check(pairs)
+
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
     ) -> Iterator[tuple[int, Ranking]]:
         """All queries' first shuffles go through the ranker together, then their second, and so on."""
+        self.check(pairs)
         said: list[list[Ranking]] = [[] for _ in pairs]
         orders: list[list[list[int]]] = [[] for _ in pairs]
         open_pairs = list(range(len(pairs)))
         for turn in range(self.shuffles):
-            places = [_shuffled(len(pairs[i][1]), turn, f"{self.seed} {i} {turn}") for i in open_pairs]
+            places = [_shuffled(len(pairs[i][1]), turn, f"{self.seed} {pairs[i][0]} {turn}") for i in open_pairs]
             shown = [(pairs[i][0], [pairs[i][1][k] for k in p]) for i, p in zip(open_pairs, places, strict=True)]
             for j, ranking in self.ranker.rank_each(shown, mode, batch_size):
                 said[open_pairs[j]].append(ranking)

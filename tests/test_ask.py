@@ -54,6 +54,18 @@ def test_windows_keep_reasons_with_their_pages(corpus):
     assert answer.reasons == ["Image 2 answers.", EVIL, "", ""], "image 2 of the last window was candidate 4"
 
 
+def test_a_bad_page_is_named_by_its_place_before_the_first_window(tiny_model):
+    from PIL import Image
+
+    from mmr5_lab.rerank import Reranker
+    from mmr5_lab.strategies import Consensus
+
+    pages = [b"not a page", *[Image.new("RGB", (140, 168))] * 7]
+    wide = Consensus(Windows(Reranker.from_pretrained(tiny_model), 4, 2), 2)
+    with pytest.raises(ValueError, match=r"pair 1 .'q'., page 0 is not a readable image"):
+        wide.rank_many([("p", pages[1:]), ("q", pages)], "score")
+
+
 def test_what_a_model_wrote_is_text_everywhere(corpus, tmp_path):
     answer = ask(corpus, EVIL + " staff", Last(), candidates=2)
     printed = as_text(answer)

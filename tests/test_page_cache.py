@@ -11,7 +11,9 @@ from mmr5_lab.rerank import Reranker
 
 @pytest.fixture(scope="module", params=BUILD)
 def reranker(request, tmp_path_factory):
-    return Reranker.from_pretrained(save(request.param, tmp_path_factory.mktemp(request.param)), max_new_tokens=8)
+    return Reranker.from_pretrained(
+        save(request.param, tmp_path_factory.mktemp(request.param)), max_new_tokens=8, page_cache_bytes=0
+    )
 
 
 def page(shade: int, size=(140, 168)) -> Image.Image:
@@ -56,7 +58,7 @@ def test_removed_the_model_encodes_for_itself(reranker):
 
 @pytest.fixture
 def small(tiny_model):
-    reranker = Reranker.from_pretrained(tiny_model, max_new_tokens=4)
+    reranker = Reranker.from_pretrained(tiny_model, max_new_tokens=4, page_cache_bytes=0)
     yield reranker
     cache = getattr(reranker.model.model.get_image_features, "page_cache", None)
     if cache:

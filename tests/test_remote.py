@@ -24,8 +24,8 @@ def pages(count: int) -> list[Image.Image]:
     return [Image.new("RGB", (140, 168), (40 * k % 255, 60, 200)) for k in range(count)]
 
 
-def completion(text: str, ended: str = "stop") -> bytes:
-    message = {"role": "assistant", "content": text}
+def completion(text: str, ended: str = "stop", **more: str) -> bytes:
+    message = {"role": "assistant", "content": text, **more}
     return json.dumps({
         "id": "1", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{"index": 0, "message": message, "finish_reason": ended}],
@@ -92,17 +92,18 @@ def test_every_passing_fault_is_overcome():
     turns = {
         "q0": [429, 500], "q1": ["hang"], "q2": ["cut", 503], "q3": [b"garbage", b"<html>", b"[1]"],
         "q4": [completion("no list")], "q5": [completion(ANSWER, "length")],
+        "q6": [b'{"choices": {}}', completion(7), completion("\ud800"), b'{"choices": [{"message": 5}]}'],
     }  # fmt: skip
-    with Server(turns) as server:
+    with Server(turns, delay=0.1) as server:
         remote = RemoteReranker(server.url, "m", concurrency=3, timeout=1, retries=4, pause=0.01)
         rankings = remote.rank_many([(q, pages(2)) for q in turns])
-    assert [r.order for r in rankings] == [[1, 0]] * 4 + [[0, 1], [1, 0]]
+    assert [r.order for r in rankings] == [[1, 0]] * 4 + [[0, 1], [1, 0], [1, 0]]
     assert [set(r.faults) for r in rankings[:4]] == [set()] * 4
     assert "no_answer" in rankings[4].faults
     assert rankings[5].faults == {"truncated"}
     assert rankings[0].tokens == 9
     assert all(not left for left in server.turns.values()), "each fault was met"
-    assert server.most <= 3
+    assert server.most == 3
 
 
 def test_what_fails_for_good_costs_nothing_else():
@@ -119,6 +120,33 @@ def test_what_fails_for_good_costs_nothing_else():
         assert finished == {0: [1, 0], 3: [1, 0]}
         assert set(error.value.failures) == {1, 2}
         assert len(server.bodies) == 1 + 1 + 3 + 1, "a refused request is not sent again"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_that_a_server_gives_apart_is_put_back(name):
+    turns = {
+        "q": [completion("<answer>[2, 1]</answer>", **{name: "Image 2 fits."})],
+        "cut": [completion("", "length", **{name: "Image 1"})],
+    }
+    with Server(turns) as server:
+        whole, cut = RemoteReranker(server.url, "m").rank_many([(q, pages(2)) for q in turns])
+    assert (whole.text, whole.faults) == (ANSWER, frozenset())
+    assert cut.text == "<think>Image 1"
+    assert {"truncated", "no_answer"} <= cut.faults
+
+
+def test_stopping_early_does_not_wait_for_what_hangs():
+    with Server({"slow": ["hang"] * 9}) as server:
+        ranked = RemoteReranker(server.url, "m", concurrency=2, retries=8).rank_each(
+            [("quick", pages(2)), ("slow", pages(2))]
+        )
+        assert next(ranked)[0] == 0
+        started = time.monotonic()
+        ranked.close()
+        assert time.monotonic() - started < 1
+        sent = len(server.bodies)
+        time.sleep(4)
+        assert len(server.bodies) <= sent + 1, "it is not tried again"
 
 
 def test_the_key_comes_from_the_environment_and_the_page_is_sent_as_it_is(monkeypatch, tmp_path):
@@ -181,6 +209,7 @@ def test_a_server_with_the_same_weights_writes_the_same(served):
     shown = [(f"What was the staff of Orion in {2014 + k}?", pages(2 + k % 2)) for k in range(3)]
     local = Reranker.from_pretrained(model, max_new_tokens=40).rank_many(shown)
     remote = RemoteReranker(url, model, max_new_tokens=40, concurrency=2).rank_many(shown)
-    assert [r.text for r in remote] == [r.text for r in local]
+    assert [r.reasoning for r in remote] == [r.reasoning for r in local]
+    assert any(r.reasoning for r in local), "the server gives reasoning apart from the text"
     assert [r.order for r in remote] == [r.order for r in local]
     assert [r.faults for r in remote] == [r.faults for r in local]

@@ -17,6 +17,9 @@ class Judge(Ranker):
     def __init__(self, worth, biased=False, limit=None):
         self.worth, self.biased, self.limit, self.shown = worth, biased, limit, []
 
+    def check(self, pairs):
+        """Its pages are numbers."""
+
     def rank_each(self, pairs, mode="reason", batch_size=16):
         for i, (query, pages) in enumerate(pairs):
             assert self.limit is None or len(pages) <= self.limit
@@ -118,3 +121,11 @@ def test_stability_is_the_mean_rank_correlation():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Consensus(Judge([]), **options)
+
+
+def test_a_shuffle_depends_on_the_question_not_on_its_place():
+    pages = list(range(6))
+    alone, among = Judge(pages), Judge(pages)
+    Consensus(alone, 3).rank("q", pages)
+    Consensus(among, 3).rank_many([("other", pages), ("q", pages)])
+    assert alone.shown == among.shown[1::2]

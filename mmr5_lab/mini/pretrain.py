@@ -1,6 +1,6 @@
 """Teach the miniature's base model to read pages and compare them with a question; never to rank them.
 
-``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Five lessons, in an order
+``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Six lessons, in an order
 found by trial (docs/log.md):
 
 1. ``verdicts`` text alone, a question and descriptions of pages: is each word of them what is asked for?
@@ -9,6 +9,7 @@ found by trial (docs/log.md):
                 word that stands in its cell of the page (or of the kind of page, where no word stands).
 4. ``images``   lesson 2 on real page images, vision tower frozen.
 5. ``judge``    the same, mostly: is all that is asked for on a page? Which of them are these?
+6. ``point``    the same with a second loss on the choice among ids: naming the images that were just described.
 
 A checkpoint is written every ``--save-every`` steps; a run that was stopped goes on from there.
 """
@@ -18,6 +19,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,16 +45,17 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 600}  # steps
-PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40, "judge": 40}  # a batch
-RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "judge": 5e-4}
+LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 450, "point": 350}  # steps
+PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40, "judge": 40, "point": 40}  # a batch
+RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "judge": 5e-4, "point": 7e-4}
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
 SHARES = {"describe": 0.35, "compare": 0.45, "list": 0.15, "repeat": 0.05}  # of the exercises
-JUDGING = {"judge": 0.5, "list": 0.3, "compare": 0.1, "describe": 0.1}  # of those of the last lesson
+JUDGING = {"judge": 0.6, "compare": 0.2, "describe": 0.2}
+POINTING = {"judge": 0.5, "list": 0.3, "compare": 0.1, "describe": 0.1}
 CHOICES = {  # tokens between which an exercise asks to choose
     "verdicts": (" (wrong)", " (right)"),
     "judgements": (" It does not help.", " It answers the question."),
-    "ids": ("1", "2", "3", "4", "5"),  # those that follow "Image " are left out: they only count on
+    "ids": ("1", "2", "3", "4", "5"),  # in the last lesson; those that follow "Image " are left out, they only count on
 }
 CHOICE_WEIGHT = 2.0  # of each kind of choice, beside the loss of all tokens
 POOL = 4000  # page images drawn once for the vision lesson
@@ -149,7 +152,9 @@ def encode(samples, processor, images: list | None, rng: random.Random, clean: b
     return {**batch, "labels": labels}
 
 
-def language_loss(model, batch, choices: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+def language_loss(
+    model, batch, choices: dict[str, torch.Tensor], names: Sequence[str] = tuple(CHOICES)
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy of completion tokens plus that of each kind of choice, and the shares that are right."""
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state[:, :-1]
@@ -160,7 +165,7 @@ def language_loss(model, batch, choices: dict[str, torch.Tensor]) -> tuple[torch
     loss = cross_entropy(logits, wanted)
     shares = {"tokens": (logits.argmax(-1) == wanted).float().mean().item()}
     counting = torch.isin(before, choices["counting"])
-    for name in CHOICES:
+    for name in names:
         chosen = torch.isin(wanted, choices[name]) & ~counting
         if chosen.any():
             choice, right = logits[chosen][:, choices[name]], (wanted[chosen][:, None] == choices[name]).int().argmax(1)
@@ -237,7 +242,7 @@ class Vision:
 def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[str, torch.Tensor]:
     """One batch of a language lesson, all its samples with equally many pages: little padding."""
     count = 2 if lesson == "verdicts" else rng.randint(1, 3 if lesson == "text" else 5)
-    shares = {"verdicts": {"compare": 1.0}, "judge": JUDGING}.get(lesson, SHARES)
+    shares = {"verdicts": {"compare": 1.0}, "judge": JUDGING, "point": POINTING}.get(lesson, SHARES)
     samples = [lesson_sample(rng, count, processor.tokenizer, shares) for _ in range(PAGES[lesson] // count)]
     if lesson == "verdicts":  # the question alone: the descriptions come out of nowhere, their verdicts do not
         samples = [([user(messages[0]["content"][:1])], text, []) for messages, text, _ in samples]
@@ -272,6 +277,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
         return
     source = Vision(model, processor) if vision else None
     choices = choice_tokens(processor.tokenizer)
+    names = [name for name in CHOICES if name != "ids" or lesson == "point"]
     averages: dict[str, float] = {}
     started = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=lesson, mininterval=10)
@@ -282,7 +288,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
         if source is not None:
             loss, shares = source.loss(model, rng)
         else:
-            loss, shares = language_loss(model, lesson_batch(lesson, processor, rng, step), choices)
+            loss, shares = language_loss(model, lesson_batch(lesson, processor, rng, step), choices, names)
         if not torch.isfinite(loss):
             raise RuntimeError(f"lesson {lesson}, step {step}: the loss is {loss.item()}; lower RATE[{lesson!r}]")
         loss.backward()
