@@ -113,7 +113,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
         raise NotebookFailedError(f"{name}: {error.ename}: {error.evalue}\nsee {executed}") from None
     if not done.is_file():
         raise NotebookFailedError(f"{name} ended without results.json; see {executed}")
-    html, _ = HTMLExporter(embed_images=True).from_filename(str(executed))
+    html, _ = HTMLExporter(template_name="classic", embed_images=True).from_filename(str(executed))
     (folder / "notebook.html").write_text(html, encoding="utf-8")
     for checkpoint in folder.glob("checkpoints/checkpoint-*"):  # what else is in there is part of the result
         shutil.rmtree(checkpoint, ignore_errors=True)

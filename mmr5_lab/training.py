@@ -131,13 +131,10 @@ def train_grpo(
     max_steps: int = -1,
     iterations: int = 1,
     temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_entropy: float = 1.0,
     beta: float = 0.0,
     epsilon: float = 0.2,
     loss_type: str = "dapo",
     scale_rewards: str = "group",
-    adapter: str | Path | None = None,
     rewards: Sequence[Reward] = (rank_reward, format_reward),
     reward_weights: Sequence[float] | None = None,
     max_completion: int = 2048,
@@ -169,8 +166,6 @@ def train_grpo(
             f"{batch_size} × {accumulation} completions a step are not a multiple of the group size {generations}"
         )
     loaded, processor = _load(model, max_pixels)
-    if adapter is not None:
-        loaded = PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
     arguments = GRPOConfig(
         **_common(folder, learning_rate, batch_size, accumulation, warmup_ratio, save_steps, seed),
         num_train_epochs=epochs,
@@ -178,8 +173,6 @@ def train_grpo(
         num_generations=generations,
         num_iterations=iterations,
         temperature=temperature,
-        top_p=top_p,
-        top_entropy_quantile=top_entropy,
         beta=beta,
         epsilon=epsilon,
         loss_type=loss_type,
@@ -196,7 +189,7 @@ def train_grpo(
         args=arguments,
         train_dataset=data,
         processing_class=processor,
-        peft_config=_lora(lora_rank, lora_alpha, lora_dropout) if adapter is None else None,
+        peft_config=_lora(lora_rank, lora_alpha, lora_dropout),
         callbacks=[StopOnBadLoss(), ReportProgress(folder, "GRPO step")],
     )
     return _run(trainer, processor, folder)

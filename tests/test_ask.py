@@ -11,7 +11,9 @@ from mmr5_lab.cli import main
 from mmr5_lab.corpus import CorpusError, load_corpus
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.rerank import Ranker, Ranking
-from mmr5_lab.strategies import Windows
+from mmr5_lab.rerank_run import compare_ways
+from mmr5_lab.retrieve import retrieve
+from mmr5_lab.strategies import Consensus, Windows
 
 EVIL = "<script>alert(1)</script> \x1b[31m \u202egnp"
 
@@ -121,3 +123,14 @@ def test_rerank_from_the_command_line_resumes_and_refuses_other_settings(corpus,
 def test_rerank_without_a_model_is_bad_input(corpus, tmp_path, capsys):
     assert main(["rerank", str(corpus.folder), "x.trec", "--out", str(tmp_path / "o.trec")]) == 2
     assert "Name it with --model" in capsys.readouterr().err
+
+
+def test_ways_to_rank_are_compared_on_the_same_questions(corpus):
+    run = retrieve(corpus, "bm25", top_k=3)
+    gold = dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))
+    table = compare_ways({"last": (Last(), "reason"), "twice": (Consensus(Last(), 2), "reason")}, corpus, run)
+    expected = [len({pages[-1]} & set(gold[q])) / len(gold[q]) for q, pages in run.pages.items()]
+    assert table.loc["last", "R@1"] == pytest.approx(sum(expected) / len(expected))
+    assert pd.isna(table.loc["last", "stability"])
+    assert -1 <= table.loc["twice", "stability"] <= 1
+    assert (table["seconds a query"] > 0).all()
