@@ -17,6 +17,7 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="less data, one round")
     parser.add_argument("--json", metavar="OUT", type=Path, help="also write the rows as JSON")
     parser.add_argument("--model", help="model folder (default: the newest run of 03_grpo, else the miniature's base)")
+    parser.add_argument("--figure", metavar="FILE", type=Path, help="also draw the rates (where a benchmark can)")
     return parser.parse_args()
 
 

@@ -8,13 +8,16 @@ evaluation split: questions in the order of their documents, five BM25 candidate
 """
 
 import json
-import resource
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import psutil
 import torch
 from common import Report, arguments, interleaved, model_folder
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mmr5_lab.corpus import load_corpus
@@ -24,7 +27,7 @@ from mmr5_lab.page_cache import PageCache
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import build_messages
 from mmr5_lab.remote import RemoteReranker
-from mmr5_lab.rerank import Reranker
+from mmr5_lab.rerank import Ranking, Reranker
 from mmr5_lab.retrieve import retrieve
 from mmr5_lab.runs import project_root
 
@@ -40,9 +43,38 @@ def released_way(model, processor, query: str, images: list[Image.Image]) -> tup
     return written, list(parse_ranking(written, len(images)).order)
 
 
-def peak() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def five_a_document(asked: list[str], rows: dict, pairs: list) -> list:
+    """The pairs of five questions of each document, as MMDocIR asks (documents with fewer are left out)."""
+    by_document: dict[str, list] = {}
+    for question, pair in zip(asked, pairs, strict=True):
+        by_document.setdefault(rows[question]["doc_name"], []).append(pair)
+    return [pair for group in by_document.values() if len(group) >= 5 for pair in group[:5]]
+
+
+class Peak:
+    """Largest resident memory of this process while it runs, sampled every 5 ms, in MB."""
+
+    def __enter__(self):
+        self.megabytes, self._done = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        process = psutil.Process()
+        while not self._done.wait(0.005):
+            self.megabytes = max(self.megabytes, process.memory_info().rss / 1e6)
+
+    def __exit__(self, *error):
+        self._done.set()
+        self._thread.join()
+
+
+def compared(report: Report, name: str, baseline, ours, work: int, rounds: int) -> None:
+    with Peak() as peak:
+        seconds, results = interleaved({"baseline": baseline, "ours": ours}, rounds)
+    assert [r.order for r in results["ours"]] == [r.order for r in results["baseline"]], "batches changed a ranking"
+    report.add(name, seconds["baseline"], seconds["ours"], work, "queries/s", f"peak {peak.megabytes:.0f} MB")
 
 
 class Slow(BaseHTTPRequestHandler):
@@ -67,6 +99,20 @@ class Slow(BaseHTTPRequestHandler):
         pass
 
 
+def draw(rows: list[dict], path: Path) -> None:
+    """Queries a second against the number of candidates and against the batch size."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    kinds = {"candidates": "score,", "queries a batch": "reason,"}
+    for axes, (what, mode) in zip(figure.subplots(1, 2), kinds.items(), strict=True):
+        found = [row for row in rows if row["name"].startswith(mode) and row["name"].endswith("against 1")]
+        places = [int(re.findall(r"\d+", row["name"])[0]) for row in found]
+        axes.plot(places, [row["ours"] for row in found], "o-", color="#0072B2", label="batched")
+        axes.plot(places, [row["baseline"] for row in found], "s--", color="#D55E00", label="one by one")
+        axes.set(xlabel=what, ylabel="queries a second", ylim=(0, None))
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     given = arguments(__doc__.split("\n")[0])
     corpus = load_corpus(project_root() / "data/mini/corpus").split("eval")
@@ -82,6 +128,14 @@ def main() -> None:
 
     def engine() -> Reranker:
         return Reranker(model, processor, max_new_tokens=NEW_TOKENS)
+
+    def cached(mode: str, bound: int) -> tuple[list[Ranking], float, int]:
+        cache = PageCache(model, bound)
+        try:
+            ranker = Reranker(model, processor, max_new_tokens=NEW_TOKENS, page_cache=cache)
+            return ranker.rank_many(five, mode, modes[mode]), cache.hit_rate, cache.bytes
+        finally:
+            cache.remove()
 
     def recall(rankings) -> float:
         pages = {q: [run.pages[q][k] for k in r.order] for q, r in zip(asked, rankings, strict=True)}
@@ -102,60 +156,34 @@ def main() -> None:
         note = f"R@1 {recall(results[mode]):.3f}" + (", same text" if mode == "reason" else "")
         report.add(f"{mode}, batches of {modes[mode]}", scale, seconds[mode], len(pairs), "queries/s", note)
 
-    five = [pair for pair in pairs if sum(p[1] is pair[1] for p in pairs)]  # all; a document has 8 questions here
+    five = five_a_document(asked, rows, pairs)
     for mode in ("reason", "direct", "score"):
-
-        def cached(mode=mode):
-            cache = PageCache(model, 64 << 20)
-            try:
-                return (
-                    Reranker(model, processor, max_new_tokens=NEW_TOKENS, page_cache=cache).rank_many(
-                        five, mode, modes[mode]
-                    ),
-                    cache.hit_rate,
-                    cache.bytes,
-                )
-            finally:
-                cache.remove()
-
-        plain = lambda mode=mode: engine().rank_many(five, mode, modes[mode])  # noqa: E731
-        seconds, results = interleaved({"plain": plain, "cached": cached}, 1 if given.quick else 3)
+        seconds, results = interleaved(
+            {"plain": lambda mode=mode: engine().rank_many(five, mode, modes[mode]), "cached": lambda mode=mode: cached(mode, 64 << 20)},
+            1 if given.quick else 3,
+        )  # fmt: skip
         rankings, hit_rate, kept = results["cached"]
         assert [r.order for r in rankings] == [r.order for r in results["plain"]], "the cache changed a ranking"
         note = f"hit rate {hit_rate:.2f}, {kept / 1e6:.1f} MB kept"
         report.add(
             f"{mode}: page cache against none", seconds["plain"], seconds["cached"], len(five), "queries/s", note
         )
+        _, _, small = cached(mode, kept // 2)
+        assert small <= kept // 2, "the cache passed its bound"
 
     pool = [page for _, pages in pairs for page in pages]
     for count in (5, 10, 20) if given.quick else (5, 10, 20, 50):
         wide = [("What was the staff of Orion in 2014?", pool[k * 7 : k * 7 + count]) for k in range(4)]
-        ways = {
-            "one": lambda wide=wide: [engine().rank(*pair, mode="score") for pair in wide],
-            "batch": lambda wide=wide: engine().rank_many(wide, "score", 4),
-        }
-        seconds, _ = interleaved(ways, 1 if given.quick else 3)
-        report.add(
-            f"score, {count} candidates: batches of 4 against 1",
-            *seconds.values(),
-            4,
-            "queries/s",
-            f"peak {peak():.0f} MB",
-        )
-
-    sizes = (1, 8, 32) if given.quick else (1, 4, 16, 32, 64)
+        compared(
+            report, f"score, {count} candidates: batches of 4 against 1",
+            lambda wide=wide: [engine().rank(*pair, mode="score") for pair in wide],
+            lambda wide=wide: engine().rank_many(wide, "score", 4), 4, 1 if given.quick else 3,
+        )  # fmt: skip
     part = pairs[: 32 if given.quick else 64]
-    ways = {str(n): lambda n=n: engine().rank_many(part, "reason", n) for n in sizes}
-    seconds, _ = interleaved(ways, 1)
-    for n in sizes[1:]:
-        report.add(
-            f"reason, batches of {n} against 1",
-            seconds["1"],
-            seconds[str(n)],
-            len(part),
-            "queries/s",
-            f"peak {peak():.0f} MB",
-        )
+    alone = lambda: engine().rank_many(part, "reason", 1)  # noqa: E731
+    for n in (8, 32) if given.quick else (4, 16, 32, 64):
+        batched = lambda n=n: engine().rank_many(part, "reason", n)  # noqa: E731
+        compared(report, f"reason, batches of {n} against 1", alone, batched, len(part), 1)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
     server.request_queue_size = 64
@@ -170,6 +198,8 @@ def main() -> None:
     )
     server.shutdown()
     report.finish(given.json)
+    if given.figure:
+        draw(report.rows, given.figure)
 
 
 if __name__ == "__main__":
