@@ -287,23 +287,35 @@ def _add_evaluate(commands) -> None:
         "evaluate",
         help="recall of runs, by domain",
         description="Print recall@k of each run by domain, its macro and micro averages, and the ceiling "
-        "that a perfect ranking reaches.",
+        "that a perfect ranking reaches; or by question type or number of gold pages, beside both ceilings.",
     )
     command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
     command.add_argument("runs", metavar="RUN", nargs="+", help="TREC run")
     command.add_argument("--ks", type=_positive, nargs="+", default=[1, 3, 5], metavar="K", help="default: 1 3 5")
+    command.add_argument(
+        "--measures",
+        nargs="+",
+        choices=["R", "nDCG", "RR", "AP"],
+        default=["R"],
+        metavar="M",
+        help="R, nDCG (both at k), RR and AP, whose means are MRR and MAP (default: R)",
+    )
+    command.add_argument("--by", choices=["type", "gold"], help="by question type, or by number of gold pages")
     command.add_argument("--split", metavar="NAME", help="only the documents of this split")
     command.set_defaults(command=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.metrics import evaluate
+    from mmr5_lab.metrics import breakdown, evaluate
     from mmr5_lab.retrieve import read_trec
 
     corpus = _corpus(arguments)
     for path in arguments.runs:
         run = read_trec(path, corpus)
-        table = evaluate(run.pages, corpus, ks=tuple(arguments.ks))
+        if arguments.by:
+            table = breakdown(run.pages, corpus, arguments.by, arguments.ks, arguments.measures)
+        else:
+            table = evaluate(run.pages, corpus, arguments.ks, arguments.measures)
         print(f"{path}: {len(run.pages)} of {len(corpus.questions)} questions")
         print(table.to_string(float_format="{:.4f}".format), end="\n\n")
 

@@ -1,4 +1,4 @@
-"""Rankings to figures: recall at k by question and domain, ceilings, and the statistics to compare runs.
+"""Rankings to figures: recall and other measures by question and domain, ceilings, and statistics to compare runs.
 
 A run is `{question_id: [page, …]}`: 0-based pages of the question's own document, best first. A corpus is
 anything with two tables, `questions` (question_id, doc_name, domain, type, gold_pages, …) and `documents`
@@ -11,11 +11,15 @@ Definitions are MMDocIR's (arXiv 2501.08828, page-level retrieval; the figures o
 recall@k of a question is the share of its gold pages among the first k, micro is the mean over questions,
 macro the mean over domains of each domain's mean. Nothing is averaged away: a run that does not fit its
 corpus is a ValueError that names the questions.
+
+Ties. A run is an order, so it has none: whoever makes one decides. Here equal scores stand in page order
+(`retrieve`), in a TREC run in the order of the written ranks (`read_trec`), and `write_trec` lowers equal scores so
+that trec_eval, which sorts by score alone and equal ones by name, sees the same order.
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -25,6 +29,7 @@ import pandas as pd
 # In MMDocIR this domain is one document with 137 questions, so one document is a tenth of every macro figure.
 NEWS = "News"
 SUMMARY_ROWS = ("macro", "macro_ex_news", "micro", "ceiling_macro", "ceiling_micro")
+MEASURES = ("R", "nDCG", "RR", "AP")  # as trec_eval's users write them
 
 Run = Mapping[Any, Sequence[int]]
 
@@ -60,54 +65,126 @@ def recall_at_k(ranking: Sequence[int], gold: Iterable[int], k: int) -> float:
     return len(wanted.intersection(pages[:k])) / len(wanted)
 
 
-def evaluate(run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5)) -> pd.DataFrame:
+def evaluate(
+    run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+) -> pd.DataFrame:
     """The result table of one run: recall@k by domain, averaged in three ways, beside what can be reached.
+
+    measures: of `MEASURES`, see `per_question`; the mean of RR is called MRR, that of AP is MAP
 
     Rows (index "domain"): the corpus's domains in its own order, then "macro", "macro_ex_news" (macro without
     the domain "News"; NaN if there is no other), "micro", and "ceiling_macro" and "ceiling_micro": the best
     order of all pages, min(k, |gold|) ÷ |gold| by question, averaged likewise. Columns: "R@k" for each k, as
-    shares, and last "questions", how many stand behind the row.
+    shares, other measures as asked, and last "questions", how many stand behind the row.
 
     Raises ValueError, naming the questions and what to do, for an empty run, questions missing from the run
     or unknown to the corpus, an empty ranking, pages that the document does not have, repeated pages and
     pages that are not whole numbers; likewise for a corpus whose gold pages are missing or do not exist.
     """
-    return _table(per_question(run, corpus, ks), ks, with_ceiling=True)
+    columns = measure_columns(ks, measures)
+    ranked = _Ranked.build(run, corpus)
+    frame = _labels(corpus)
+    return _table(_measured(frame, ranked, columns), list(columns), _measured(frame, ranked.perfect(), columns))
 
 
-def candidate_ceiling(run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5)) -> pd.DataFrame:
+def candidate_ceiling(
+    run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+) -> pd.DataFrame:
     """What the best order of each question's own candidates would reach: the ceiling of a reranker.
 
-    min(k, |gold ∩ candidates|) ÷ |gold| by question, in the rows of `evaluate` up to "micro". Raises like it.
+    For recall, min(k, |gold ∩ candidates|) ÷ |gold| by question, in the rows of `evaluate` up to "micro". Raises
+    like it.
     """
-    frame = per_question(run, corpus, ks)
-    for k in ks:
-        frame[f"R@{k}"] = np.minimum(k, frame["gold_in_candidates"]) / frame["gold"]
-    return _table(frame, ks, with_ceiling=False)
+    columns = measure_columns(ks, measures)
+    best = _Ranked.build(run, corpus).best_order()
+    return _table(_measured(_labels(corpus), best, columns), list(columns))
 
 
-def per_question(run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5)) -> pd.DataFrame:
+def breakdown(
+    run: Run, corpus: CorpusTables, by: str = "type", ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+) -> pd.DataFrame:
+    """Means over groups of questions, each measure beside both of its ceilings.
+
+    by: "domain", "type", or "gold" (number of gold pages). A question with several types counts in each of them, one
+        without a type in "(none)".
+
+    Rows: the groups (of "gold" rising, else in the corpus's order), then "all", every question once. Columns: for each
+    measure its mean, "… candidates" (the best order of the run's own pages) and "… all pages" (the best order of the
+    document), and "questions". Raises like `evaluate`, and for another `by`.
+    """
+    columns = measure_columns(ks, measures)
+    ranked = _Ranked.build(run, corpus)
+    frame = _measured(_labels(corpus), ranked, columns)
+    frame["gold"] = ranked.gold
+    for suffix, ceiling in ((" candidates", ranked.best_order()), (" all pages", ranked.perfect())):
+        frame = _measured(frame, ceiling, {name + suffix: measure for name, measure in columns.items()})
+    figures = [name + suffix for name in columns for suffix in ("", " candidates", " all pages")]
+    groups = grouped(frame, by)
+    everything = frame[figures].mean().to_frame("all").T
+    table = pd.concat([groups[figures].mean(), everything]).rename_axis(by)
+    table["questions"] = [*groups.size(), len(frame)]
+    return table.rename(columns=_mean_names)
+
+
+def grouped(frame: pd.DataFrame, by: str) -> Any:
+    """A frame of questions grouped by "domain", "type" (a row for each of a question's types) or "gold" (a number)."""
+    if by not in ("domain", "type", "gold") or by not in frame.columns:
+        raise ValueError(f"cannot group questions by {by!r}: choose domain, type or gold, and a corpus that has it")
+    if by == "type":
+        kinds = frame["type"].map(lambda types: [types] if isinstance(types, str) else list(types) or ["(none)"])
+        frame = frame.assign(type=kinds).explode("type")
+    return frame.groupby(by, sort=by == "gold")
+
+
+def per_question(
+    run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+) -> pd.DataFrame:
     """One row a question, in the corpus's order; raises like `evaluate`.
 
     Columns: question_id, doc_name, domain, type (if the corpus has it), gold (number of gold pages),
-    candidates (length of the ranking), gold_in_candidates, then "R@k" and "ceiling@k" for each k.
+    candidates (length of the ranking), gold_in_candidates, then "R@k" and "ceiling@k" for each k, and other measures:
+
+    - "nDCG@k": Σ 1 ÷ log2(1 + rank) over gold pages at ranks up to k, ÷ the same sum for ranks 1 to min(k, |gold|)
+      (Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418, gains 0 and 1);
+    - "RR": 1 ÷ rank of the first gold page, 0 without one; its mean is MRR;
+    - "AP": over the gold pages, the mean of the precision at each one's rank, 0 for one that is not ranked; its mean
+      is MAP. (MMDocIR's code divides by the gold pages found instead, which rewards leaving the others out.)
+
+    RR and AP see the whole ranking. All are trec_eval's definitions.
     """
-    ks = _checked_ks(ks)
+    columns = measure_columns(ks, measures)
     ranked = _Ranked.build(run, corpus)
-    questions = corpus.questions
-    kept = [c for c in ("question_id", "doc_name", "domain", "type") if c in questions.columns]
-    frame = questions[kept].reset_index(drop=True)
+    frame = _labels(corpus)
     frame["gold"] = ranked.gold
     frame["candidates"] = ranked.lengths
     frame["gold_in_candidates"] = ranked.hits_above(None)
+    frame = _measured(frame, ranked, columns)
     for k in ks:
-        frame[f"R@{k}"] = ranked.hits_above(k) / ranked.gold
         frame[f"ceiling@{k}"] = np.minimum(k, ranked.gold) / ranked.gold
     return frame
 
 
+def measure_columns(ks: Sequence[int], measures: Sequence[str]) -> "dict[str, tuple[Measure, int | None]]":
+    """Column name -> (measure, its cut-off): a column for each cut-off of R and nDCG, one for RR and AP."""
+    cuts = _checked_ks(ks)
+    unknown = [name for name in measures if name not in MEASURES]
+    if unknown or not measures or len(set(measures)) < len(measures):
+        raise ValueError(f"measures is {list(measures)}, expected some of {', '.join(MEASURES)}, each once")
+    columns: dict[str, tuple[Measure, int | None]] = {}
+    for name in measures:
+        if name in ("RR", "AP"):
+            columns[name] = (_MEASURES[name], None)
+        else:
+            columns |= {f"{name}@{k}": (_MEASURES[name], k) for k in cuts}
+    return columns
+
+
 def paired_randomisation_test(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, samples: int = 10_000, seed: int = 0
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    samples: int = 10_000,
+    seed: int = 0,
+    clusters: Sequence[Any] | np.ndarray | pd.Series | None = None,
 ) -> float:
     """Two-sided p of the hypothesis that two systems differ only by chance, from figures by question.
 
@@ -117,7 +194,9 @@ def paired_randomisation_test(
     comparison of statistical significance tests for information retrieval evaluation",
     https://doi.org/10.1145/1321440.1321528.
 
-    Questions are taken as exchangeable; where several share a document, read it beside `bootstrap_interval`.
+    clusters (Q labels, such as doc_name): one coin for all questions of a cluster, since questions of one document
+    are not independent and a coin for each finds too many differences. Without it they are taken as independent.
+
     Raises ValueError for different lengths, no values, values that are not finite, or samples < 1.
     """
     left, right = _checked_values("a", a), _checked_values("b", b)
@@ -126,7 +205,10 @@ def paired_randomisation_test(
     if samples < 1:
         raise ValueError(f"samples is {samples}, expected at least 1")
     differences = left - right
-    differences = differences[differences != 0]  # a swap of equal figures changes nothing
+    if clusters is not None:
+        codes, _ = _checked_clusters(clusters, differences.size)
+        differences = np.bincount(codes, weights=differences)
+    differences = differences[np.abs(differences) > 1e-12]  # a swap of equal figures changes nothing
     if differences.size == 0:
         return 1.0
     rng = np.random.default_rng(seed)
@@ -159,39 +241,66 @@ def bootstrap_interval(
     Raises ValueError for different lengths, no values, values that are not finite, fewer than two clusters
     (nothing varies), samples < 1, or a level outside (0, 1).
     """
-    figures = _checked_values("values", values)
-    codes, labels = pd.factorize(np.asarray(clusters), use_na_sentinel=False)
-    if codes.size != figures.size:
-        raise ValueError(f"{figures.size} values but {codes.size} cluster labels: give one a question")
+    [(low, high)] = bootstrap_intervals([values], clusters, samples, seed, level)
+    return float(low), float(high)
+
+
+def bootstrap_intervals(
+    values: Sequence[Sequence[float] | np.ndarray] | np.ndarray,
+    clusters: Sequence[Any] | np.ndarray | pd.Series,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> np.ndarray:
+    """`bootstrap_interval` of S systems on the same draws of documents: values (S, Q), result (S, 2)."""
+    figures = np.stack([_checked_values("values", row) for row in values])
+    codes, labels = _checked_clusters(clusters, figures.shape[1])
     if len(labels) < 2:
         raise ValueError(f"all values belong to one cluster ({labels[0]}): an interval needs at least two")
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"samples is {samples} and level {level}, expected samples >= 1 and 0 < level < 1")
-    sums, counts = np.bincount(codes, weights=figures), np.bincount(codes)
+    totals = np.stack([np.bincount(codes, weights=row) for row in (*figures, np.ones(codes.size))], axis=1)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=samples)
-    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    even = np.full(len(labels), 1 / len(labels))
+    rows = max(1, 2_000_000 // len(labels))  # bounds memory at some 32 MB
+    drawn = np.concatenate([
+        rng.multinomial(len(labels), even, size=min(rows, samples - start)).astype(float) @ totals
+        for start in range(0, samples, rows)
+    ])  # fmt: skip
+    means = drawn[:, :-1] / drawn[:, -1:]
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).T
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A checked run as flat arrays over its P pages, question after question in the corpus's order.
+    """A checked run as flat arrays: of its H gold pages that are ranked, whose they are and where they stand.
 
-    lengths, gold (Q): pages ranked and gold pages by question; question, rank (P): whose page, and its
-    0-based rank; hit (P): whether it is gold.
+    lengths, gold (Q): pages ranked and gold pages by question, in the corpus's order; question, rank (H): question
+    and 0-based rank of each hit, questions one after another and ranks rising.
     """
 
     lengths: np.ndarray
     gold: np.ndarray
     question: np.ndarray
     rank: np.ndarray
-    hit: np.ndarray
 
     def hits_above(self, k: int | None) -> np.ndarray:
         """Gold pages among the first k by question (Q); among all for None."""
-        hit = self.hit if k is None else self.hit & (self.rank < k)
-        return np.bincount(self.question[hit], minlength=len(self.gold))
+        return np.bincount(self.question if k is None else self.question[self.rank < k], minlength=len(self.gold))
+
+    def place(self) -> np.ndarray:
+        """0-based number of each hit among its question's hits (H)."""
+        found = self.hits_above(None)
+        return np.arange(len(self.question)) - (np.cumsum(found) - found)[self.question]
+
+    def best_order(self) -> "_Ranked":
+        """The same pages in the best order: gold first."""
+        return replace(self, rank=self.place())
+
+    def perfect(self) -> "_Ranked":
+        """All gold pages first, ranked or not."""
+        all_gold = replace(self, question=np.repeat(np.arange(len(self.gold)), self.gold))
+        return replace(all_gold, rank=all_gold.place())
 
     @classmethod
     def build(cls, run: Run, corpus: CorpusTables) -> "_Ranked":
@@ -261,7 +370,50 @@ class _Ranked:
         is_gold = np.zeros(seen.size, dtype=bool)
         is_gold[gold_key] = True
         rank = np.arange(page.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return cls(lengths, gold, question, rank, is_gold[key])
+        hit = is_gold[key]
+        return cls(lengths, gold, question[hit], rank[hit])
+
+
+Measure = Callable[[_Ranked, int | None], np.ndarray]
+
+
+def _recall(ranked: _Ranked, k: int | None) -> np.ndarray:
+    return ranked.hits_above(k) / ranked.gold
+
+
+def _ndcg(ranked: _Ranked, k: int | None) -> np.ndarray:
+    gains = _gains(ranked, k)
+    return gains / _gains(ranked.perfect(), k)
+
+
+def _gains(ranked: _Ranked, k: int | None) -> np.ndarray:
+    gain = 1 / np.log2(ranked.rank + 2)
+    if k is not None:
+        gain[ranked.rank >= k] = 0
+    return np.bincount(ranked.question, gain, len(ranked.gold))
+
+
+def _reciprocal_rank(ranked: _Ranked, k: int | None) -> np.ndarray:
+    first = ranked.place() == 0
+    return np.bincount(ranked.question[first], 1 / (ranked.rank[first] + 1), len(ranked.gold))
+
+
+def _average_precision(ranked: _Ranked, k: int | None) -> np.ndarray:
+    precision = (ranked.place() + 1) / (ranked.rank + 1)
+    return np.bincount(ranked.question, precision, len(ranked.gold)) / ranked.gold
+
+
+_MEASURES: dict[str, Measure] = {"R": _recall, "nDCG": _ndcg, "RR": _reciprocal_rank, "AP": _average_precision}
+
+
+def _labels(corpus: CorpusTables) -> pd.DataFrame:
+    """Who a question is: question_id, doc_name, domain and, where the corpus has it, type."""
+    kept = [c for c in ("question_id", "doc_name", "domain", "type") if c in corpus.questions.columns]
+    return corpus.questions[kept].reset_index(drop=True)
+
+
+def _measured(frame: pd.DataFrame, ranked: _Ranked, columns: Mapping[str, tuple[Measure, int | None]]) -> pd.DataFrame:
+    return frame.assign(**{name: measure(ranked, k) for name, (measure, k) in columns.items()})
 
 
 def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -282,15 +434,14 @@ def _whole_numbers(pages: Any) -> bool:
         return False
 
 
-def _table(frame: pd.DataFrame, ks: Sequence[int], *, with_ceiling: bool) -> pd.DataFrame:
-    """Average a `per_question` frame over domains and questions, into the rows that `evaluate` documents."""
-    columns = [f"R@{k}" for k in ks]
-    if clash := sorted(set(frame["domain"]) & set(SUMMARY_ROWS)):
+def _table(frame: pd.DataFrame, columns: Sequence[str], ceiling: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Average a frame of questions, and one of their ceilings, into the rows that `evaluate` documents."""
+    if clash := sorted(set(frame["domain"].dropna()) & set(SUMMARY_ROWS)):
         raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
     if frame["domain"].isna().any():
         raise ValueError(f"questions without a domain: {_some(frame['question_id'][frame['domain'].isna()])}")
     groups = frame.groupby("domain", sort=False)
-    domains = groups[columns].mean()
+    domains = groups[list(columns)].mean()
     counts = groups.size()
     ex_news = domains.index != NEWS
     rows = {
@@ -298,16 +449,20 @@ def _table(frame: pd.DataFrame, ks: Sequence[int], *, with_ceiling: bool) -> pd.
         "macro_ex_news": (domains[ex_news].mean(), int(counts[ex_news].sum())),
         "micro": (frame[columns].mean(), len(frame)),
     }
-    if with_ceiling:
-        names = {f"ceiling@{k}": f"R@{k}" for k in ks}
-        best = groups[list(names)].mean().rename(columns=names)
+    if ceiling is not None:
+        best = ceiling.groupby("domain", sort=False)[list(columns)].mean()
         rows["ceiling_macro"] = (best.mean(), len(frame))
-        rows["ceiling_micro"] = (frame[list(names)].mean().rename(names), len(frame))
+        rows["ceiling_micro"] = (ceiling[columns].mean(), len(frame))
     summary = pd.DataFrame({name: figures for name, (figures, _) in rows.items()}).T
     table = pd.concat([domains, summary])
     table["questions"] = [*counts, *(count for _, count in rows.values())]
     table.index.name = "domain"
-    return table
+    return table.rename(columns=_mean_names)
+
+
+def _mean_names(column: str) -> str:
+    """The mean of RR is called MRR, that of AP is called MAP."""
+    return f"M{column}" if column.split()[0] in ("RR", "AP") else column
 
 
 def _checked_ks(ks: Sequence[int]) -> list[int]:
@@ -325,6 +480,14 @@ def _checked_values(name: str, values: Any) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(figures))
         raise ValueError(f"{name} holds values that are not finite, at positions {_some(bad)}")
     return figures
+
+
+def _checked_clusters(clusters: Any, size: int) -> tuple[np.ndarray, Any]:
+    """Code of each value's cluster (Q), and the labels that codes stand for."""
+    codes, labels = pd.factorize(np.asarray(clusters), use_na_sentinel=False)
+    if codes.size != size:
+        raise ValueError(f"{size} values but {codes.size} cluster labels: give one a question")
+    return codes, labels
 
 
 def _some(items: Iterable[Any], most: int = 5) -> str:
