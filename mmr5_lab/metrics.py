@@ -137,9 +137,16 @@ def grouped(frame: pd.DataFrame, by: str) -> Any:
 
 
 def per_question(
-    run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+    run: Run,
+    corpus: CorpusTables,
+    ks: Sequence[int] = (1, 3, 5),
+    measures: Sequence[str] = ("R",),
+    order: str = "run",
 ) -> pd.DataFrame:
     """One row a question, in the corpus's order; raises like `evaluate`.
+
+    order: what is measured: "run", the run as it is; "candidates", the best order of its pages; "corpus", the best
+        order of all pages
 
     Columns: question_id, doc_name, domain, type (if the corpus has it), gold (number of gold pages),
     candidates (length of the ranking), gold_in_candidates, then "R@k" and "ceiling@k" for each k, and other measures:
@@ -153,12 +160,14 @@ def per_question(
     RR and AP see the whole ranking. All are trec_eval's definitions.
     """
     columns = measure_columns(ks, measures)
+    if order not in _ORDERS:
+        raise ValueError(f"unknown order {order!r}: choose one of {', '.join(_ORDERS)}")
     ranked = _Ranked.build(run, corpus)
     frame = _labels(corpus)
     frame["gold"] = ranked.gold
     frame["candidates"] = ranked.lengths
     frame["gold_in_candidates"] = ranked.hits_above(None)
-    frame = _measured(frame, ranked, columns)
+    frame = _measured(frame, _ORDERS[order](ranked), columns)
     for k in ks:
         frame[f"ceiling@{k}"] = np.minimum(k, ranked.gold) / ranked.gold
     return frame
@@ -403,6 +412,11 @@ def _average_precision(ranked: _Ranked, k: int | None) -> np.ndarray:
     return np.bincount(ranked.question, precision, len(ranked.gold)) / ranked.gold
 
 
+_ORDERS: dict[str, Callable[[_Ranked], _Ranked]] = {
+    "run": lambda ranked: ranked,
+    "candidates": _Ranked.best_order,
+    "corpus": _Ranked.perfect,
+}
 _MEASURES: dict[str, Measure] = {"R": _recall, "nDCG": _ndcg, "RR": _reciprocal_rank, "AP": _average_precision}
 
 
