@@ -322,21 +322,21 @@ class _Ranked:
         known = set(ids)
         if len(known) < len(ids):
             repeated = questions["question_id"][questions["question_id"].duplicated()].unique()
-            raise ValueError(f"the corpus repeats question ids {_some(repeated)}: give each question its own")
+            raise ValueError(f"the corpus repeats question ids {first_few(repeated)}: give each question its own")
         if unknown := [q for q in run if q not in known]:
             raise ValueError(
-                f"the run has questions that the corpus does not know: {_some(unknown)}; "
+                f"the run has questions that the corpus does not know: {first_few(unknown)}; "
                 "evaluate it with the corpus it was made from"
             )
         if missing := [q for q in ids if q not in run]:
             raise ValueError(
-                f"the run lacks questions of the corpus: {_some(missing)}; rank them too, "
+                f"the run lacks questions of the corpus: {first_few(missing)}; rank them too, "
                 "or evaluate against a corpus that holds only the questions that were ranked"
             )
         num_pages = questions["doc_name"].map(corpus.documents.set_index("doc_name")["num_pages"])
         if num_pages.isna().any():
             lost = questions["doc_name"][num_pages.isna()].unique()
-            raise ValueError(f"questions refer to documents that the corpus lacks: {_some(lost)}")
+            raise ValueError(f"questions refer to documents that the corpus lacks: {first_few(lost)}")
         sizes = num_pages.to_numpy(dtype=np.int64)
 
         golds = [sorted({int(p) for p in pages}) for pages in questions["gold_pages"]]
@@ -355,7 +355,7 @@ class _Ranked:
             lengths, question, page = _flatten(rankings)
         except (TypeError, ValueError, OverflowError):
             odd = [q for q, pages in zip(ids, rankings, strict=True) if not _whole_numbers(pages)]
-            raise ValueError(f"rankings that are not lists of whole page numbers: {_some(odd)}") from None
+            raise ValueError(f"rankings that are not lists of whole page numbers: {first_few(odd)}") from None
         if not lengths.all():
             raise ValueError(
                 f"empty rankings: {_where(lengths == 0, ids)}; a ranker must return its candidates, "
@@ -453,7 +453,7 @@ def _table(frame: pd.DataFrame, columns: Sequence[str], ceiling: pd.DataFrame | 
     if clash := sorted(set(frame["domain"].dropna()) & set(SUMMARY_ROWS)):
         raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
     if frame["domain"].isna().any():
-        raise ValueError(f"questions without a domain: {_some(frame['question_id'][frame['domain'].isna()])}")
+        raise ValueError(f"questions without a domain: {first_few(frame['question_id'][frame['domain'].isna()])}")
     groups = frame.groupby("domain", sort=False)
     domains = groups[list(columns)].mean()
     counts = groups.size()
@@ -492,7 +492,7 @@ def _checked_values(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"{name} has shape {figures.shape}, expected one figure a question")
     if not np.isfinite(figures).all():
         bad = np.flatnonzero(~np.isfinite(figures))
-        raise ValueError(f"{name} holds values that are not finite, at positions {_some(bad)}")
+        raise ValueError(f"{name} holds values that are not finite, at positions {first_few(bad)}")
     return figures
 
 
@@ -504,16 +504,17 @@ def _checked_clusters(clusters: Any, size: int) -> tuple[np.ndarray, Any]:
     return codes, labels
 
 
-def _some(items: Iterable[Any], most: int = 5) -> str:
+def first_few(items: Iterable[Any], most: int = 5) -> str:
+    """A list for an error message: "q1, q2 and 3 more"."""
     listed = [str(x) for x in items]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
 
 
 def _where(mask: np.ndarray, ids: Sequence[Any]) -> str:
-    return _some(ids[i] for i in np.flatnonzero(mask).tolist())
+    return first_few(ids[i] for i in np.flatnonzero(mask).tolist())
 
 
 def _where_page(mask: np.ndarray, question: np.ndarray, page: np.ndarray, ids: Sequence[Any]) -> str:
     pairs = dict.fromkeys(zip(question[mask].tolist(), page[mask].tolist(), strict=True))
-    return _some(f"page {p} of question {ids[q]}" for q, p in pairs)
+    return first_few(f"page {p} of question {ids[q]}" for q, p in pairs)
