@@ -58,8 +58,8 @@ def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     ]
     frame["first"] = [row["pages"][0] for row in in_order]
     frame["faults"] = [tuple(row["faults"]) for row in in_order]
-    frame["rank"] = 1 / reranked["RR"].where(reranked["RR"] > 0)
-    frame["retriever_rank"] = 1 / retrieved["RR"].where(retrieved["RR"] > 0)
+    frame["rank"] = _ranks(reranked["RR"])
+    frame["retriever_rank"] = _ranks(retrieved["RR"])
     frame["R@1"], frame["retriever_R@1"] = reranked["R@1"], retrieved["R@1"]
     frame["change"] = frame["R@1"] - frame["retriever_R@1"]
     return frame
@@ -120,6 +120,10 @@ def _checked(generations: pd.DataFrame) -> dict[str, dict]:
             f"pages are not the candidates in another order: {first_few(odd)}; rerank these questions again"
         )
     return rows
+
+
+def _ranks(reciprocal: pd.Series) -> pd.Series:
+    return (1 / reciprocal.where(reciprocal > 0)).round()
 
 
 def _has_nan(scores: list[float] | None) -> bool:

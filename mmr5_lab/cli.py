@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_rerank(commands)
     _add_ask(commands)
     _add_evaluate(commands)
+    _add_tables(commands)
     return parser
 
 
@@ -318,6 +319,33 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             table = evaluate(run.pages, corpus, arguments.ks, arguments.measures)
         print(f"{path}: {len(run.pages)} of {len(corpus.questions)} questions")
         print(table.to_string(float_format="{:.4f}".format), end="\n\n")
+
+
+def _add_tables(commands) -> None:
+    command = commands.add_parser(
+        "tables",
+        help="the paper's two result tables, with its figures beside ours",
+        description="Build the result tables of arXiv 2506.12364 from TREC runs. A run belongs to a row by its name: "
+        "colqwen.trec is the retriever, colqwen_mm-r5.trec the reranker MM-R5 on its candidates; runs of other names "
+        "get a table of their own. Rows without a run say what command makes it.",
+    )
+    command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
+    command.add_argument("runs", metavar="RUNS", nargs="+", help="TREC runs, or folders with *.trec at any depth")
+    command.add_argument("--split", metavar="NAME", help="only the documents of this split")
+    command.add_argument("--html", metavar="FILE", help="also write them as HTML")
+    command.add_argument("--latex", metavar="FILE", help="also write them as LaTeX")
+    command.set_defaults(command=_tables)
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.paper_tables import as_html, as_latex, as_text, find_runs, paper_tables
+
+    corpus = _corpus(arguments)
+    tables = paper_tables(find_runs(arguments.runs), corpus)
+    print(as_text(tables, corpus))
+    for path, write in ((arguments.html, as_html), (arguments.latex, as_latex)):
+        if path:
+            Path(path).write_text(write(tables, corpus), encoding="utf-8")
 
 
 def _corpus(arguments: argparse.Namespace):

@@ -9,7 +9,7 @@ import pandas as pd
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "−": "$-$", "–": "--", "·": r"$\cdot$", "÷": r"$\div$", "≥": r"$\ge$", "≤": r"$\le$",
+    "−": "$-$", "–": "--", "·": r"$\cdot$", "÷": r"$\div$", "≥": r"$\ge$", "≤": r"$\le$", "Δ": r"$\Delta$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }  # fmt: skip
 
