@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from mmr5_lab.corpus import Corpus
-from mmr5_lab.metrics import first_few, grouped, per_question
+from mmr5_lab.gold_ranks import first_few
+from mmr5_lab.metrics import grouped, per_question
 from mmr5_lab.parsing import parse_ranking
 
 HIT = "hit"

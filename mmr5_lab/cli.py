@@ -307,24 +307,22 @@ def _add_evaluate(commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.metrics import breakdown, evaluate
+    from mmr5_lab.metrics import breakdown, evaluate_runs
     from mmr5_lab.retrieve import read_trec
 
     corpus = _corpus(arguments)
-    for path in arguments.runs:
-        run = read_trec(path, corpus)
-        if arguments.by:
-            table = breakdown(run.pages, corpus, arguments.by, arguments.ks, arguments.measures)
-        else:
-            table = evaluate(run.pages, corpus, arguments.ks, arguments.measures)
-        print(f"{path}: {len(run.pages)} of {len(corpus.questions)} questions")
+    runs = {path: read_trec(path, corpus).pages for path in arguments.runs}
+    tables = evaluate_runs(runs, corpus, arguments.ks, arguments.measures)
+    for path, run in runs.items():
+        table = breakdown(run, corpus, arguments.by, arguments.ks, arguments.measures) if arguments.by else tables[path]
+        print(f"{path}: {len(run)} of {len(corpus.questions)} questions")
         print(table.to_string(float_format="{:.4f}".format), end="\n\n")
 
 
 def _add_tables(commands) -> None:
     command = commands.add_parser(
         "tables",
-        help="the paper's two result tables, with its figures beside ours",
+        help="the paper's two result tables, ours beside",
         description="Build the result tables of arXiv 2506.12364 from TREC runs. A run belongs to a row by its name: "
         "colqwen.trec is the retriever, colqwen_mm-r5.trec the reranker MM-R5 on its candidates; runs of other names "
         "get a table of their own. Rows without a run say what command makes it.",

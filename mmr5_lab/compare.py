@@ -1,7 +1,9 @@
 """Systems side by side, as a paper shows them: recall, intervals, differences to a baseline and corrected p-values.
 
-table = compare({"ColQwen": colqwen, "MM-R5": [seed_0, seed_1, seed_2]}, corpus, baseline="ColQwen")
-print(to_latex(table))
+    table = compare({"ColQwen": colqwen, "MM-R5": [seed_0, seed_1, seed_2]}, corpus, baseline="ColQwen")
+    print(to_latex(table))
+
+Statistics are those of `metrics`; `holm` corrects for many tests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,16 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmr5_lab.metrics import (
-    MEASURES,
-    NEWS,
-    CorpusTables,
-    Run,
-    bootstrap_intervals,
-    measure_columns,
-    paired_randomisation_test,
-    per_question,
-)
+from mmr5_lab.gold_ranks import MEASURES, CorpusTables, Run, measure_columns
+from mmr5_lab.metrics import NEWS, bootstrap_intervals, paired_randomisation_test, per_question
 from mmr5_lab.typeset import html_table, latex_table
 
 
@@ -36,7 +30,7 @@ def compare(
 ) -> pd.DataFrame:
     """The table that a paper needs: one row a system, in the order given.
 
-    runs: name -> run (`metrics.Run`), or a list of runs with different seeds, whose figures are averaged question by
+    runs: name -> run (`gold_ranks.Run`), or a list of runs with different seeds, whose figures are averaged question by
         question before anything else
     baseline: the system that others are tested against; default: the first
     measure: what intervals and tests are of: its micro mean. "R@1", "nDCG@3" …, "RR" or "AP"
@@ -63,7 +57,7 @@ def compare(
     first = next(iter(runs)) if baseline is None else baseline
     if first not in runs:
         raise ValueError(f"the baseline {first!r} is not among the systems: {', '.join(map(repr, runs))}")
-    known = measure_columns(ks, MEASURES)
+    known = measure_columns(ks, list(MEASURES))
     if measure not in known:
         raise ValueError(f"unknown measure {measure!r}: choose one of {', '.join(known)}")
     seeds = {name: _seeds(name, given) for name, given in runs.items()}

@@ -18,30 +18,27 @@ that trec_eval, which sorts by score alone and equal ones by name, sees the same
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mmr5_lab.gold_ranks import (
+    ORDERS,
+    CorpusTables,
+    GoldRanks,
+    Labels,
+    Measure,
+    Run,
+    first_few,
+    measure_columns,
+)
+
 # In MMDocIR this domain is one document with 137 questions, so one document is a tenth of every macro figure.
 NEWS = "News"
 SUMMARY_ROWS = ("macro", "macro_ex_news", "micro", "ceiling_macro", "ceiling_micro")
-MEASURES = ("R", "nDCG", "RR", "AP")  # as trec_eval's users write them
-
-Run = Mapping[Any, Sequence[int]]
-
-
-class CorpusTables(Protocol):
-    """The part of a corpus that metrics read."""
-
-    @property
-    def questions(self) -> pd.DataFrame: ...
-
-    @property
-    def documents(self) -> pd.DataFrame: ...
 
 
 def recall_at_k(ranking: Sequence[int], gold: Iterable[int], k: int) -> float:
@@ -70,7 +67,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """The result table of one run: recall@k by domain, averaged in three ways, beside what can be reached.
 
-    measures: of `MEASURES`, see `per_question`; the mean of RR is called MRR, that of AP is MAP
+    measures: of `gold_ranks.MEASURES`, see `per_question`; the mean of RR is called MRR, that of AP is MAP
 
     Rows (index "domain"): the corpus's domains in its own order, then "macro", "macro_ex_news" (macro without
     the domain "News"; NaN if there is no other), "micro", and "ceiling_macro" and "ceiling_micro": the best
@@ -81,10 +78,34 @@ def evaluate(
     or unknown to the corpus, an empty ranking, pages that the document does not have, repeated pages and
     pages that are not whole numbers; likewise for a corpus whose gold pages are missing or do not exist.
     """
+    return evaluate_runs({"": run}, corpus, ks, measures)[""]
+
+
+def evaluate_runs(
+    runs: Mapping[str, Mapping[Any, Any]],
+    corpus: CorpusTables,
+    ks: Sequence[int] = (1, 3, 5),
+    measures: Sequence[str] = ("R",),
+    scored: bool = False,
+) -> dict[str, pd.DataFrame]:
+    """`evaluate` of many runs: name -> table; the corpus is checked and prepared once.
+
+    scored: the runs hold scores instead of rankings: of every page of the question's document, in page order, higher
+        is better; equal scores count in page order (`gold_ranks.GoldRanks.of_scores`)
+
+    Raises ValueError as `evaluate`, naming the run, and for scores that are not finite or not one a page.
+    """
     columns = measure_columns(ks, measures)
-    ranked = _Ranked.build(run, corpus)
-    frame = _labels(corpus)
-    return _table(_measured(frame, ranked, columns), list(columns), _measured(frame, ranked.perfect(), columns))
+    labels = Labels.of(corpus)
+    domains = _Domains.of(corpus)
+    tables = {}
+    for name, run in runs.items():
+        try:
+            ranks = (GoldRanks.of_scores if scored else GoldRanks.of_run)(run, labels)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if name else str(error)) from None
+        tables[name] = domains.table(_figures(ranks, columns), list(columns), _figures(ranks.perfect(), columns))
+    return tables
 
 
 def candidate_ceiling(
@@ -96,8 +117,8 @@ def candidate_ceiling(
     like it.
     """
     columns = measure_columns(ks, measures)
-    best = _Ranked.build(run, corpus).best_order()
-    return _table(_measured(_labels(corpus), best, columns), list(columns))
+    best = GoldRanks.of_run(run, Labels.of(corpus)).best_order()
+    return _Domains.of(corpus).table(_figures(best, columns), list(columns))
 
 
 def breakdown(
@@ -113,17 +134,17 @@ def breakdown(
     document), and "questions". Raises like `evaluate`, and for another `by`.
     """
     columns = measure_columns(ks, measures)
-    ranked = _Ranked.build(run, corpus)
-    frame = _measured(_labels(corpus), ranked, columns)
-    frame["gold"] = ranked.gold
-    for suffix, ceiling in ((" candidates", ranked.best_order()), (" all pages", ranked.perfect())):
+    ranks = GoldRanks.of_run(run, Labels.of(corpus))
+    frame = _measured(_labels(corpus), ranks, columns)
+    frame["gold"] = ranks.gold
+    for suffix, ceiling in ((" candidates", ranks.best_order()), (" all pages", ranks.perfect())):
         frame = _measured(frame, ceiling, {name + suffix: measure for name, measure in columns.items()})
     figures = [name + suffix for name in columns for suffix in ("", " candidates", " all pages")]
     groups = grouped(frame, by)
     everything = frame[figures].mean().to_frame("all").T
     table = pd.concat([groups[figures].mean(), everything]).rename_axis(by)
     table["questions"] = [*groups.size(), len(frame)]
-    return table.rename(columns=_mean_names)
+    return table.rename(columns=_mean_name)
 
 
 def grouped(frame: pd.DataFrame, by: str) -> Any:
@@ -151,41 +172,26 @@ def per_question(
     Columns: question_id, doc_name, domain, type (if the corpus has it), gold (number of gold pages),
     candidates (length of the ranking), gold_in_candidates, then "R@k" and "ceiling@k" for each k, and other measures:
 
-    - "nDCG@k": Σ 1 ÷ log2(1 + rank) over gold pages at ranks up to k, ÷ the same sum for ranks 1 to min(k, |gold|)
-      (Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418, gains 0 and 1);
-    - "RR": 1 ÷ rank of the first gold page, 0 without one; its mean is MRR;
-    - "AP": over the gold pages, the mean of the precision at each one's rank, 0 for one that is not ranked; its mean
-      is MAP. (MMDocIR's code divides by the gold pages found instead, which rewards leaving the others out.)
+    - "nDCG@k": normalised discounted cumulative gain of the first k;
+    - "RR": 1 ÷ rank of the first gold page; its mean is MRR;
+    - "AP": precision at the gold pages' ranks, averaged over all of them; its mean is MAP. (MMDocIR's code divides by
+      the gold pages found instead, which rewards leaving the others out.)
 
-    RR and AP see the whole ranking. All are trec_eval's definitions.
+    RR and AP see the whole ranking. All are trec_eval's definitions; the formulas are in
+    `gold_ranks`.
     """
     columns = measure_columns(ks, measures)
-    if order not in _ORDERS:
-        raise ValueError(f"unknown order {order!r}: choose one of {', '.join(_ORDERS)}")
-    ranked = _Ranked.build(run, corpus)
+    if order not in ORDERS:
+        raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
+    ranks = GoldRanks.of_run(run, Labels.of(corpus))
     frame = _labels(corpus)
-    frame["gold"] = ranked.gold
-    frame["candidates"] = ranked.lengths
-    frame["gold_in_candidates"] = ranked.hits_above(None)
-    frame = _measured(frame, _ORDERS[order](ranked), columns)
+    frame["gold"] = ranks.gold
+    frame["candidates"] = ranks.lengths
+    frame["gold_in_candidates"] = ranks.hits_above(None)
+    frame = _measured(frame, ORDERS[order](ranks), columns)
     for k in ks:
-        frame[f"ceiling@{k}"] = np.minimum(k, ranked.gold) / ranked.gold
+        frame[f"ceiling@{k}"] = np.minimum(k, ranks.gold) / ranks.gold
     return frame
-
-
-def measure_columns(ks: Sequence[int], measures: Sequence[str]) -> "dict[str, tuple[Measure, int | None]]":
-    """Column name -> (measure, its cut-off): a column for each cut-off of R and nDCG, one for RR and AP."""
-    cuts = _checked_ks(ks)
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown or not measures or len(set(measures)) < len(measures):
-        raise ValueError(f"measures is {list(measures)}, expected some of {', '.join(MEASURES)}, each once")
-    columns: dict[str, tuple[Measure, int | None]] = {}
-    for name in measures:
-        if name in ("RR", "AP"):
-            columns[name] = (_MEASURES[name], None)
-        else:
-            columns |= {f"{name}@{k}": (_MEASURES[name], k) for k in cuts}
-    return columns
 
 
 def paired_randomisation_test(
@@ -281,143 +287,48 @@ def bootstrap_intervals(
 
 
 @dataclass(frozen=True)
-class _Ranked:
-    """A checked run as flat arrays: of its H gold pages that are ranked, whose they are and where they stand.
+class _Domains:
+    """Which of the D domains each of Q questions is of."""
 
-    lengths, gold (Q): pages ranked and gold pages by question, in the corpus's order; question, rank (H): question
-    and 0-based rank of each hit, questions one after another and ranks rising.
-    """
-
-    lengths: np.ndarray
-    gold: np.ndarray
-    question: np.ndarray
-    rank: np.ndarray
-
-    def hits_above(self, k: int | None) -> np.ndarray:
-        """Gold pages among the first k by question (Q); among all for None."""
-        return np.bincount(self.question if k is None else self.question[self.rank < k], minlength=len(self.gold))
-
-    def place(self) -> np.ndarray:
-        """0-based number of each hit among its question's hits (H)."""
-        found = self.hits_above(None)
-        return np.arange(len(self.question)) - (np.cumsum(found) - found)[self.question]
-
-    def best_order(self) -> "_Ranked":
-        """The same pages in the best order: gold first."""
-        return replace(self, rank=self.place())
-
-    def perfect(self) -> "_Ranked":
-        """All gold pages first, ranked or not."""
-        all_gold = replace(self, question=np.repeat(np.arange(len(self.gold)), self.gold))
-        return replace(all_gold, rank=all_gold.place())
+    names: list[str]
+    codes: np.ndarray
 
     @classmethod
-    def build(cls, run: Run, corpus: CorpusTables) -> "_Ranked":
+    def of(cls, corpus: CorpusTables) -> "_Domains":
         questions = corpus.questions
-        ids = questions["question_id"].tolist()
-        if not ids:
-            raise ValueError("the corpus has no questions: there is nothing to evaluate")
-        if not len(run):
-            raise ValueError("the run is empty: check that it was written, or retrieve again")
-        known = set(ids)
-        if len(known) < len(ids):
-            repeated = questions["question_id"][questions["question_id"].duplicated()].unique()
-            raise ValueError(f"the corpus repeats question ids {first_few(repeated)}: give each question its own")
-        if unknown := [q for q in run if q not in known]:
-            raise ValueError(
-                f"the run has questions that the corpus does not know: {first_few(unknown)}; "
-                "evaluate it with the corpus it was made from"
-            )
-        if missing := [q for q in ids if q not in run]:
-            raise ValueError(
-                f"the run lacks questions of the corpus: {first_few(missing)}; rank them too, "
-                "or evaluate against a corpus that holds only the questions that were ranked"
-            )
-        num_pages = questions["doc_name"].map(corpus.documents.set_index("doc_name")["num_pages"])
-        if num_pages.isna().any():
-            lost = questions["doc_name"][num_pages.isna()].unique()
-            raise ValueError(f"questions refer to documents that the corpus lacks: {first_few(lost)}")
-        sizes = num_pages.to_numpy(dtype=np.int64)
+        if (lacking := questions["domain"].isna()).any():
+            raise ValueError(f"questions without a domain: {first_few(questions['question_id'][lacking])}")
+        codes, names = pd.factorize(questions["domain"])
+        if clash := sorted(set(names) & set(SUMMARY_ROWS)):
+            raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
+        return cls(list(names), codes)
 
-        golds = [sorted({int(p) for p in pages}) for pages in questions["gold_pages"]]
-        gold, gold_question, gold_page = _flatten(golds)
-        if not gold.all():
-            raise ValueError(f"questions without gold pages: {_where(gold == 0, ids)}; leave them out")
-        wrong = (gold_page < 0) | (gold_page >= sizes[gold_question])
-        if wrong.any():
-            raise ValueError(
-                "gold pages that the document does not have: "
-                f"{_where_page(wrong, gold_question, gold_page, ids)}; pages are 0-based"
-            )
+    def table(self, figures: np.ndarray, columns: list[str], ceiling: np.ndarray | None = None) -> pd.DataFrame:
+        """Average figures (Q, C), and those of their ceilings, into the rows that `evaluate` documents."""
+        counts = np.bincount(self.codes)
+        means = self._means(figures)
+        others = np.array([name != NEWS for name in self.names])
+        ex_news = means[others].mean(axis=0) if others.any() else np.full(len(columns), np.nan)
+        total = len(self.codes)
+        rows = [*means, means.mean(axis=0), ex_news, figures.mean(axis=0)]
+        questions = [*counts, total, counts[others].sum(), total]
+        if ceiling is not None:
+            rows += [self._means(ceiling).mean(axis=0), ceiling.mean(axis=0)]
+            questions += [total, total]
+        index = pd.Index([*self.names, *SUMMARY_ROWS[: len(rows) - len(self.names)]], name="domain")
+        table = pd.DataFrame(np.stack(rows), index=index, columns=[_mean_name(column) for column in columns])
+        table["questions"] = questions
+        return table
 
-        rankings = [run[q] for q in ids]
-        try:
-            lengths, question, page = _flatten(rankings)
-        except (TypeError, ValueError, OverflowError):
-            odd = [q for q, pages in zip(ids, rankings, strict=True) if not _whole_numbers(pages)]
-            raise ValueError(f"rankings that are not lists of whole page numbers: {first_few(odd)}") from None
-        if not lengths.all():
-            raise ValueError(
-                f"empty rankings: {_where(lengths == 0, ids)}; a ranker must return its candidates, "
-                "in their old order if it cannot judge them"
-            )
-        wrong = (page < 0) | (page >= sizes[question])
-        if wrong.any():
-            raise ValueError(
-                "the run ranks pages that the document does not have: "
-                f"{_where_page(wrong, question, page, ids)}; pages are 0-based, and the run must be of this "
-                "corpus"
-            )
-
-        # One number a (question, page): page numbers start where those of the question before end.
-        offsets = np.cumsum(sizes) - sizes
-        key, gold_key = offsets[question] + page, offsets[gold_question] + gold_page
-        seen = np.bincount(key, minlength=int(sizes.sum()))
-        if seen.max() > 1:
-            wrong = seen[key] > 1
-            raise ValueError(f"the run repeats pages: {_where_page(wrong, question, page, ids)}; rank each page once")
-        is_gold = np.zeros(seen.size, dtype=bool)
-        is_gold[gold_key] = True
-        rank = np.arange(page.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        hit = is_gold[key]
-        return cls(lengths, gold, question[hit], rank[hit])
+    def _means(self, figures: np.ndarray) -> np.ndarray:
+        """Mean of each domain (D, C)."""
+        sums = np.stack([np.bincount(self.codes, column) for column in figures.T], axis=1)
+        return sums / np.bincount(self.codes)[:, None]
 
 
-Measure = Callable[[_Ranked, int | None], np.ndarray]
-
-
-def _recall(ranked: _Ranked, k: int | None) -> np.ndarray:
-    return ranked.hits_above(k) / ranked.gold
-
-
-def _ndcg(ranked: _Ranked, k: int | None) -> np.ndarray:
-    gains = _gains(ranked, k)
-    return gains / _gains(ranked.perfect(), k)
-
-
-def _gains(ranked: _Ranked, k: int | None) -> np.ndarray:
-    gain = 1 / np.log2(ranked.rank + 2)
-    if k is not None:
-        gain[ranked.rank >= k] = 0
-    return np.bincount(ranked.question, gain, len(ranked.gold))
-
-
-def _reciprocal_rank(ranked: _Ranked, k: int | None) -> np.ndarray:
-    first = ranked.place() == 0
-    return np.bincount(ranked.question[first], 1 / (ranked.rank[first] + 1), len(ranked.gold))
-
-
-def _average_precision(ranked: _Ranked, k: int | None) -> np.ndarray:
-    precision = (ranked.place() + 1) / (ranked.rank + 1)
-    return np.bincount(ranked.question, precision, len(ranked.gold)) / ranked.gold
-
-
-_ORDERS: dict[str, Callable[[_Ranked], _Ranked]] = {
-    "run": lambda ranked: ranked,
-    "candidates": _Ranked.best_order,
-    "corpus": _Ranked.perfect,
-}
-_MEASURES: dict[str, Measure] = {"R": _recall, "nDCG": _ndcg, "RR": _reciprocal_rank, "AP": _average_precision}
+def _figures(ranks: GoldRanks, columns: Mapping[str, tuple[Measure, int | None]]) -> np.ndarray:
+    """Each column's measure by question (Q, C)."""
+    return np.stack([measure(ranks, k) for measure, k in columns.values()], axis=1)
 
 
 def _labels(corpus: CorpusTables) -> pd.DataFrame:
@@ -426,64 +337,13 @@ def _labels(corpus: CorpusTables) -> pd.DataFrame:
     return corpus.questions[kept].reset_index(drop=True)
 
 
-def _measured(frame: pd.DataFrame, ranked: _Ranked, columns: Mapping[str, tuple[Measure, int | None]]) -> pd.DataFrame:
-    return frame.assign(**{name: measure(ranked, k) for name, (measure, k) in columns.items()})
+def _measured(frame: pd.DataFrame, ranks: GoldRanks, columns: Mapping[str, tuple[Measure, int | None]]) -> pd.DataFrame:
+    return frame.assign(**{name: measure(ranks, k) for name, (measure, k) in columns.items()})
 
 
-def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lengths (Q), then of each entry its list's index and its value (P); ValueError if not whole numbers."""
-    lengths = np.fromiter((len(x) for x in lists), dtype=np.int64, count=len(lists))
-    values = np.array(list(chain.from_iterable(lists)))
-    if values.size == 0:
-        values = values.astype(np.int64)
-    if values.dtype.kind not in "iu" or values.ndim != 1:
-        raise ValueError("not whole numbers")
-    return lengths, np.repeat(np.arange(len(lists)), lengths), values.astype(np.int64)
-
-
-def _whole_numbers(pages: Any) -> bool:
-    try:
-        return all(isinstance(p, int | np.integer) and not isinstance(p, bool) and abs(int(p)) < 2**63 for p in pages)
-    except TypeError:
-        return False
-
-
-def _table(frame: pd.DataFrame, columns: Sequence[str], ceiling: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Average a frame of questions, and one of their ceilings, into the rows that `evaluate` documents."""
-    if clash := sorted(set(frame["domain"].dropna()) & set(SUMMARY_ROWS)):
-        raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
-    if frame["domain"].isna().any():
-        raise ValueError(f"questions without a domain: {first_few(frame['question_id'][frame['domain'].isna()])}")
-    groups = frame.groupby("domain", sort=False)
-    domains = groups[list(columns)].mean()
-    counts = groups.size()
-    ex_news = domains.index != NEWS
-    rows = {
-        "macro": (domains.mean(), len(frame)),
-        "macro_ex_news": (domains[ex_news].mean(), int(counts[ex_news].sum())),
-        "micro": (frame[columns].mean(), len(frame)),
-    }
-    if ceiling is not None:
-        best = ceiling.groupby("domain", sort=False)[list(columns)].mean()
-        rows["ceiling_macro"] = (best.mean(), len(frame))
-        rows["ceiling_micro"] = (ceiling[columns].mean(), len(frame))
-    summary = pd.DataFrame({name: figures for name, (figures, _) in rows.items()}).T
-    table = pd.concat([domains, summary])
-    table["questions"] = [*counts, *(count for _, count in rows.values())]
-    table.index.name = "domain"
-    return table.rename(columns=_mean_names)
-
-
-def _mean_names(column: str) -> str:
+def _mean_name(column: str) -> str:
     """The mean of RR is called MRR, that of AP is called MAP."""
     return f"M{column}" if column.split()[0] in ("RR", "AP") else column
-
-
-def _checked_ks(ks: Sequence[int]) -> list[int]:
-    checked = [operator.index(k) for k in ks]
-    if not checked or min(checked) < 1 or len(set(checked)) < len(checked):
-        raise ValueError(f"ks is {list(ks)}, expected distinct cut-offs of at least 1, such as (1, 3, 5)")
-    return checked
 
 
 def _checked_values(name: str, values: Any) -> np.ndarray:
@@ -502,19 +362,3 @@ def _checked_clusters(clusters: Any, size: int) -> tuple[np.ndarray, Any]:
     if codes.size != size:
         raise ValueError(f"{size} values but {codes.size} cluster labels: give one a question")
     return codes, labels
-
-
-def first_few(items: Iterable[Any], most: int = 5) -> str:
-    """A list for an error message: "q1, q2 and 3 more"."""
-    listed = [str(x) for x in items]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
-
-
-def _where(mask: np.ndarray, ids: Sequence[Any]) -> str:
-    return first_few(ids[i] for i in np.flatnonzero(mask).tolist())
-
-
-def _where_page(mask: np.ndarray, question: np.ndarray, page: np.ndarray, ids: Sequence[Any]) -> str:
-    pairs = dict.fromkeys(zip(question[mask].tolist(), page[mask].tolist(), strict=True))
-    return first_few(f"page {p} of question {ids[q]}" for q, p in pairs)

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from mmr5_lab.corpus import Corpus
-from mmr5_lab.metrics import evaluate
+from mmr5_lab.metrics import evaluate, evaluate_runs
 from mmr5_lab.retrieve import METHODS, RunError, read_trec
 from mmr5_lab.runs import project_root
 from mmr5_lab.typeset import escape_html, html_table, latex_table, visible
@@ -47,8 +47,8 @@ _TRAINED = {
     "Qwen2.5-VL-7B-rl": f"notebooks/03_grpo.ipynb with notebooks/profiles/paper.yaml and MODEL {_BASE}",
 }
 
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Recall beside the paper's</title><style>
+_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Recall beside the paper's</title><style>
 body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: bold; }
@@ -109,7 +109,9 @@ def paper_tables(
     does not fit the corpus.
     """
     paper = paper_results() if paper is None else paper
-    ours = {name: _averages(path, corpus) for name, path in files.items()}
+    runs = {str(path): read_trec(path, corpus).pages for path in files.values()}
+    evaluated = evaluate_runs(runs, corpus, KS)
+    ours = {name: _flat(evaluated[str(path)]) for name, path in files.items()}
     ceiling = _flat(evaluate(_gold_first(corpus), corpus, KS))
     folder = next(iter(files.values())).parent if files else Path()
     tables = {}
@@ -210,15 +212,6 @@ def _note(corpus: Corpus) -> str:
 
 def _label(first_stage: str, method: str) -> str:
     return first_stage if method == RETRIEVER_ONLY else f"{first_stage} + {method}"
-
-
-def _averages(path: Path, corpus: Corpus) -> pd.Series:
-    try:
-        return _flat(evaluate(read_trec(path, corpus).pages, corpus, KS))
-    except RunError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _cells(ours: pd.Series | None, paper: Mapping[str, Any], **more: Any) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from ir_measures import AP, RR, R, nDCG
 
 from mmr5_lab.corpus import Corpus, load_corpus
+from mmr5_lab.gold_ranks import MEASURES
 from mmr5_lab.metrics import (
-    MEASURES,
     bootstrap_interval,
     bootstrap_intervals,
     breakdown,
     candidate_ceiling,
     evaluate,
+    evaluate_runs,
     paired_randomisation_test,
     per_question,
     recall_at_k,
@@ -154,7 +155,7 @@ def test_per_question_rows():
 
 
 def test_other_measures_by_hand():
-    frame = per_question(TOY_RUN, TOY, ks=[3], measures=MEASURES)
+    frame = per_question(TOY_RUN, TOY, ks=[3], measures=list(MEASURES))
     second, third = 1 / np.log2(3), 1 / np.log2(4)  # gains at ranks 2 and 3
     # q1: gold at rank 1; q2: one of two at rank 1; q3: none; q4: ranks 1, 2 and 4 of four gold pages
     np.testing.assert_allclose(frame["nDCG@3"], [1, 1 / (1 + second), 0, (1 + second) / (1 + second + third)])
@@ -173,6 +174,48 @@ def test_tables_of_other_measures():
     # of q2 one gold page of two was found, of q3 none, of q4 three of four
     reachable = candidate_ceiling(TOY_RUN, TOY, ks=[3], measures=["RR", "AP"])
     assert reachable.loc["micro"].tolist() == [3 / 4, (1 + 1 / 2 + 0 + 3 / 4) / 4, 4]
+
+
+def test_many_runs_at_once():
+    tables = evaluate_runs({"a": TOY_RUN, "b": TOY_RUN | {"q3": [1, 0]}}, TOY, ks=[1])
+    pd.testing.assert_frame_equal(tables["a"], evaluate(TOY_RUN, TOY, ks=[1]))
+    assert tables["b"].loc["News", "R@1"] == 1
+    with pytest.raises(ValueError, match="b: the run lacks questions of the corpus: q2"):
+        evaluate_runs({"a": TOY_RUN, "b": {"q1": [0], "q3": [0], "q4": [0]}}, TOY)
+
+
+def test_scores_rank_pages_and_equal_ones_are_in_page_order():
+    corpus = tables([("q1", "a.pdf", "Laws", [0]), ("q2", "a.pdf", "Laws", [1, 3])], num_pages=4)
+    scores = {"q1": [0.5, 0.5, 2.0, 0.1], "q2": np.array([0, 7, 7, 7])}
+    # q1: page 2, then 0 before 1; q2: pages 1, 2, 3
+    [table] = evaluate_runs({"": scores}, corpus, ks=[1, 2, 3], measures=["R", "RR", "AP"], scored=True).values()
+    assert table.loc["micro"].tolist() == [0.25, 0.75, 1, 0.75, (1 / 2 + (1 + 2 / 3) / 2) / 2, 2]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_scores_and_their_stable_sort_are_one_run(data):
+    golds = data.draw(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4))
+    corpus = tables([(f"q{i}", f"{i}.pdf", "Laws", gold) for i, gold in enumerate(golds)])
+    level = st.sampled_from([-1.0, 0.0, 0.5, 3.0])
+    scores = {f"q{i}": data.draw(st.lists(level, min_size=10, max_size=10)) for i in range(len(golds))}
+    run = {q: sorted(range(10), key=lambda page, row=row: -row[page]) for q, row in scores.items()}
+    measures = list(MEASURES)
+    [table] = evaluate_runs({"": scores}, corpus, measures=measures, scored=True).values()
+    pd.testing.assert_frame_equal(table, evaluate(run, corpus, measures=measures))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1.0, float("nan"), 0.0], "mine: scores that are not finite: page 1 of question q2"),
+        ([1.0, 2.0], "mine: questions with more or fewer scores than their document has pages: q2"),
+    ],
+)
+def test_scores_that_cannot_be_ranked_are_named(row, message):
+    corpus = tables([("q1", "a.pdf", "Laws", [0]), ("q2", "a.pdf", "Laws", [1])], num_pages=3)
+    with pytest.raises(ValueError, match=message):
+        evaluate_runs({"mine": {"q1": [1, 2, 3], "q2": row}}, corpus, scored=True)
 
 
 @pytest.mark.parametrize("measures", [[], ["P"], ["R", "R"]])
@@ -317,7 +360,7 @@ def test_ties_are_ranked_alike_by_other_tools(tmp_path_factory, made, data):
     qrels = list(ir_measures.read_trec_qrels(str(folder / "qrels")))
     lines = list(ir_measures.read_trec_run(str(folder / "run")))
     theirs = {(m.query_id, m.measure): m.value for m in ir_measures.iter_calc(measures.values(), qrels, lines)}
-    for row in per_question(run.pages, corpus, ks=(1, 3), measures=MEASURES).to_dict("records"):
+    for row in per_question(run.pages, corpus, ks=(1, 3), measures=list(MEASURES)).to_dict("records"):
         for name, measure in measures.items():
             assert row[name] == pytest.approx(theirs[row["question_id"], measure])
 
@@ -381,6 +424,9 @@ def test_mmdocirs_own_definition_on_scores_with_ties(mmdocir):
     scores = [rng.integers(0, 8, num_pages[name]) for name in mmdocir.questions["doc_name"]]
     run = {q: np.argsort(-s, kind="stable") for q, s in zip(mmdocir.questions["question_id"], scores, strict=True)}
     frame = per_question(run, mmdocir)
+    by_question = dict(zip(mmdocir.questions["question_id"], scores, strict=True))
+    [table] = evaluate_runs({"scores": by_question}, mmdocir, scored=True).values()
+    pd.testing.assert_frame_equal(table, evaluate(run, mmdocir))
     for k in (1, 3, 5):
         expected = []
         for gold, of_page in zip(mmdocir.questions["gold_pages"], scores, strict=True):
