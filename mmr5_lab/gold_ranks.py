@@ -94,21 +94,26 @@ class Labels:
         shift = self.starts[self.gold_question] - (np.cumsum(sizes) - sizes)
         return np.arange(sizes.sum()) + np.repeat(shift, sizes)
 
+    @cached_property
+    def earlier_rivals(self) -> np.ndarray:
+        """Which of them stand before the gold page in the document."""
+        return self.rivals < np.repeat(self.gold_keys, self.sizes[self.gold_question])
+
     def in_order(self, run: Mapping[Any, Any]) -> list[Any]:
         """A run's values in the order of the questions, of which it must have each and no other."""
         if not len(run):
             raise ValueError("the run is empty: check that it was written, or retrieve again")
+        if run.keys() == self.known:
+            return [run[q] for q in self.ids]
         if unknown := [q for q in run if q not in self.known]:
             raise ValueError(
                 f"the run has questions that the corpus does not know: {first_few(unknown)}; "
                 "evaluate it with the corpus it was made from"
             )
-        if missing := [q for q in self.ids if q not in run]:
-            raise ValueError(
-                f"the run lacks questions of the corpus: {first_few(missing)}; rank them too, "
-                "or evaluate against a corpus that holds only the questions that were ranked"
-            )
-        return [run[q] for q in self.ids]
+        raise ValueError(
+            f"the run lacks questions of the corpus: {first_few(q for q in self.ids if q not in run)}; rank them too, "
+            "or evaluate against a corpus that holds only the questions that were ranked"
+        )
 
 
 @dataclass(frozen=True)
@@ -177,8 +182,8 @@ class GoldRanks:
         sizes = labels.sizes[labels.gold_question]
         own = np.repeat(flat[labels.gold_keys], sizes)
         theirs = flat[labels.rivals]
-        before = (theirs > own) | ((theirs == own) & (labels.rivals < np.repeat(labels.gold_keys, sizes)))
-        rank = np.add.reduceat(before.astype(np.int64), np.cumsum(sizes) - sizes)
+        before = (theirs > own) | ((theirs == own) & labels.earlier_rivals)
+        rank = np.add.reduceat(before, np.cumsum(sizes) - sizes, dtype=np.int64)
         order = np.lexsort((rank, labels.gold_question))
         return cls(lengths, labels.gold, labels.gold_question, rank[order])
 

@@ -98,13 +98,16 @@ def evaluate_runs(
     columns = measure_columns(ks, measures)
     labels = Labels.of(corpus)
     domains = _Domains.of(corpus)
+    ceiling = None
     tables = {}
     for name, run in runs.items():
         try:
             ranks = (GoldRanks.of_scores if scored else GoldRanks.of_run)(run, labels)
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if name else str(error)) from None
-        tables[name] = domains.table(_figures(ranks, columns), list(columns), _figures(ranks.perfect(), columns))
+        if ceiling is None:
+            ceiling = _figures(ranks.perfect(), columns)
+        tables[name] = domains.table(_figures(ranks, columns), list(columns), ceiling)
     return tables
 
 
@@ -292,6 +295,7 @@ class _Domains:
 
     names: list[str]
     codes: np.ndarray
+    rows: pd.Index
 
     @classmethod
     def of(cls, corpus: CorpusTables) -> "_Domains":
@@ -301,7 +305,7 @@ class _Domains:
         codes, names = pd.factorize(questions["domain"])
         if clash := sorted(set(names) & set(SUMMARY_ROWS)):
             raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
-        return cls(list(names), codes)
+        return cls(list(names), codes, pd.Index([*names, *SUMMARY_ROWS], name="domain"))
 
     def table(self, figures: np.ndarray, columns: list[str], ceiling: np.ndarray | None = None) -> pd.DataFrame:
         """Average figures (Q, C), and those of their ceilings, into the rows that `evaluate` documents."""
@@ -315,8 +319,7 @@ class _Domains:
         if ceiling is not None:
             rows += [self._means(ceiling).mean(axis=0), ceiling.mean(axis=0)]
             questions += [total, total]
-        index = pd.Index([*self.names, *SUMMARY_ROWS[: len(rows) - len(self.names)]], name="domain")
-        table = pd.DataFrame(np.stack(rows), index=index, columns=[_mean_name(column) for column in columns])
+        table = pd.DataFrame(np.stack(rows), self.rows[: len(rows)], [_mean_name(column) for column in columns])
         table["questions"] = questions
         return table
 
