@@ -124,7 +124,7 @@ def same(a, b) -> bool:
 def main() -> None:
     given = arguments(__doc__.split("\n")[0])
     corpus, source = the_corpus()
-    runs = 4 if given.quick else 20
+    runs = 20
     rounds = 1 if given.quick else 3
     scores = random_scores(corpus, runs)
     questions = list(zip(corpus.questions["domain"], corpus.questions["gold_pages"], strict=True))
