@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,8 @@ import pandas as pd
 
 Run = Mapping[Any, Sequence[int]]
 Scores = Mapping[Any, Sequence[float] | np.ndarray]
+
+_BLOCK = 128  # gold pages ranked at once: larger arrays go back to the system each time, which costs more than the work
 
 
 class CorpusTables(Protocol):
@@ -93,6 +95,13 @@ class Labels:
         sizes = self.sizes[self.gold_question]
         shift = self.starts[self.gold_question] - (np.cumsum(sizes) - sizes)
         return np.arange(sizes.sum()) + np.repeat(shift, sizes)
+
+    @cached_property
+    def blocks(self) -> list[tuple[slice, slice]]:
+        """Gold pages in blocks, each with the part of `rivals` that is theirs."""
+        ends = [0, *np.cumsum(self.sizes[self.gold_question]).tolist()]
+        cuts = [*range(0, len(self.gold_page), _BLOCK), len(self.gold_page)]
+        return [(slice(a, b), slice(ends[a], ends[b])) for a, b in pairwise(cuts)]
 
     @cached_property
     def earlier_rivals(self) -> np.ndarray:
@@ -180,10 +189,13 @@ class GoldRanks:
             odd = _where_page(~np.isfinite(flat), owner, np.arange(flat.size) - labels.starts[owner], labels.ids)
             raise ValueError(f"scores that are not finite: {odd}; score these pages again")
         sizes = labels.sizes[labels.gold_question]
-        own = np.repeat(flat[labels.gold_keys], sizes)
-        theirs = flat[labels.rivals]
-        before = (theirs > own) | ((theirs == own) & labels.earlier_rivals)
-        rank = np.add.reduceat(before, np.cumsum(sizes) - sizes, dtype=np.int64)
+        ranks = []
+        for golds, part in labels.blocks:
+            own = np.repeat(flat[labels.gold_keys[golds]], sizes[golds])
+            theirs = flat[labels.rivals[part]]
+            before = (theirs > own) | ((theirs == own) & labels.earlier_rivals[part])
+            ranks.append(np.add.reduceat(before, np.cumsum(sizes[golds]) - sizes[golds], dtype=np.int64))
+        rank = np.concatenate(ranks)
         order = np.lexsort((rank, labels.gold_question))
         return cls(lengths, labels.gold, labels.gold_question, rank[order])
 
