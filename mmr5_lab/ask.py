@@ -1,7 +1,6 @@
 """One question to a corpus: retrieve pages, rerank them, show them with the reasoning."""
 
 import base64
-import html
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from mmr5_lab.corpus import Corpus, CorpusError, replacing
 from mmr5_lab.parsing import reasoning_by_image
 from mmr5_lab.rerank import Ranker, Ranking
 from mmr5_lab.retrieve import bm25_scores
+from mmr5_lab.typeset import escape_html, visible
 
 THUMBNAIL = (340, 440)  # pixels at most
 STYLE = """
@@ -90,7 +90,7 @@ def as_text(answer: Answer) -> str:
             lines.append(f"   {reason}")
     if answer.ranking.faults:
         lines.append(f"faults: {', '.join(sorted(answer.ranking.faults))}; the order is repaired")
-    return "\n".join(_visible(line) for line in lines)
+    return "\n".join(visible(line) for line in lines)
 
 
 def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
@@ -100,17 +100,17 @@ def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
         before = answer.candidates.index((name, page)) + 1
         place = f"{name}, page {page + 1}"
         items.append(
-            f'<li><img src="{_thumbnail(corpus.page_image(name, page))}" alt="{_escaped(place)}">'
-            f"<div><h2>{rank}. {_escaped(place)}</h2>"
-            f'<p class="note">BM25: rank {before}</p><p>{_escaped(reason)}</p></div></li>'
+            f'<li><img src="{_thumbnail(corpus.page_image(name, page))}" alt="{escape_html(place)}">'
+            f"<div><h2>{rank}. {escape_html(place)}</h2>"
+            f'<p class="note">BM25: rank {before}</p><p>{escape_html(reason)}</p></div></li>'
         )
     faults = ", ".join(sorted(answer.ranking.faults))
     notes = f'<p class="note">Faults: {faults}; the order is repaired.</p>' if faults else ""
-    written = f"<h2>As written</h2><pre>{_escaped(answer.ranking.text)}</pre>" if answer.ranking.text else ""
+    written = f"<h2>As written</h2><pre>{escape_html(answer.ranking.text)}</pre>" if answer.ranking.text else ""
     page_text = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Ranked pages</title>'
-        f"<style>{STYLE}</style></head><body><h1>{_escaped(answer.question)}</h1>{notes}<ol>{''.join(items)}</ol>"
+        f"<style>{STYLE}</style></head><body><h1>{escape_html(answer.question)}</h1>{notes}<ol>{''.join(items)}</ol>"
         f"{written}</body></html>"
     )
     path = Path(path)
@@ -124,12 +124,3 @@ def _thumbnail(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _escaped(text: str) -> str:
-    return html.escape(_visible(text))
-
-
-def _visible(text: str) -> str:
-    """Control and direction characters as escapes, so that text cannot redraw a terminal or reverse a line."""
-    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

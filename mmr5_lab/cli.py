@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_rerank(commands)
     _add_ask(commands)
     _add_evaluate(commands)
+    _add_tables(commands)
     return parser
 
 
@@ -300,25 +301,62 @@ def _add_evaluate(commands) -> None:
         "evaluate",
         help="recall of runs, by domain",
         description="Print recall@k of each run by domain, its macro and micro averages, and the ceiling "
-        "that a perfect ranking reaches.",
+        "that a perfect ranking reaches; or by question type or number of gold pages, beside both ceilings.",
     )
     command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
     command.add_argument("runs", metavar="RUN", nargs="+", help="TREC run")
     command.add_argument("--ks", type=_positive, nargs="+", default=[1, 3, 5], metavar="K", help="default: 1 3 5")
+    command.add_argument(
+        "--measures",
+        nargs="+",
+        choices=["R", "nDCG", "RR", "AP"],
+        default=["R"],
+        metavar="M",
+        help="R, nDCG (both at k), RR and AP, whose means are MRR and MAP (default: R)",
+    )
+    command.add_argument("--by", choices=["type", "gold"], help="by question type, or by number of gold pages")
     command.add_argument("--split", metavar="NAME", help="only the documents of this split")
     command.set_defaults(command=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.metrics import evaluate
+    from mmr5_lab.metrics import breakdown, evaluate_runs
     from mmr5_lab.retrieve import read_trec
 
     corpus = _corpus(arguments)
-    for path in arguments.runs:
-        run = read_trec(path, corpus)
-        table = evaluate(run.pages, corpus, ks=tuple(arguments.ks))
-        print(f"{path}: {len(run.pages)} of {len(corpus.questions)} questions")
+    runs = {path: read_trec(path, corpus).pages for path in arguments.runs}
+    tables = evaluate_runs(runs, corpus, arguments.ks, arguments.measures)
+    for path, run in runs.items():
+        table = breakdown(run, corpus, arguments.by, arguments.ks, arguments.measures) if arguments.by else tables[path]
+        print(f"{path}: {len(run)} of {len(corpus.questions)} questions")
         print(table.to_string(float_format="{:.4f}".format), end="\n\n")
+
+
+def _add_tables(commands) -> None:
+    command = commands.add_parser(
+        "tables",
+        help="the paper's two result tables, ours beside",
+        description="Build the result tables of arXiv 2506.12364 from TREC runs. A run belongs to a row by its name: "
+        "colqwen.trec is the retriever, colqwen_mm-r5.trec the reranker MM-R5 on its candidates; runs of other names "
+        "get a table of their own. Rows without a run say what command makes it.",
+    )
+    command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
+    command.add_argument("runs", metavar="RUNS", nargs="+", help="TREC runs, or folders with *.trec at any depth")
+    command.add_argument("--split", metavar="NAME", help="only the documents of this split")
+    command.add_argument("--html", metavar="FILE", help="also write them as HTML")
+    command.add_argument("--latex", metavar="FILE", help="also write them as LaTeX")
+    command.set_defaults(command=_tables)
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.paper_tables import as_html, as_latex, as_text, find_runs, paper_tables
+
+    corpus = _corpus(arguments)
+    tables = paper_tables(find_runs(arguments.runs), corpus)
+    print(as_text(tables, corpus))
+    for path, write in ((arguments.html, as_html), (arguments.latex, as_latex)):
+        if path:
+            Path(path).write_text(write(tables, corpus), encoding="utf-8")
 
 
 def _corpus(arguments: argparse.Namespace):

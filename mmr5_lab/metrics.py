@@ -1,4 +1,4 @@
-"""Rankings to figures: recall at k by question and domain, ceilings, and the statistics to compare runs.
+"""Rankings to figures: recall and other measures by question and domain, ceilings, and statistics to compare runs.
 
 A run is `{question_id: [page, …]}`: 0-based pages of the question's own document, best first. A corpus is
 anything with two tables, `questions` (question_id, doc_name, domain, type, gold_pages, …) and `documents`
@@ -11,32 +11,34 @@ Definitions are MMDocIR's (arXiv 2501.08828, page-level retrieval; the figures o
 recall@k of a question is the share of its gold pages among the first k, micro is the mean over questions,
 macro the mean over domains of each domain's mean. Nothing is averaged away: a run that does not fit its
 corpus is a ValueError that names the questions.
+
+Ties. A run is an order, so it has none: whoever makes one decides. Here equal scores stand in page order
+(`retrieve`), in a TREC run in the order of the written ranks (`read_trec`), and `write_trec` lowers equal scores so
+that trec_eval, which sorts by score alone and equal ones by name, sees the same order.
 """
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from mmr5_lab.gold_ranks import (
+    ORDERS,
+    CorpusTables,
+    GoldRanks,
+    Labels,
+    Measure,
+    Run,
+    first_few,
+    measure_columns,
+)
+
 # In MMDocIR this domain is one document with 137 questions, so one document is a tenth of every macro figure.
 NEWS = "News"
 SUMMARY_ROWS = ("macro", "macro_ex_news", "micro", "ceiling_macro", "ceiling_micro")
-
-Run = Mapping[Any, Sequence[int]]
-
-
-class CorpusTables(Protocol):
-    """The part of a corpus that metrics read."""
-
-    @property
-    def questions(self) -> pd.DataFrame: ...
-
-    @property
-    def documents(self) -> pd.DataFrame: ...
 
 
 def recall_at_k(ranking: Sequence[int], gold: Iterable[int], k: int) -> float:
@@ -60,54 +62,147 @@ def recall_at_k(ranking: Sequence[int], gold: Iterable[int], k: int) -> float:
     return len(wanted.intersection(pages[:k])) / len(wanted)
 
 
-def evaluate(run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5)) -> pd.DataFrame:
+def evaluate(
+    run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+) -> pd.DataFrame:
     """The result table of one run: recall@k by domain, averaged in three ways, beside what can be reached.
+
+    measures: of `gold_ranks.MEASURES`, see `per_question`; the mean of RR is called MRR, that of AP is MAP
 
     Rows (index "domain"): the corpus's domains in its own order, then "macro", "macro_ex_news" (macro without
     the domain "News"; NaN if there is no other), "micro", and "ceiling_macro" and "ceiling_micro": the best
     order of all pages, min(k, |gold|) ÷ |gold| by question, averaged likewise. Columns: "R@k" for each k, as
-    shares, and last "questions", how many stand behind the row.
+    shares, other measures as asked, and last "questions", how many stand behind the row.
 
     Raises ValueError, naming the questions and what to do, for an empty run, questions missing from the run
     or unknown to the corpus, an empty ranking, pages that the document does not have, repeated pages and
     pages that are not whole numbers; likewise for a corpus whose gold pages are missing or do not exist.
     """
-    return _table(per_question(run, corpus, ks), ks, with_ceiling=True)
+    return evaluate_runs({"": run}, corpus, ks, measures)[""]
 
 
-def candidate_ceiling(run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5)) -> pd.DataFrame:
+def evaluate_runs(
+    runs: Mapping[str, Mapping[Any, Any]],
+    corpus: CorpusTables,
+    ks: Sequence[int] = (1, 3, 5),
+    measures: Sequence[str] = ("R",),
+    scored: bool = False,
+) -> dict[str, pd.DataFrame]:
+    """`evaluate` of many runs: name -> table; the corpus is checked and prepared once.
+
+    scored: the runs hold scores instead of rankings: of every page of the question's document, in page order, higher
+        is better; equal scores count in page order (`gold_ranks.GoldRanks.of_scores`)
+
+    Raises ValueError as `evaluate`, naming the run, and for scores that are not finite or not one a page.
+    """
+    columns = measure_columns(ks, measures)
+    labels = Labels.of(corpus)
+    domains = _Domains.of(corpus)
+    ceiling = None
+    tables = {}
+    for name, run in runs.items():
+        try:
+            ranks = (GoldRanks.of_scores if scored else GoldRanks.of_run)(run, labels)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if name else str(error)) from None
+        if ceiling is None:
+            ceiling = _figures(ranks.perfect(), columns)
+        tables[name] = domains.table(_figures(ranks, columns), list(columns), ceiling)
+    return tables
+
+
+def candidate_ceiling(
+    run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+) -> pd.DataFrame:
     """What the best order of each question's own candidates would reach: the ceiling of a reranker.
 
-    min(k, |gold ∩ candidates|) ÷ |gold| by question, in the rows of `evaluate` up to "micro". Raises like it.
+    For recall, min(k, |gold ∩ candidates|) ÷ |gold| by question, in the rows of `evaluate` up to "micro". Raises
+    like it.
     """
-    frame = per_question(run, corpus, ks)
-    for k in ks:
-        frame[f"R@{k}"] = np.minimum(k, frame["gold_in_candidates"]) / frame["gold"]
-    return _table(frame, ks, with_ceiling=False)
+    columns = measure_columns(ks, measures)
+    best = GoldRanks.of_run(run, Labels.of(corpus)).best_order()
+    return _Domains.of(corpus).table(_figures(best, columns), list(columns))
 
 
-def per_question(run: Run, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5)) -> pd.DataFrame:
+def breakdown(
+    run: Run, corpus: CorpusTables, by: str = "type", ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+) -> pd.DataFrame:
+    """Means over groups of questions, each measure beside both of its ceilings.
+
+    by: "domain", "type", or "gold" (number of gold pages). A question with several types counts in each of them, one
+        without a type in "(none)".
+
+    Rows: the groups (of "gold" rising, else in the corpus's order), then "all", every question once. Columns: for each
+    measure its mean, "… candidates" (the best order of the run's own pages) and "… all pages" (the best order of the
+    document), and "questions". Raises like `evaluate`, and for another `by`.
+    """
+    columns = measure_columns(ks, measures)
+    ranks = GoldRanks.of_run(run, Labels.of(corpus))
+    frame = _measured(_labels(corpus), ranks, columns)
+    frame["gold"] = ranks.gold
+    for suffix, ceiling in ((" candidates", ranks.best_order()), (" all pages", ranks.perfect())):
+        frame = _measured(frame, ceiling, {name + suffix: measure for name, measure in columns.items()})
+    figures = [name + suffix for name in columns for suffix in ("", " candidates", " all pages")]
+    groups = grouped(frame, by)
+    everything = frame[figures].mean().to_frame("all").T
+    table = pd.concat([groups[figures].mean(), everything]).rename_axis(by)
+    table["questions"] = [*groups.size(), len(frame)]
+    return table.rename(columns=_mean_name)
+
+
+def grouped(frame: pd.DataFrame, by: str) -> Any:
+    """A frame of questions grouped by "domain", "type" (a row for each of a question's types) or "gold" (a number)."""
+    if by not in ("domain", "type", "gold") or by not in frame.columns:
+        raise ValueError(f"cannot group questions by {by!r}: choose domain, type or gold, and a corpus that has it")
+    if by == "type":
+        kinds = frame["type"].map(lambda types: [types] if isinstance(types, str) else list(types) or ["(none)"])
+        frame = frame.assign(type=kinds).explode("type")
+    return frame.groupby(by, sort=by == "gold")
+
+
+def per_question(
+    run: Run,
+    corpus: CorpusTables,
+    ks: Sequence[int] = (1, 3, 5),
+    measures: Sequence[str] = ("R",),
+    order: str = "run",
+) -> pd.DataFrame:
     """One row a question, in the corpus's order; raises like `evaluate`.
 
+    order: what is measured: "run", the run as it is; "candidates", the best order of its pages; "corpus", the best
+        order of all pages
+
     Columns: question_id, doc_name, domain, type (if the corpus has it), gold (number of gold pages),
-    candidates (length of the ranking), gold_in_candidates, then "R@k" and "ceiling@k" for each k.
+    candidates (length of the ranking), gold_in_candidates, then "R@k" and "ceiling@k" for each k, and other measures:
+
+    - "nDCG@k": normalised discounted cumulative gain of the first k;
+    - "RR": 1 ÷ rank of the first gold page; its mean is MRR;
+    - "AP": precision at the gold pages' ranks, averaged over all of them; its mean is MAP. (MMDocIR's code divides by
+      the gold pages found instead, which rewards leaving the others out.)
+
+    RR and AP see the whole ranking. All are trec_eval's definitions; the formulas are in
+    `gold_ranks`.
     """
-    ks = _checked_ks(ks)
-    ranked = _Ranked.build(run, corpus)
-    questions = corpus.questions
-    kept = [c for c in ("question_id", "doc_name", "domain", "type") if c in questions.columns]
-    frame = questions[kept].reset_index(drop=True)
-    frame["gold"] = ranked.gold
-    frame["candidates"] = ranked.lengths
-    frame["gold_in_candidates"] = ranked.hits_above(None)
+    columns = measure_columns(ks, measures)
+    if order not in ORDERS:
+        raise ValueError(f"unknown order {order!r}: choose one of {', '.join(ORDERS)}")
+    ranks = GoldRanks.of_run(run, Labels.of(corpus))
+    frame = _labels(corpus)
+    frame["gold"] = ranks.gold
+    frame["candidates"] = ranks.lengths
+    frame["gold_in_candidates"] = ranks.hits_above(None)
+    frame = _measured(frame, ORDERS[order](ranks), columns)
     for k in ks:
-        frame[f"R@{k}"] = ranked.hits_above(k) / ranked.gold
-        frame[f"ceiling@{k}"] = np.minimum(k, ranked.gold) / ranked.gold
+        frame[f"ceiling@{k}"] = np.minimum(k, ranks.gold) / ranks.gold
     return frame
 
 
 def paired_randomisation_test(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, samples: int = 10_000, seed: int = 0
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    samples: int = 10_000,
+    seed: int = 0,
+    clusters: Sequence[Any] | np.ndarray | pd.Series | None = None,
 ) -> float:
     """Two-sided p of the hypothesis that two systems differ only by chance, from figures by question.
 
@@ -117,7 +212,9 @@ def paired_randomisation_test(
     comparison of statistical significance tests for information retrieval evaluation",
     https://doi.org/10.1145/1321440.1321528.
 
-    Questions are taken as exchangeable; where several share a document, read it beside `bootstrap_interval`.
+    clusters (Q labels, such as doc_name): one coin for all questions of a cluster, since questions of one document
+    are not independent and a coin for each finds too many differences. Without it they are taken as independent.
+
     Raises ValueError for different lengths, no values, values that are not finite, or samples < 1.
     """
     left, right = _checked_values("a", a), _checked_values("b", b)
@@ -126,7 +223,10 @@ def paired_randomisation_test(
     if samples < 1:
         raise ValueError(f"samples is {samples}, expected at least 1")
     differences = left - right
-    differences = differences[differences != 0]  # a swap of equal figures changes nothing
+    if clusters is not None:
+        codes, _ = _checked_clusters(clusters, differences.size)
+        differences = np.bincount(codes, weights=differences)
+    differences = differences[np.abs(differences) > 1e-12]  # a swap of equal figures changes nothing
     if differences.size == 0:
         return 1.0
     rng = np.random.default_rng(seed)
@@ -159,162 +259,94 @@ def bootstrap_interval(
     Raises ValueError for different lengths, no values, values that are not finite, fewer than two clusters
     (nothing varies), samples < 1, or a level outside (0, 1).
     """
-    figures = _checked_values("values", values)
-    codes, labels = pd.factorize(np.asarray(clusters), use_na_sentinel=False)
-    if codes.size != figures.size:
-        raise ValueError(f"{figures.size} values but {codes.size} cluster labels: give one a question")
+    [(low, high)] = bootstrap_intervals([values], clusters, samples, seed, level)
+    return float(low), float(high)
+
+
+def bootstrap_intervals(
+    values: Sequence[Sequence[float] | np.ndarray] | np.ndarray,
+    clusters: Sequence[Any] | np.ndarray | pd.Series,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> np.ndarray:
+    """`bootstrap_interval` of S systems on the same draws of documents: values (S, Q), result (S, 2)."""
+    figures = np.stack([_checked_values("values", row) for row in values])
+    codes, labels = _checked_clusters(clusters, figures.shape[1])
     if len(labels) < 2:
         raise ValueError(f"all values belong to one cluster ({labels[0]}): an interval needs at least two")
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"samples is {samples} and level {level}, expected samples >= 1 and 0 < level < 1")
-    sums, counts = np.bincount(codes, weights=figures), np.bincount(codes)
+    totals = np.stack([np.bincount(codes, weights=row) for row in (*figures, np.ones(codes.size))], axis=1)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=samples)
-    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    even = np.full(len(labels), 1 / len(labels))
+    rows = max(1, 2_000_000 // len(labels))  # bounds memory at some 32 MB
+    drawn = np.concatenate([
+        rng.multinomial(len(labels), even, size=min(rows, samples - start)).astype(float) @ totals
+        for start in range(0, samples, rows)
+    ])  # fmt: skip
+    means = drawn[:, :-1] / drawn[:, -1:]
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).T
 
 
 @dataclass(frozen=True)
-class _Ranked:
-    """A checked run as flat arrays over its P pages, question after question in the corpus's order.
+class _Domains:
+    """Which of the D domains each of Q questions is of."""
 
-    lengths, gold (Q): pages ranked and gold pages by question; question, rank (P): whose page, and its
-    0-based rank; hit (P): whether it is gold.
-    """
-
-    lengths: np.ndarray
-    gold: np.ndarray
-    question: np.ndarray
-    rank: np.ndarray
-    hit: np.ndarray
-
-    def hits_above(self, k: int | None) -> np.ndarray:
-        """Gold pages among the first k by question (Q); among all for None."""
-        hit = self.hit if k is None else self.hit & (self.rank < k)
-        return np.bincount(self.question[hit], minlength=len(self.gold))
+    names: list[str]
+    codes: np.ndarray
+    rows: pd.Index
 
     @classmethod
-    def build(cls, run: Run, corpus: CorpusTables) -> "_Ranked":
+    def of(cls, corpus: CorpusTables) -> "_Domains":
         questions = corpus.questions
-        ids = questions["question_id"].tolist()
-        if not ids:
-            raise ValueError("the corpus has no questions: there is nothing to evaluate")
-        if not len(run):
-            raise ValueError("the run is empty: check that it was written, or retrieve again")
-        known = set(ids)
-        if len(known) < len(ids):
-            repeated = questions["question_id"][questions["question_id"].duplicated()].unique()
-            raise ValueError(f"the corpus repeats question ids {_some(repeated)}: give each question its own")
-        if unknown := [q for q in run if q not in known]:
-            raise ValueError(
-                f"the run has questions that the corpus does not know: {_some(unknown)}; "
-                "evaluate it with the corpus it was made from"
-            )
-        if missing := [q for q in ids if q not in run]:
-            raise ValueError(
-                f"the run lacks questions of the corpus: {_some(missing)}; rank them too, "
-                "or evaluate against a corpus that holds only the questions that were ranked"
-            )
-        num_pages = questions["doc_name"].map(corpus.documents.set_index("doc_name")["num_pages"])
-        if num_pages.isna().any():
-            lost = questions["doc_name"][num_pages.isna()].unique()
-            raise ValueError(f"questions refer to documents that the corpus lacks: {_some(lost)}")
-        sizes = num_pages.to_numpy(dtype=np.int64)
+        if (lacking := questions["domain"].isna()).any():
+            raise ValueError(f"questions without a domain: {first_few(questions['question_id'][lacking])}")
+        codes, names = pd.factorize(questions["domain"])
+        if clash := sorted(set(names) & set(SUMMARY_ROWS)):
+            raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
+        return cls(list(names), codes, pd.Index([*names, *SUMMARY_ROWS], name="domain"))
 
-        golds = [sorted({int(p) for p in pages}) for pages in questions["gold_pages"]]
-        gold, gold_question, gold_page = _flatten(golds)
-        if not gold.all():
-            raise ValueError(f"questions without gold pages: {_where(gold == 0, ids)}; leave them out")
-        wrong = (gold_page < 0) | (gold_page >= sizes[gold_question])
-        if wrong.any():
-            raise ValueError(
-                "gold pages that the document does not have: "
-                f"{_where_page(wrong, gold_question, gold_page, ids)}; pages are 0-based"
-            )
+    def table(self, figures: np.ndarray, columns: list[str], ceiling: np.ndarray | None = None) -> pd.DataFrame:
+        """Average figures (Q, C), and those of their ceilings, into the rows that `evaluate` documents."""
+        counts = np.bincount(self.codes)
+        means = self._means(figures)
+        others = np.array([name != NEWS for name in self.names])
+        ex_news = means[others].mean(axis=0) if others.any() else np.full(len(columns), np.nan)
+        total = len(self.codes)
+        rows = [*means, means.mean(axis=0), ex_news, figures.mean(axis=0)]
+        questions = [*counts, total, counts[others].sum(), total]
+        if ceiling is not None:
+            rows += [self._means(ceiling).mean(axis=0), ceiling.mean(axis=0)]
+            questions += [total, total]
+        table = pd.DataFrame(np.stack(rows), self.rows[: len(rows)], [_mean_name(column) for column in columns])
+        table["questions"] = questions
+        return table
 
-        rankings = [run[q] for q in ids]
-        try:
-            lengths, question, page = _flatten(rankings)
-        except (TypeError, ValueError, OverflowError):
-            odd = [q for q, pages in zip(ids, rankings, strict=True) if not _whole_numbers(pages)]
-            raise ValueError(f"rankings that are not lists of whole page numbers: {_some(odd)}") from None
-        if not lengths.all():
-            raise ValueError(
-                f"empty rankings: {_where(lengths == 0, ids)}; a ranker must return its candidates, "
-                "in their old order if it cannot judge them"
-            )
-        wrong = (page < 0) | (page >= sizes[question])
-        if wrong.any():
-            raise ValueError(
-                "the run ranks pages that the document does not have: "
-                f"{_where_page(wrong, question, page, ids)}; pages are 0-based, and the run must be of this "
-                "corpus"
-            )
-
-        # One number a (question, page): page numbers start where those of the question before end.
-        offsets = np.cumsum(sizes) - sizes
-        key, gold_key = offsets[question] + page, offsets[gold_question] + gold_page
-        seen = np.bincount(key, minlength=int(sizes.sum()))
-        if seen.max() > 1:
-            wrong = seen[key] > 1
-            raise ValueError(f"the run repeats pages: {_where_page(wrong, question, page, ids)}; rank each page once")
-        is_gold = np.zeros(seen.size, dtype=bool)
-        is_gold[gold_key] = True
-        rank = np.arange(page.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return cls(lengths, gold, question, rank, is_gold[key])
+    def _means(self, figures: np.ndarray) -> np.ndarray:
+        """Mean of each domain (D, C)."""
+        sums = np.stack([np.bincount(self.codes, column) for column in figures.T], axis=1)
+        return sums / np.bincount(self.codes)[:, None]
 
 
-def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lengths (Q), then of each entry its list's index and its value (P); ValueError if not whole numbers."""
-    lengths = np.fromiter((len(x) for x in lists), dtype=np.int64, count=len(lists))
-    values = np.array(list(chain.from_iterable(lists)))
-    if values.size == 0:
-        values = values.astype(np.int64)
-    if values.dtype.kind not in "iu" or values.ndim != 1:
-        raise ValueError("not whole numbers")
-    return lengths, np.repeat(np.arange(len(lists)), lengths), values.astype(np.int64)
+def _figures(ranks: GoldRanks, columns: Mapping[str, tuple[Measure, int | None]]) -> np.ndarray:
+    """Each column's measure by question (Q, C)."""
+    return np.stack([measure(ranks, k) for measure, k in columns.values()], axis=1)
 
 
-def _whole_numbers(pages: Any) -> bool:
-    try:
-        return all(isinstance(p, int | np.integer) and not isinstance(p, bool) and abs(int(p)) < 2**63 for p in pages)
-    except TypeError:
-        return False
+def _labels(corpus: CorpusTables) -> pd.DataFrame:
+    """Who a question is: question_id, doc_name, domain and, where the corpus has it, type."""
+    kept = [c for c in ("question_id", "doc_name", "domain", "type") if c in corpus.questions.columns]
+    return corpus.questions[kept].reset_index(drop=True)
 
 
-def _table(frame: pd.DataFrame, ks: Sequence[int], *, with_ceiling: bool) -> pd.DataFrame:
-    """Average a `per_question` frame over domains and questions, into the rows that `evaluate` documents."""
-    columns = [f"R@{k}" for k in ks]
-    if clash := sorted(set(frame["domain"]) & set(SUMMARY_ROWS)):
-        raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
-    if frame["domain"].isna().any():
-        raise ValueError(f"questions without a domain: {_some(frame['question_id'][frame['domain'].isna()])}")
-    groups = frame.groupby("domain", sort=False)
-    domains = groups[columns].mean()
-    counts = groups.size()
-    ex_news = domains.index != NEWS
-    rows = {
-        "macro": (domains.mean(), len(frame)),
-        "macro_ex_news": (domains[ex_news].mean(), int(counts[ex_news].sum())),
-        "micro": (frame[columns].mean(), len(frame)),
-    }
-    if with_ceiling:
-        names = {f"ceiling@{k}": f"R@{k}" for k in ks}
-        best = groups[list(names)].mean().rename(columns=names)
-        rows["ceiling_macro"] = (best.mean(), len(frame))
-        rows["ceiling_micro"] = (frame[list(names)].mean().rename(names), len(frame))
-    summary = pd.DataFrame({name: figures for name, (figures, _) in rows.items()}).T
-    table = pd.concat([domains, summary])
-    table["questions"] = [*counts, *(count for _, count in rows.values())]
-    table.index.name = "domain"
-    return table
+def _measured(frame: pd.DataFrame, ranks: GoldRanks, columns: Mapping[str, tuple[Measure, int | None]]) -> pd.DataFrame:
+    return frame.assign(**{name: measure(ranks, k) for name, (measure, k) in columns.items()})
 
 
-def _checked_ks(ks: Sequence[int]) -> list[int]:
-    checked = [operator.index(k) for k in ks]
-    if not checked or min(checked) < 1 or len(set(checked)) < len(checked):
-        raise ValueError(f"ks is {list(ks)}, expected distinct cut-offs of at least 1, such as (1, 3, 5)")
-    return checked
+def _mean_name(column: str) -> str:
+    """The mean of RR is called MRR, that of AP is called MAP."""
+    return f"M{column}" if column.split()[0] in ("RR", "AP") else column
 
 
 def _checked_values(name: str, values: Any) -> np.ndarray:
@@ -323,20 +355,13 @@ def _checked_values(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"{name} has shape {figures.shape}, expected one figure a question")
     if not np.isfinite(figures).all():
         bad = np.flatnonzero(~np.isfinite(figures))
-        raise ValueError(f"{name} holds values that are not finite, at positions {_some(bad)}")
+        raise ValueError(f"{name} holds values that are not finite, at positions {first_few(bad)}")
     return figures
 
 
-def _some(items: Iterable[Any], most: int = 5) -> str:
-    listed = [str(x) for x in items]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
-
-
-def _where(mask: np.ndarray, ids: Sequence[Any]) -> str:
-    return _some(ids[i] for i in np.flatnonzero(mask).tolist())
-
-
-def _where_page(mask: np.ndarray, question: np.ndarray, page: np.ndarray, ids: Sequence[Any]) -> str:
-    pairs = dict.fromkeys(zip(question[mask].tolist(), page[mask].tolist(), strict=True))
-    return _some(f"page {p} of question {ids[q]}" for q, p in pairs)
+def _checked_clusters(clusters: Any, size: int) -> tuple[np.ndarray, Any]:
+    """Code of each value's cluster (Q), and the labels that codes stand for."""
+    codes, labels = pd.factorize(np.asarray(clusters), use_na_sentinel=False)
+    if codes.size != size:
+        raise ValueError(f"{size} values but {codes.size} cluster labels: give one a question")
+    return codes, labels

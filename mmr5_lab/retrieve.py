@@ -8,7 +8,7 @@ Runs and labels are TREC files: `question Q0 page rank score tag` and `question 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from mmr5_lab.corpus import Corpus, CorpusError, page_id, parse_page_id, replaci
 logger = logging.getLogger(__name__)
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG
 
-_SCORE_STEP = 1e-5  # smaller steps vanish in the single precision of trec_eval
+METHODS = ("bm25",)
+_DECIMALS = 5  # of written scores
 
 
 class RunError(ValueError):
@@ -49,15 +50,15 @@ def retrieve(
 ) -> Run:
     """Rank the pages of each question's own document and keep the best `top_k`.
 
-    method: "bm25", the only one so far; see `bm25_scores` for `source` and `stopwords`.
+    method: one of `METHODS`; see `bm25_scores` for `source` and `stopwords`.
 
     Equal scores are in page order, so a document without words is ranked by page order; a logged warning
     names such documents.
 
     Raises ValueError for an unknown method or top_k < 1, CorpusError if pages are missing.
     """
-    if method != "bm25":
-        raise ValueError(f"unknown retrieval method {method!r}; there is: bm25")
+    if method not in METHODS:
+        raise ValueError(f"unknown retrieval method {method!r}; there is: {', '.join(METHODS)}")
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
     pages_of: dict[str, list[int]] = {}
@@ -111,10 +112,11 @@ def _words(texts: list[str], stopwords: str | list[str]) -> list[list[str]]:
 def write_trec(run: Run, corpus: Corpus, path: str | Path, tag: str = "mmr5") -> None:
     """Write a run as TREC lines `question Q0 page rank score tag`, ranks from 1.
 
-    Without scores, 1 / rank stands in. Scores are lowered by steps of 1e-5 where they tie, because other
-    tools sort by score and break ties their own way.
+    Without scores, 1 / rank stands in. Scores are lowered where they tie, in steps that trec_eval's single precision
+    still tells apart, because other tools sort by score and break ties their own way.
 
-    Raises RunError for an unknown question or a tag with white space; the file is then left as it was.
+    Raises RunError for an unknown question, a score that is not finite, or a tag with white space; the file is then
+    left as it was.
     """
     if tag.split() != [tag]:
         raise RunError(f"the tag {tag!r} must be one word")
@@ -124,10 +126,20 @@ def write_trec(run: Run, corpus: Corpus, path: str | Path, tag: str = "mmr5") ->
             if question not in documents:
                 raise RunError(f"{corpus.folder} has no question {question!r}")
             scores = run.scores[question] if run.scores else [1 / rank for rank in range(1, len(pages) + 1)]
-            last = float("inf")
-            for rank, (page, score) in enumerate(zip(pages, scores, strict=True), 1):
-                last = min(round(float(score), 5), round(last - _SCORE_STEP, 5))
-                file.write(f"{question} Q0 {page_id(documents[question], page)} {rank} {last:.5f} {tag}\n")
+            if not np.isfinite(scores).all():
+                raise RunError(f"question {question!r} has scores that are not finite: {list(scores)}; rank it again")
+            for rank, (page, score) in enumerate(zip(pages, _falling(scores), strict=True), 1):
+                name = page_id(documents[question], page)
+                file.write(f"{question} Q0 {name} {rank} {score:.{_DECIMALS}f} {tag}\n")
+
+
+def _falling(scores: Sequence[float]) -> Iterator[float]:
+    """The scores, rounded, each below the one before also in single precision."""
+    below = float("inf")
+    for score in scores:
+        written = round(min(float(score), below), _DECIMALS)
+        yield written
+        below = written - max(10**-_DECIMALS, 2 * float(np.spacing(np.float32(abs(written)))))
 
 
 def read_trec(path: str | Path, corpus: Corpus) -> Run:

@@ -53,6 +53,18 @@ def test_retrieve_then_evaluate(folder, tmp_path, capsys):
         assert row in rows
 
 
+def test_evaluate_by_type_with_other_measures(folder, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    main(["retrieve", str(folder), "--out", run])
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), run, "--by", "type", "--ks", "1", "--measures", "R", "RR"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    # recall@1, the same under both ceilings, MRR (ranks 1 and 2), its ceilings, questions
+    assert ["text-only", "0.5000", "1.0000", "1.0000", "0.7500", "1.0000", "1.0000", "2"] in rows
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(folder), run, "--measures", "P"])
+
+
 def test_one_split_alone(folder, tmp_path, capsys):
     run = str(tmp_path / "run")
     assert main(["retrieve", str(folder), "--out", run, "--split", "rl", "--top-k", "1"]) == 0

@@ -10,17 +10,22 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ir_measures import R
+from ir_measures import AP, RR, R, nDCG
 
-from mmr5_lab.corpus import load_corpus
+from mmr5_lab.corpus import Corpus, load_corpus
+from mmr5_lab.gold_ranks import MEASURES
 from mmr5_lab.metrics import (
     bootstrap_interval,
+    bootstrap_intervals,
+    breakdown,
     candidate_ceiling,
     evaluate,
+    evaluate_runs,
     paired_randomisation_test,
     per_question,
     recall_at_k,
 )
+from mmr5_lab.retrieve import Run, read_trec, write_qrels, write_trec
 
 SHARED = Path(os.environ.get("MMR5_SHARED", Path(__file__).parents[2] / "shared"))
 needs_mmdocir = pytest.mark.skipif(
@@ -149,6 +154,100 @@ def test_per_question_rows():
     assert frame["ceiling@3"].tolist() == [1, 1, 1, 0.75]
 
 
+def test_other_measures_by_hand():
+    frame = per_question(TOY_RUN, TOY, ks=[3], measures=list(MEASURES))
+    second, third = 1 / np.log2(3), 1 / np.log2(4)  # gains at ranks 2 and 3
+    # q1: gold at rank 1; q2: one of two at rank 1; q3: none; q4: ranks 1, 2 and 4 of four gold pages
+    np.testing.assert_allclose(frame["nDCG@3"], [1, 1 / (1 + second), 0, (1 + second) / (1 + second + third)])
+    assert frame["RR"].tolist() == [1, 1, 0, 1]
+    np.testing.assert_allclose(frame["AP"], [1, 1 / 2, 0, (1 + 1 + 3 / 4) / 4])
+    late = per_question(TOY_RUN | {"q3": [0, 2, 1]}, TOY, ks=[3], measures=["RR", "AP"])
+    assert late.loc[2, ["RR", "AP"]].tolist() == [1 / 3, 1 / 3]
+
+
+def test_tables_of_other_measures():
+    table = evaluate(TOY_RUN, TOY, ks=[3], measures=["RR", "AP", "nDCG"])
+    assert list(table.columns) == ["MRR", "MAP", "nDCG@3", "questions"]
+    assert table.loc["micro", "MRR"] == 3 / 4
+    assert table.loc["micro", "MAP"] == pytest.approx((1 + 1 / 2 + 0 + 2.75 / 4) / 4)
+    assert table.loc["ceiling_micro"].tolist() == [1, 1, 1, 4]
+    # of q2 one gold page of two was found, of q3 none, of q4 three of four
+    reachable = candidate_ceiling(TOY_RUN, TOY, ks=[3], measures=["RR", "AP"])
+    assert reachable.loc["micro"].tolist() == [3 / 4, (1 + 1 / 2 + 0 + 3 / 4) / 4, 4]
+
+
+def test_many_runs_at_once():
+    tables = evaluate_runs({"a": TOY_RUN, "b": TOY_RUN | {"q3": [1, 0]}}, TOY, ks=[1])
+    pd.testing.assert_frame_equal(tables["a"], evaluate(TOY_RUN, TOY, ks=[1]))
+    assert tables["b"].loc["News", "R@1"] == 1
+    with pytest.raises(ValueError, match="b: the run lacks questions of the corpus: q2"):
+        evaluate_runs({"a": TOY_RUN, "b": {"q1": [0], "q3": [0], "q4": [0]}}, TOY)
+
+
+def test_scores_rank_pages_and_equal_ones_are_in_page_order():
+    corpus = tables([("q1", "a.pdf", "Laws", [0]), ("q2", "a.pdf", "Laws", [1, 3])], num_pages=4)
+    scores = {"q1": [0.5, 0.5, 2.0, 0.1], "q2": np.array([0, 7, 7, 7])}
+    # q1: page 2, then 0 before 1; q2: pages 1, 2, 3
+    [table] = evaluate_runs({"": scores}, corpus, ks=[1, 2, 3], measures=["R", "RR", "AP"], scored=True).values()
+    assert table.loc["micro"].tolist() == [0.25, 0.75, 1, 0.75, (1 / 2 + (1 + 2 / 3) / 2) / 2, 2]
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_scores_and_their_stable_sort_are_one_run(data):
+    golds = data.draw(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4))
+    corpus = tables([(f"q{i}", f"{i}.pdf", "Laws", gold) for i, gold in enumerate(golds)])
+    level = st.sampled_from([-1.0, 0.0, 0.5, 3.0])
+    scores = {f"q{i}": data.draw(st.lists(level, min_size=10, max_size=10)) for i in range(len(golds))}
+    run = {q: sorted(range(10), key=lambda page, row=row: -row[page]) for q, row in scores.items()}
+    measures = list(MEASURES)
+    [table] = evaluate_runs({"": scores}, corpus, measures=measures, scored=True).values()
+    pd.testing.assert_frame_equal(table, evaluate(run, corpus, measures=measures))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1.0, float("nan"), 0.0], "mine: scores that are not finite: page 1 of question q2"),
+        ([1.0, 2.0], "mine: questions with more or fewer scores than their document has pages: q2"),
+    ],
+)
+def test_scores_that_cannot_be_ranked_are_named(row, message):
+    corpus = tables([("q1", "a.pdf", "Laws", [0]), ("q2", "a.pdf", "Laws", [1])], num_pages=3)
+    with pytest.raises(ValueError, match=message):
+        evaluate_runs({"mine": {"q1": [1, 2, 3], "q2": row}}, corpus, scored=True)
+
+
+@pytest.mark.parametrize("measures", [[], ["P"], ["R", "R"]])
+def test_unknown_measures(measures):
+    with pytest.raises(ValueError, match="expected some of R, nDCG, RR, AP, each once"):
+        evaluate(TOY_RUN, TOY, measures=measures)
+
+
+def test_breakdown_by_number_of_gold_pages():
+    table = breakdown(TOY_RUN, TOY, by="gold", ks=[3])
+    assert table.index.tolist() == [1, 2, 4, "all"]
+    assert table["R@3"].tolist() == [0.5, 0.5, 0.5, 0.5]  # q1 1 and q3 0; q2; q4
+    assert table["R@3 candidates"].tolist() == [0.5, 0.5, 0.75, 2.25 / 4]
+    assert table["R@3 all pages"].tolist() == [1, 1, 0.75, 3.75 / 4]
+    assert table["questions"].tolist() == [2, 1, 1, 4]
+
+
+def test_breakdown_by_type_counts_a_question_in_each_of_its_types():
+    types = [("Chart", "Table"), (), ("Table",), "text-only"]
+    corpus = Tables(TOY.questions.assign(type=types), TOY.documents)
+    table = breakdown(TOY_RUN, corpus, by="type", ks=[1], measures=["R", "RR"])
+    assert list(table.columns[3:]) == ["MRR", "MRR candidates", "MRR all pages", "questions"]
+    assert table["R@1"].to_dict() == {"Chart": 1, "Table": 0.5, "(none)": 0.5, "text-only": 0.25, "all": 1.75 / 4}
+    assert table["questions"].to_dict() == {"Chart": 1, "Table": 2, "(none)": 1, "text-only": 1, "all": 4}
+
+
+def test_breakdown_refuses_what_the_corpus_does_not_say():
+    with pytest.raises(ValueError, match="cannot group questions by 'type': choose domain, type or gold"):
+        breakdown(TOY_RUN, TOY, by="type")
+    assert breakdown(TOY_RUN, TOY, by="domain", ks=[1])["R@1"].tolist() == [0.75, 0, 0.25, 1.75 / 4]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -239,6 +338,33 @@ def test_agrees_with_ir_measures(made):
     )
 
 
+@given(random_runs(), st.data())
+@settings(deadline=None, max_examples=25)
+def test_ties_are_ranked_alike_by_other_tools(tmp_path_factory, made, data):
+    """Scores with many ties, written as TREC files and read by ir_measures (pytrec_eval) and by ourselves."""
+    toy, pages = made
+    names = [f"{name}:{q}" for name, q in zip(toy.questions["doc_name"], pages, strict=True)]
+    questions = toy.questions.assign(question_id=names)
+    corpus = Corpus(Path("toy"), toy.documents.assign(first_row=0), questions)
+    few = st.sampled_from([-1.0, 0.0, 1e-6, 0.5, 7.25, 400.0])
+    scores = {
+        q: sorted(data.draw(st.lists(few, min_size=len(p), max_size=len(p))), reverse=True)
+        for q, p in zip(questions["question_id"], pages.values(), strict=True)
+    }
+    run = Run(dict(zip(scores, pages.values(), strict=True)), scores)
+    folder = tmp_path_factory.mktemp("ties")
+    write_trec(run, corpus, folder / "run")
+    write_qrels(corpus, folder / "qrels")
+    assert read_trec(folder / "run", corpus).pages == run.pages
+    measures = {"R@1": R @ 1, "R@3": R @ 3, "nDCG@1": nDCG @ 1, "nDCG@3": nDCG @ 3, "RR": RR, "AP": AP}
+    qrels = list(ir_measures.read_trec_qrels(str(folder / "qrels")))
+    lines = list(ir_measures.read_trec_run(str(folder / "run")))
+    theirs = {(m.query_id, m.measure): m.value for m in ir_measures.iter_calc(measures.values(), qrels, lines)}
+    for row in per_question(run.pages, corpus, ks=(1, 3), measures=list(MEASURES)).to_dict("records"):
+        for name, measure in measures.items():
+            assert row[name] == pytest.approx(theirs[row["question_id"], measure])
+
+
 @given(random_runs())
 @settings(deadline=None, max_examples=25)
 def test_recall_stays_under_both_ceilings(made):
@@ -290,6 +416,25 @@ def test_mmdocir_page_order_equals_the_definition(mmdocir):
         np.testing.assert_allclose(frame[f"R@{k}"], expected)
 
 
+@needs_mmdocir
+def test_mmdocirs_own_definition_on_scores_with_ties(mmdocir):
+    """Sort the scores, falling and stable, so equal ones are in page order; then |top k ∩ gold| ÷ |gold|."""
+    num_pages = mmdocir.documents.set_index("doc_name")["num_pages"]
+    rng = np.random.default_rng(0)
+    scores = [rng.integers(0, 8, num_pages[name]) for name in mmdocir.questions["doc_name"]]
+    run = {q: np.argsort(-s, kind="stable") for q, s in zip(mmdocir.questions["question_id"], scores, strict=True)}
+    frame = per_question(run, mmdocir)
+    by_question = dict(zip(mmdocir.questions["question_id"], scores, strict=True))
+    [table] = evaluate_runs({"scores": by_question}, mmdocir, scored=True).values()
+    pd.testing.assert_frame_equal(table, evaluate(run, mmdocir))
+    for k in (1, 3, 5):
+        expected = []
+        for gold, of_page in zip(mmdocir.questions["gold_pages"], scores, strict=True):
+            top = [p for p, _ in sorted(enumerate(of_page), key=lambda pair: pair[1], reverse=True)[:k]]
+            expected.append(len(set(top) & set(gold)) / len(gold))
+        assert frame[f"R@{k}"].tolist() == expected
+
+
 def test_randomisation_test_equals_the_exact_p_of_few_questions():
     # Differences 1, 1, 1, 1: of 16 sign patterns, two reach |sum| = 4, so p is 1/8.
     p = paired_randomisation_test([1, 1, 1, 1], [0, 0, 0, 0], samples=20_000)
@@ -315,6 +460,26 @@ def test_randomisation_test_keeps_its_level():
         for i in range(300)
     ]
     assert np.mean(np.array(ps) <= 0.1) < 0.15
+
+
+def test_randomisation_by_document_is_the_exact_p_of_few_documents():
+    """Documents differ by 2, 2 and 1 questions: of 8 sign patterns two reach |5|, so p is 1/4, not 2/32."""
+    p = paired_randomisation_test([1] * 5, [0] * 5, samples=20_000, clusters=["a", "a", "b", "b", "c"])
+    assert p == pytest.approx(1 / 4, abs=0.01)
+    assert paired_randomisation_test([1] * 5, [0] * 5, samples=20_000) == pytest.approx(1 / 16, abs=0.01)
+
+
+def test_randomisation_by_document_keeps_its_level_where_questions_do_not():
+    """Ten documents of ten like questions each, no true difference: coins by question call most of them one."""
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(10), 10)
+    by_document, by_question = [], []
+    for i in range(200):
+        a = np.repeat(rng.normal(size=10), 10)
+        by_document.append(paired_randomisation_test(a, 0 * a, samples=200, seed=i, clusters=documents) <= 0.1)
+        by_question.append(paired_randomisation_test(a, 0 * a, samples=200, seed=i) <= 0.1)
+    assert np.mean(by_document) < 0.15
+    assert np.mean(by_question) > 0.4
 
 
 @pytest.mark.parametrize(
@@ -346,6 +511,16 @@ def test_bootstrap_counts_documents_not_questions():
     as_if_independent = bootstrap_interval(np.repeat(by_document, 40), range(400))
     assert clustered == pytest.approx(alone)
     assert clustered[1] - clustered[0] > 4 * (as_if_independent[1] - as_if_independent[0])
+
+
+def test_many_systems_share_the_draws():
+    """So the interval of a difference is that of the systems' paired difference."""
+    rng = np.random.default_rng(0)
+    a, b, documents = rng.random(60), rng.random(60), np.repeat(range(12), 5)
+    intervals = bootstrap_intervals([a, b, a - b], documents, samples=500, seed=1)
+    assert intervals.shape == (3, 2)
+    for row, values in zip(intervals, (a, b, a - b), strict=True):
+        assert tuple(row) == pytest.approx(bootstrap_interval(values, documents, samples=500, seed=1))
 
 
 def test_bootstrap_level_and_seed():

@@ -137,6 +137,12 @@ def test_runs_that_are_missing_or_empty_are_named(corpus, tmp_path):
         read_trec(tmp_path / "binary", corpus)
 
 
+def test_scores_that_are_not_finite_are_not_written(corpus, tmp_path):
+    with pytest.raises(RunError, match=r"question 'scan\.pdf:q0' has scores that are not finite: \[1\.0, nan\]"):
+        write_trec(Run({"scan.pdf:q0": [0, 1]}, {"scan.pdf:q0": [1.0, math.nan]}), corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_does_not_fit_the_corpus_is_not_written(corpus, tmp_path):
     (tmp_path / "run").write_text("before")
     with pytest.raises(RunError, match=r"no question 'c\.pdf:q0'"):
@@ -166,6 +172,17 @@ def test_other_tools_read_our_files_alike(corpus, tmp_path):
         ("scan.pdf:q0", "R@1"): 0.0,
         ("scan.pdf:q0", "R@3"): 1.0,
     }
+
+
+@pytest.mark.parametrize("score", [0.0, -3.5, 500.0, 1e6])
+def test_ties_survive_single_precision(corpus, tmp_path, score):
+    """trec_eval keeps scores in 32 bits and would put page 2 first, by its name."""
+    run = Run({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [score] * 3})
+    write_trec(run, corpus, tmp_path / "run")
+    scores = ir_measures.read_trec_run(str(tmp_path / "run"))
+    [value] = ir_measures.iter_calc([R @ 1], [ir_measures.Qrel("scan.pdf:q0", "scan.pdf:1", 1)], scores)
+    assert value.value == 1
+    assert read_trec(tmp_path / "run", corpus).pages == run.pages
 
 
 def test_retrieval_is_silent(corpus, capfd):

@@ -1,0 +1,206 @@
+"""Evaluation of many runs against a plain loop over scores and against ir_measures, and the document bootstrap.
+
+    python benchmarks/evaluate.py [--quick] [--json OUT]
+
+Questions are MMDocIR's 1,658 with its documents' page counts where its annotations are (MMR5_SHARED, or `shared` beside
+the repository), else as many invented ones; every page has a random score, some of them equal, the same for all ways.
+Recall at 1, 3 and 5, macro and micro. Baselines:
+
+- "scores, as MMDocIR": for each k, pages sorted by score, precision, recall, nDCG, AP and RR of the first k, added up
+  for all questions and again by domain: what metric_eval.py of github.com/MMDocRAG/MMDocIR does, written anew. It gets
+  lists of floats, ours arrays of the same.
+- "scores, recall only": the same loop for recall alone, reckoned once.
+- "rankings, ir_measures": pytrec_eval through ir_measures, with labels and runs as the dictionaries that it takes; ours
+  gets lists of pages, ranked before. It gives micro averages only.
+
+Each way's answers are checked against ours.
+"""
+
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ir_measures
+import numpy as np
+import pandas as pd
+from common import Report, arguments, interleaved
+
+from mmr5_lab.corpus import load_corpus
+from mmr5_lab.metrics import bootstrap_interval, bootstrap_intervals, evaluate_runs, per_question
+from mmr5_lab.runs import project_root
+
+KS = (1, 3, 5)
+SAMPLES = 10_000
+SHARED = Path(os.environ.get("MMR5_SHARED", project_root().parent / "shared"))
+
+
+def the_corpus() -> tuple[Any, str]:
+    """Documents and questions, and where they are from."""
+    if (SHARED / "mmdocir" / "MMDocIR_annotations.jsonl").is_file():
+        return load_corpus(SHARED / "mmdocir"), "MMDocIR"
+    rng = np.random.default_rng(0)
+    documents = pd.DataFrame({"doc_name": [f"{i}.pdf" for i in range(313)], "num_pages": rng.integers(5, 125, 313)})
+    pages = dict(documents.itertuples(index=False))
+    rows = []
+    for i in range(1658):
+        name = f"{i % 313}.pdf"
+        gold = rng.choice(pages[name], size=min(3, rng.geometric(0.8)), replace=False).tolist()
+        rows.append((f"{name}:q{i // 313}", name, f"domain {i % 313 % 10}", gold))
+    columns = ["question_id", "doc_name", "domain", "gold_pages"]
+    return SimpleNamespace(documents=documents, questions=pd.DataFrame(rows, columns=columns)), "invented"
+
+
+def random_scores(corpus, runs: int) -> list[list[list[float]]]:
+    """Scores of every page of each question's document, by run: floats as models give them, a fifth of them tied."""
+    rng = np.random.default_rng(0)
+    counts = corpus.questions["doc_name"].map(corpus.documents.set_index("doc_name")["num_pages"])
+    return [[np.where(rng.random(n) < 0.2, 0.5, rng.random(n)).tolist() for n in counts] for _ in range(runs)]
+
+
+def loop(
+    questions: list[tuple[str, list[int]]], scores: list[list[float]], measures: dict, times: int = 1
+) -> dict[int, tuple[float, float]]:
+    """k -> macro and micro recall of one run; every measure is reckoned `times` times."""
+    averages = {}
+    for k in KS:
+        sums: dict[str, dict[str, float]] = {}
+        counts: dict[str, int] = {}
+        for (domain, gold), of_page in zip(questions, scores, strict=True):
+            ranked = sorted(enumerate(of_page), key=lambda pair: pair[1], reverse=True)
+            top = [page for page, _ in ranked[:k]]
+            total = sums.setdefault(domain, dict.fromkeys(measures, 0.0))
+            for name, measure in measures.items():
+                for _ in range(times):
+                    value = measure(top, gold)
+                total[name] += value
+            counts[domain] = counts.get(domain, 0) + 1
+        by_domain = [total["recall"] / counts[domain] for domain, total in sums.items()]
+        micro = sum(total["recall"] for total in sums.values()) / len(questions)
+        averages[k] = (sum(by_domain) / len(by_domain), micro)
+    return averages
+
+
+def recall(top, gold):
+    return len(set(top) & set(gold)) / len(gold)
+
+
+def precision(top, gold):
+    return len(set(top) & set(gold)) / len(top)
+
+
+def ndcg(top, gold):
+    best = sum(1 / math.log2(i + 2) for i in range(min(len(top), len(gold))))
+    return sum(1 / math.log2(i + 2) for i, page in enumerate(top) if page in gold) / best
+
+
+def average_precision(top, gold):
+    found, total = 0, 0.0
+    for i, page in enumerate(top, 1):
+        if page in gold:
+            found += 1
+            total += found / i
+    return total / found if found else 0.0
+
+
+def reciprocal_rank(top, gold):
+    return next((1 / i for i, page in enumerate(top, 1) if page in gold), 0.0)
+
+
+ALL = {
+    "recall": recall, "precision": precision, "ndcg": ndcg, "ap": average_precision, "rr": reciprocal_rank
+}  # fmt: skip
+
+
+def averages_of(tables: dict[str, pd.DataFrame]) -> list[dict[int, tuple[float, float]]]:
+    return [{k: tuple(table.loc[["macro", "micro"], f"R@{k}"]) for k in KS} for table in tables.values()]
+
+
+def same(a, b) -> bool:
+    return all(np.allclose(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in KS)
+
+
+def main() -> None:
+    given = arguments(__doc__.split("\n")[0])
+    corpus, source = the_corpus()
+    runs = 20
+    rounds = 1 if given.quick else 3
+    scores = random_scores(corpus, runs)
+    questions = list(zip(corpus.questions["domain"], corpus.questions["gold_pages"], strict=True))
+    report = Report(f"Evaluation: {len(questions)} questions ({source}), {runs} runs, recall at {KS}")
+    work = runs * len(questions)
+
+    ids = corpus.questions["question_id"].tolist()
+    arrays = {str(i): {q: np.array(row) for q, row in zip(ids, run, strict=True)} for i, run in enumerate(scores)}
+    seconds, results = interleaved(
+        {
+            "all": lambda: [loop(questions, run, ALL, times=2) for run in scores],
+            "recall": lambda: [loop(questions, run, {"recall": recall}) for run in scores],
+            "ours": lambda: evaluate_runs(arrays, corpus, KS, scored=True),
+        },
+        rounds,
+    )
+    for way in ("all", "recall"):
+        assert same(results[way], averages_of(results["ours"])), "the loop and evaluate_runs disagree"
+    report.add("scores, as MMDocIR", seconds["all"], seconds["ours"], work, "questions/s", "same answers")
+    report.add("scores, recall only", seconds["recall"], seconds["ours"], work, "questions/s", "same answers")
+
+    rankings = {
+        name: {q: np.argsort(-row, kind="stable").tolist() for q, row in run.items()} for name, run in arrays.items()
+    }
+    asked = dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))
+    qrels = {q: {str(page): 1 for page in gold} for q, gold in asked.items()}
+    measures = [ir_measures.R @ k for k in KS]
+    theirs = [
+        {q: {str(page): -float(rank) for rank, page in enumerate(pages)} for q, pages in run.items()}
+        for run in rankings.values()
+    ]
+
+    def with_ir_measures() -> list[dict]:
+        evaluator = ir_measures.evaluator(measures, qrels)
+        return [evaluator.calc_aggregate(run) for run in theirs]
+
+    seconds, results = interleaved(
+        {
+            "ir_measures": with_ir_measures,
+            "ours": lambda: list(evaluate_runs(rankings, corpus, KS).values()),
+        },
+        rounds,
+    )
+    for table, expected in zip(results["ours"], results["ir_measures"], strict=True):
+        for k, measure in zip(KS, measures, strict=True):
+            assert np.isclose(table.loc["micro", f"R@{k}"], expected[measure]), "ir_measures and evaluate disagree"
+    report.add(
+        "rankings, ir_measures",
+        seconds["ir_measures"],
+        seconds["ours"],
+        work,
+        "questions/s",
+        "same answers",
+    )
+
+    few = list(rankings.values())[:10]
+    frames = [per_question(run, corpus, (1,)) for run in few]
+    figures, documents = [frame["R@1"].to_numpy() for frame in frames], frames[0]["doc_name"]
+    seconds, results = interleaved(
+        {
+            "each": lambda: [bootstrap_interval(row, documents, SAMPLES) for row in figures],
+            "together": lambda: bootstrap_intervals(figures, documents, SAMPLES),
+        },
+        rounds,
+    )
+    assert np.allclose(results["each"], results["together"]), "the intervals differ"
+    took = sorted(seconds["together"])[rounds // 2]
+    report.add(
+        f"bootstrap of {len(few)} runs, {SAMPLES} samples",
+        *seconds.values(),
+        len(few) * SAMPLES,
+        "samples/s",
+        f"{took:.2f} s, against one run at a time; same intervals",
+    )
+    report.finish(given.json)
+
+
+if __name__ == "__main__":
+    main()
