@@ -158,10 +158,11 @@ def main() -> None:
 
     five = five_a_document(asked, rows, pairs)
     for mode in ("reason", "direct", "score"):
-        seconds, results = interleaved(
-            {"plain": lambda mode=mode: engine().rank_many(five, mode, modes[mode]), "cached": lambda mode=mode: cached(mode, 64 << 20)},
-            1 if given.quick else 3,
-        )  # fmt: skip
+        ways = {
+            "plain": lambda mode=mode: engine().rank_many(five, mode, modes[mode]),
+            "cached": lambda mode=mode: cached(mode, 64 << 20),
+        }
+        seconds, results = interleaved(ways, 1 if given.quick else 3)
         rankings, hit_rate, kept = results["cached"]
         assert [r.order for r in rankings] == [r.order for r in results["plain"]], "the cache changed a ranking"
         note = f"hit rate {hit_rate:.2f}, {kept / 1e6:.1f} MB kept"
