@@ -147,7 +147,7 @@ def frontier(table: pd.DataFrame, retriever: float, questions: int) -> Figure:
         )
     axes.set(xscale="log", xlabel="seconds a query", ylabel="micro recall@1", ylim=(0, 1))
     axes.set_title(f"{questions} questions", fontsize=10)
-    axes.margins(x=0.2)
+    axes.margins(x=0.35)
     axes.legend(loc="lower right")
     points = "; ".join(f"{name} {row['R@1']:.2f} in {row['seconds a query']:.3f} s" for name, row in table.iterrows())
     figure.alt = f"Recall@1 against seconds a query: {points}; the retriever {retriever:.2f}"
