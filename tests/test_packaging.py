@@ -127,7 +127,5 @@ def test_notebook_is_committed_without_results(path):
 @each_notebook
 def test_notebook_cells_are_short(path):
     for number, cell in enumerate(cells(path, "code")):
-        if "parameters" in cell["metadata"].get("tags", ()):
-            continue
         lines = len("".join(cell["source"]).splitlines())
         assert lines <= LONGEST_CELL, f"code cell {number} has {lines} lines"
