@@ -117,7 +117,7 @@ def main() -> None:
     given = arguments(__doc__.split("\n")[0])
     corpus = load_corpus(project_root() / "data/mini/corpus").split("eval")
     run = retrieve(corpus, "bm25", top_k=5)
-    rows = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
+    rows = corpus.by_id
     asked = [q for q, pages in run.pages.items() if len(pages) == 5][: 32 if given.quick else 96]
     pairs = [
         (rows[q]["question"], [corpus.page_image(rows[q]["doc_name"], page) for page in run.pages[q]]) for q in asked

@@ -1,6 +1,5 @@
 """One question to a corpus: retrieve pages, rerank them, show them with the reasoning."""
 
-import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from mmr5_lab.corpus import Corpus, CorpusError, replacing
 from mmr5_lab.parsing import reasoning_by_image
 from mmr5_lab.rerank import Ranker, Ranking
 from mmr5_lab.retrieve import bm25_scores
-from mmr5_lab.typeset import escape_html, visible
+from mmr5_lab.typeset import data_url, escape_html, html_page, visible
 
 THUMBNAIL = (340, 440)  # pixels at most
 STYLE = """
@@ -107,15 +106,10 @@ def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
     faults = ", ".join(sorted(answer.ranking.faults))
     notes = f'<p class="note">Faults: {faults}; the order is repaired.</p>' if faults else ""
     written = f"<h2>As written</h2><pre>{escape_html(answer.ranking.text)}</pre>" if answer.ranking.text else ""
-    page_text = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>Ranked pages</title>'
-        f"<style>{STYLE}</style></head><body><h1>{escape_html(answer.question)}</h1>{notes}<ol>{''.join(items)}</ol>"
-        f"{written}</body></html>"
-    )
+    body = f"<h1>{escape_html(answer.question)}</h1>{notes}<ol>{''.join(items)}</ol>{written}"
     path = Path(path)
     with replacing(path) as new:
-        new.write_text(page_text, encoding="utf-8")
+        new.write_text(html_page("Ranked pages", STYLE, body), encoding="utf-8")
     return path
 
 
@@ -123,4 +117,4 @@ def _thumbnail(image: Image.Image) -> str:
     image.thumbnail(THUMBNAIL)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), "jpeg")

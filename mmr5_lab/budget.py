@@ -40,6 +40,22 @@ def visual_tokens(processor, image_sizes: Sequence[tuple[int, int]]) -> list[int
     return [known[size] for size in image_sizes]
 
 
+def text_tokens(processor, text: str) -> int:
+    """Tokens of a prompt (chat template applied) beside its images."""
+    return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - text.count(processor.image_token)
+
+
+def overfull(page_tokens: Sequence[int], words: int, room: int, context: int | None) -> str | None:
+    """What is too much for the context, with its numbers; None where the pages, words and answer fit."""
+    tokens = sum(page_tokens) + words + room
+    if context is None or tokens <= context:
+        return None
+    return (
+        f"{len(page_tokens)} pages make {sum(page_tokens)} visual tokens; with {words} of text and {room} for the"
+        f" answer that is {tokens} of a context of {context}"
+    )
+
+
 def context_length(config) -> int | None:
     """Positions of the language model, or None where the configuration does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -82,16 +98,13 @@ class Budget:
     def problems(self) -> list[str]:
         """What does not fit, each with the settings that would; empty where all fits."""
         found = []
-        if self.context is not None and self.tokens > self.context:
+        problem = overfull(self.page_tokens, self.text_tokens, self.new_tokens, self.context)
+        if problem and self.context is not None:
             left = self.context - self.text_tokens - self.new_tokens
             most = max(self.page_tokens)
             advice = [f"at most {left // most} such pages"] if left >= most else []
             advice += [f"max_pixels={self.fitting_pixels}"] if self.fitting_pixels else []
-            found.append(
-                f"{len(self.page_tokens)} pages make {sum(self.page_tokens)} visual tokens; with {self.text_tokens} of"
-                f" text and {self.new_tokens} for the answer that is {self.tokens} of a context of {self.context}."
-                f" What would fit: {' or '.join(advice) or 'a shorter answer (max_new_tokens)'}"
-            )
+            found.append(f"{problem}. What would fit: {' or '.join(advice) or 'a shorter answer (max_new_tokens)'}")
         if self.weights + self.cache > self.memory:
             each = self.cache // self.batch_size
             batch = (self.memory - self.weights) // max(1, each)
@@ -144,7 +157,7 @@ def plan(
     dtype = dtype or best_dtype(device)
     pages = visual_tokens(processor, image_sizes)
     text = processor.apply_chat_template(build_messages(query, len(pages)), tokenize=False, add_generation_prompt=True)
-    words = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - len(pages)
+    words = text_tokens(processor, text)
     with torch.device("meta"):
         parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
     context = context_length(config)

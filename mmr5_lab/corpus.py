@@ -197,6 +197,11 @@ class Corpus:
         spans = zip(frame["first_row"].tolist(), frame["num_pages"].tolist(), strict=True)
         return dict(zip(frame["doc_name"], spans, strict=True))
 
+    @cached_property
+    def by_id(self) -> dict[str, pd.Series]:
+        """Question id -> its row of `questions`."""
+        return {row["question_id"]: row for _, row in self.questions.iterrows()}
+
     def _value(self, doc_name: str, page: int, column: str) -> Any:
         num_pages = self.num_pages(doc_name)
         if not 0 <= page < num_pages:

@@ -16,6 +16,7 @@ from nbconvert import HTMLExporter
 from mmr5_lab.corpus import replacing
 from mmr5_lab.execute import read_profile, run_notebook
 from mmr5_lab.runs import inside_project, project_root, results
+from mmr5_lab.typeset import html_page
 
 CHAIN = {  # notebook -> the parameter by which later ones name its run
     "01_data_construction": "DATA_RUN",
@@ -80,15 +81,12 @@ def write_report(folders: dict[str, Path], path: Path) -> Path:
         f'<section id="{name}">{_body(folder / "notebook.ipynb")}</section>' for name, folder in folders.items()
     )
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width">'
-        f"<title>MM-R5 Lab: report</title><style>{STYLE}</style></head><body>"
         f"<h1>MM-R5 Lab: the whole method in one run</h1>"
         f"<p>Recall on the evaluation split: the retriever, the base model, after SFT, after SFT and RL.</p>{table}"
-        f"<p>{links}</p>{sections}</body></html>"
+        f"<p>{links}</p>{sections}"
     )
     with replacing(path) as new:
-        new.write_text(page, encoding="utf-8")
+        new.write_text(html_page("MM-R5 Lab: report", STYLE, page), encoding="utf-8")
     return path
 
 

@@ -83,15 +83,21 @@ class PageCache:
             pages = list(pixel_values.split(image_grid_thw.prod(-1).tolist()))
             keys = [_key(page, grid, options) for page, grid in zip(pages, image_grid_thw, strict=True)]
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        new = [i for i, key in enumerate(keys) if key not in found and keys.index(key) == i]
+        new: dict[bytes, int] = {}  # and where each first stands
+        for i, key in enumerate(keys):
+            if key not in found:
+                new.setdefault(key, i)
         self.misses += len(new)
         self.hits += len(keys) - len(new)
         if new:
-            given = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw[new]}
+            places = list(new.values())
+            given = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw[places]}
             with torch.no_grad():
-                output = self._encode(torch.cat([pages[i] for i in new]), **given, **{**options, "return_dict": True})
+                output = self._encode(
+                    torch.cat([pages[i] for i in places]), **given, **{**options, "return_dict": True}
+                )
             self._kind = type(output)
-            found |= {keys[i]: page for i, page in zip(new, _split(output, len(new)), strict=True)}
+            found |= zip(new, _split(output, len(new)), strict=True)
         for key in keys:
             self._keep(key, found[key])
         return _join([found[key] for key in keys], self._kind, listed=image_grid_thw is not None)
@@ -100,14 +106,14 @@ class PageCache:
         if key in self._kept:
             self._kept.move_to_end(key)
             return
-        size = sum(t.numel() * t.element_size() for value in page.values() for t in _tensors(value))
+        size = _bytes(page)
         if size > self.max_bytes:
             return
         self._kept[key] = page
         self.bytes += size
         while self.bytes > self.max_bytes:
             _, oldest = self._kept.popitem(last=False)
-            self.bytes -= sum(t.numel() * t.element_size() for value in oldest.values() for t in _tensors(value))
+            self.bytes -= _bytes(oldest)
 
 
 def _vision_parameters(module: torch.nn.Module):
@@ -147,5 +153,6 @@ def _join(pages: list[Features], kind: Any, listed: bool) -> Any:
     return kind(**values)
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return value if isinstance(value, list) else [value]
+def _bytes(page: Features) -> int:
+    tensors = [page["pooler_output"], *page.get("deepstack_features", ())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

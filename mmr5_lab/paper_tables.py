@@ -19,7 +19,7 @@ from mmr5_lab.corpus import Corpus
 from mmr5_lab.metrics import evaluate, evaluate_runs
 from mmr5_lab.retrieve import METHODS, RunError, read_trec
 from mmr5_lab.runs import project_root
-from mmr5_lab.typeset import escape_html, html_table, latex_table, visible
+from mmr5_lab.typeset import escape_html, html_page, html_table, latex_table, visible
 
 RETRIEVER_ONLY = "retriever only"
 MMDOCIR_QUESTIONS = 1658
@@ -47,13 +47,12 @@ _TRAINED = {
     "Qwen2.5-VL-7B-rl": f"notebooks/03_grpo.ipynb with notebooks/profiles/paper.yaml and MODEL {_BASE}",
 }
 
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>Recall beside the paper's</title><style>
+STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: bold; }
 th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ccc; } th:first-child { text-align: left; }
-</style></head><body>"""
+"""
 
 
 def paper_results(path: str | Path | None = None) -> pd.DataFrame:
@@ -158,12 +157,12 @@ def as_text(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
 
 def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
     """The tables and the commands of missing rows as one HTML page."""
-    parts = [_PAGE, f"<p>{escape_html(_note(corpus))}</p>"]
+    parts = [f"<p>{escape_html(_note(corpus))}</p>"]
     for name, table in tables.items():
         parts += [html_table(_marked(block), title) for title, block in _blocks(name, table)]
         if len(commands := _commands(table)):
             parts.append(html_table(commands.to_frame(), f"{name}: missing runs"))
-    return "\n".join([*parts, "</body></html>\n"])
+    return html_page("Recall beside the paper's", STYLE, "\n".join(parts))
 
 
 def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:

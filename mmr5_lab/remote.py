@@ -10,7 +10,6 @@ connections, answers that are not JSON) are tried again with growing pauses; wha
 after everything else has been given out, so that `rerank.rerank_run` keeps it and asks only for the rest next time.
 """
 
-import base64
 import io
 import os
 import random
@@ -28,23 +27,12 @@ from PIL import Image
 from mmr5_lab.corpus import as_rgb
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import build_messages
-from mmr5_lab.rerank import Page, Pair, Ranker, Ranking
+from mmr5_lab.rerank import Page, Pair, Ranker, Ranking, RemoteError
+from mmr5_lab.typeset import data_url
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _END_TOKEN = re.compile(r"<\|\w+\|>\Z")
 LONGEST_PAUSE = 60.0  # seconds between two tries
-
-
-class RemoteError(RuntimeError):
-    """Requests failed for good. `failures`: index of the pair -> what happened."""
-
-    def __init__(self, failures: dict[int, str], total: int):
-        self.failures = failures
-        index, reason = next(iter(sorted(failures.items())))
-        super().__init__(
-            f"{len(failures)} of {total} requests failed; the first is pair {index}: {reason}."
-            f" What was answered is kept: start again to ask for the rest"
-        )
 
 
 class RemoteReranker(Ranker):
@@ -190,18 +178,18 @@ def _with_images(messages: list[dict[str, Any]], pages: Sequence[Page]) -> list[
     def part(given: dict[str, Any]) -> dict[str, Any]:
         if given["type"] != "image":
             return given
-        return {"type": "image_url", "image_url": {"url": _data_url(next(left))}}
+        return {"type": "image_url", "image_url": {"url": _as_url(next(left))}}
 
     return [{**message, "content": [part(p) for p in message["content"]]} for message in messages]
 
 
-def _data_url(page: Page) -> str:
+def _as_url(page: Page) -> str:
     data = Path(page).read_bytes() if isinstance(page, str | Path) else page
     if isinstance(data, bytes):
-        kind = (Image.open(io.BytesIO(data)).format or "").lower()
-        if kind == "jpeg":  # sent as it is; others may be transparent or of kinds that are not taken everywhere
-            return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-        data = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
+        if image.format == "JPEG":  # sent as it is; others may be transparent or of kinds that are not taken everywhere
+            return data_url(data, "jpeg")
+        data = image
     buffer = io.BytesIO()
     as_rgb(data).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), "png")

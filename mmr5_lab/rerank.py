@@ -20,6 +20,7 @@ import io
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from PIL import Image
 
 from mmr5_lab.allowed_ids import AllowedIds
-from mmr5_lab.budget import context_length, visual_tokens
+from mmr5_lab.budget import context_length, overfull, text_tokens, visual_tokens
 from mmr5_lab.corpus import as_rgb
 from mmr5_lab.models import load_model
 from mmr5_lab.page_cache import PageCache
@@ -65,6 +66,18 @@ class Ranking:
     seconds: float
     shown: list[int] | None = None
     stability: float | None = None
+
+
+class RemoteError(RuntimeError):
+    """Requests to a server failed for good. `failures`: index of the pair -> what happened."""
+
+    def __init__(self, failures: dict[int, str], total: int):
+        self.failures = failures
+        index, reason = next(iter(sorted(failures.items())))
+        super().__init__(
+            f"{len(failures)} of {total} requests failed; the first is pair {index}: {reason}."
+            f" What was answered is kept: start again to ask for the rest"
+        )
 
 
 class Ranker:
@@ -123,6 +136,7 @@ class Reranker(Ranker):
         page_cache: PageCache | None = None,
     ):
         self.model, self.processor, self.page_cache = model, processor, page_cache
+        self._special = [t.content for t in processor.tokenizer.added_tokens_decoder.values() if t.special]
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.calibrate = calibrate
         # what `generate` is told, over the model's generation configuration
@@ -169,15 +183,15 @@ class Reranker(Ranker):
 
         All pairs are checked before the first batch, so that bad input cannot cost finished work.
         """
-        lengths = self._checked(pairs, mode, batch_size)
+        prompts, lengths = self._checked(pairs, mode, batch_size)
         order = sorted(range(len(pairs)), key=lambda i: lengths[i])
         if self.seed is not None:
             torch.manual_seed(self.seed)
         for start in range(0, len(order), batch_size):
-            yield from self._rank_batch(order[start : start + batch_size], pairs, mode)
+            yield from self._rank_batch(order[start : start + batch_size], pairs, prompts, mode)
 
-    def _checked(self, pairs: Sequence[Pair], mode: str, batch_size: int) -> list[int]:
-        """Tokens of each pair's prompt. Raises ValueError, naming the pair, for what cannot be ranked."""
+    def _checked(self, pairs: Sequence[Pair], mode: str, batch_size: int) -> tuple[list[str], list[int]]:
+        """Each pair's prompt and its tokens. Raises ValueError, naming the pair, for what cannot be ranked."""
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
         if batch_size < 1:
@@ -186,7 +200,7 @@ class Reranker(Ranker):
             _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
         sizes = check_pages(pairs)
         tokens: dict[tuple[int, int], int] = {}
-        lengths = []
+        prompts, lengths = [], []
         limit = context_length(self.model.config)
         for i, (query, pages) in enumerate(pairs):
             where = _name(i, query)
@@ -203,24 +217,21 @@ class Reranker(Ranker):
                     except ValueError as error:  # such as an aspect ratio that the processor refuses
                         raise ValueError(f"{where}, page {k} ({size[1]} × {size[0]} pixels): {error}") from None
                 visual.append(tokens[size])
-            words = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - text.count(
-                self.processor.image_token
-            )
-            length = words + (max(visual) if mode == "pointwise" else sum(visual))
+            words = text_tokens(self.processor, text)
+            at_once = [max(visual)] if mode == "pointwise" else visual
             room = {"reason": self.max_new_tokens, "direct": 8 * len(pages)}.get(mode, 0)
-            if limit is not None and length + room > limit:
+            if problem := overfull(at_once, words, room, limit):
                 raise ValueError(
-                    f"{where}: {len(pages)} pages make {sum(visual)} visual tokens; with {words} of text and {room} for"
-                    f" the answer that is {length + room} of a context of {limit}. Show fewer pages (or rank windows)"
+                    f"{where}: {problem}. Show fewer pages (or rank windows)"
                     f" or set a smaller max_pixels or max_new_tokens; `mmr5_lab.budget.plan` says which would fit"
                 )
-            lengths.append(length)
-        return lengths
+            prompts.append(text)
+            lengths.append(words + sum(at_once))
+        return prompts, lengths
 
     def _prompt(self, query: str, count: int, mode: str) -> str:
-        for token in self.processor.tokenizer.added_tokens_decoder.values():
-            if token.special and token.content in query:  # what this model takes for a token, beside the usual ones
-                query = query.replace(token.content, f"{token.content[0]} {token.content[1:]}")
+        for token in self._special:  # what this model takes for a token, beside the usual ones
+            query = query.replace(token, f"{token[0]} {token[1:]}")
         messages = build_pointwise_messages(query) if mode == "pointwise" else build_messages(query, count)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text + (UNREASONED if mode in ("direct", "score") else "")
@@ -235,12 +246,14 @@ class Reranker(Ranker):
         return inputs
 
     @torch.inference_mode()
-    def _rank_batch(self, batch: list[int], pairs: Sequence[Pair], mode: str) -> Iterator[tuple[int, Ranking]]:
+    def _rank_batch(
+        self, batch: list[int], pairs: Sequence[Pair], prompts: list[str], mode: str
+    ) -> Iterator[tuple[int, Ranking]]:
         started = time.perf_counter()
         images = [
             [_rgb(page, f"{_name(i, pairs[i][0])}, page {k}") for k, page in enumerate(pairs[i][1])] for i in batch
         ]
-        texts = [self._prompt(*_counted(pairs[i]), mode) for i in batch]
+        texts = [prompts[i] for i in batch]
         if mode == "pointwise":
             rankings = self._pointwise(texts, images)
         else:
@@ -264,9 +277,9 @@ class Reranker(Ranker):
         width = inputs["input_ids"].shape[1]
         options = {"max_new_tokens": self.max_new_tokens, **self.generation}
         if mode == "direct":
-            allowed = [AllowedIds(self.processor.tokenizer, n, width) for n in sizes]
-            options["prefix_allowed_tokens_fn"] = lambda row, tokens: allowed[row](tokens)
-            options["max_new_tokens"] = max(ids.longest for ids in allowed)
+            allowed = {n: AllowedIds(self.processor.tokenizer, n, width) for n in set(sizes)}
+            options["prefix_allowed_tokens_fn"] = lambda row, tokens: allowed[sizes[row]](tokens)
+            options["max_new_tokens"] = max(ids.longest for ids in allowed.values())
         output = self.model.generate(**inputs, **options)[:, width:]
         ends = _end_tokens(self.model, self.processor.tokenizer)
         values = []
@@ -290,16 +303,15 @@ class Reranker(Ranker):
 
     def _score(self, inputs, sizes: list[int]) -> list[list[float]]:
         """Log-probability that the answer begins with each id. Ids of several tokens take a pass for each prefix."""
-        most = max(sizes)
-        paths = [AllowedIds(self.processor.tokenizer, n, 0).paths for n in sizes]
-        scores = torch.zeros(len(sizes), most)
-        prefixes = sorted({path[:k] for row in paths for path in row for k in range(len(path))}, key=len)
+        paths = {n: AllowedIds(self.processor.tokenizer, n, 0).paths for n in set(sizes)}
+        scores = torch.zeros(len(sizes), max(sizes))
+        prefixes = sorted({path[:k] for row in paths.values() for path in row for k in range(len(path))}, key=len)
         for prefix in prefixes:
             extended = _extended(inputs, prefix)
             logits = _finite(self.model(**extended, logits_to_keep=1, use_cache=False).logits[:, -1])
             logits = logits.log_softmax(-1).cpu()
-            for r, row in enumerate(paths):
-                for i, path in enumerate(row):
+            for r, n in enumerate(sizes):
+                for i, path in enumerate(paths[n]):
                     if path[: len(prefix)] == prefix and len(path) > len(prefix):
                         scores[r, i] += logits[r, path[len(prefix)]]
         return [row[:n] for row, n in zip(scores.tolist(), sizes, strict=True)]
@@ -326,15 +338,8 @@ class Reranker(Ranker):
             inputs = self._inputs([text for text, _ in part], [page for _, page in part])
             logits = _finite(self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1])
             flat_scores += (logits[:, yes] - logits[:, no]).sigmoid().tolist()
-        values, at = [], 0
-        for pages in images:
-            values.append(_scored(flat_scores[at : at + len(pages)]))
-            at += len(pages)
-        return values
-
-
-def _counted(pair: Pair) -> tuple[str, int]:
-    return pair[0], len(pair[1])
+        left = iter(flat_scores)
+        return [_scored(list(islice(left, len(pages)))) for pages in images]
 
 
 def _scored(scores: list[float]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from tqdm.auto import tqdm
 
 from mmr5_lab.corpus import Corpus
 from mmr5_lab.metrics import evaluate
-from mmr5_lab.remote import RemoteError
-from mmr5_lab.rerank import Ranker, Ranking
+from mmr5_lab.rerank import Ranker, Ranking, RemoteError
 from mmr5_lab.retrieve import Run, write_trec
 from mmr5_lab.rewards import format_reward, rank_reward
 from mmr5_lab.runs import read_lines, report_progress
@@ -46,7 +45,7 @@ def rerank_run(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    questions = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
+    questions = corpus.by_id
     unknown = [question_id for question_id in run.pages if question_id not in questions]
     if unknown:
         raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
@@ -97,8 +96,7 @@ def compare_ways(
     (mean over queries, where the ranker says it).
     """
     corpus = corpus.with_questions(run.pages)
-    questions = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
-    pairs = [_pair(corpus, questions[question_id], pages) for question_id, pages in run.pages.items()]
+    pairs = [_pair(corpus, corpus.by_id[question_id], pages) for question_id, pages in run.pages.items()]
     rows = {}
     for name, (ranker, mode) in ways.items():
         started = time.perf_counter()

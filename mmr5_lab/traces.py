@@ -50,7 +50,7 @@ def training_candidates(
 
     Raises ValueError for a question of the run that the corpus does not have, or where nothing remains.
     """
-    rows = {row["question_id"]: row for _, row in corpus.questions.iterrows()}
+    rows = corpus.by_id
     unknown = [question_id for question_id in run.pages if question_id not in rows]
     if unknown:
         raise ValueError(

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from mmr5_lab.models import load_model, set_max_pixels
+from mmr5_lab.models import load_model
 from mmr5_lab.page_cache import PageCache
 from mmr5_lab.rewards import format_reward, rank_reward
 from mmr5_lab.runs import report_progress
@@ -204,9 +204,7 @@ def completions(folder: str | Path) -> pd.DataFrame:
 
 
 def _load(model: str | Path, max_pixels: int | None):
-    loaded, processor = load_model(model)
-    if max_pixels:
-        set_max_pixels(processor, max_pixels)
+    loaded, processor = load_model(model, max_pixels=max_pixels)
     if PageCache.supports(loaded):
         PageCache(loaded)  # the vision tower is frozen: a page is encoded once, not once an epoch and completion
     return loaded.train(), processor

@@ -1,5 +1,6 @@
 """Text that others wrote, and tables with it, for a terminal, HTML and LaTeX: shown as text, never obeyed."""
 
+import base64
 import html
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,20 @@ def escape_html(text: str) -> str:
 def escape_latex(text: str) -> str:
     """Text for LaTeX, where none of its characters is a command; line breaks become spaces."""
     return "".join(_LATEX.get(character, character) for character in visible(text.replace("\n", " ")))
+
+
+def data_url(image: bytes, kind: str) -> str:
+    """An image file ("png", "jpeg") as a URL that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def html_page(title: str, style: str, body: str) -> str:
+    """A self-contained HTML page; `title` is escaped, `body` is HTML already."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape_html(title)}</title>'
+        f"<style>{style}</style></head><body>{body}</body></html>\n"
+    )
 
 
 def html_table(frame: pd.DataFrame, caption: str = "", digits: int = 4) -> str:

@@ -55,8 +55,9 @@ POINTING = {"judge": 0.5, "list": 0.3, "compare": 0.1, "describe": 0.1}
 CHOICES = {  # tokens between which an exercise asks to choose
     "verdicts": (" (wrong)", " (right)"),
     "judgements": (" It does not help.", " It answers the question."),
-    "ids": ("1", "2", "3", "4", "5"),  # in the last lesson; those that follow "Image " are left out, they only count on
+    "ids": ("1", "2", "3", "4", "5"),  # in the last lesson
 }
+COUNTING = ("Image ", "\nImage ")  # an id that follows these is no choice
 CHOICE_WEIGHT = 2.0  # of each kind of choice, beside the loss of all tokens
 POOL = 4000  # page images drawn once for the vision lesson
 PLACED = 0.3  # weight of the distance to the embedding, beside the choice of word
@@ -153,9 +154,12 @@ def encode(samples, processor, images: list | None, rng: random.Random, clean: b
 
 
 def language_loss(
-    model, batch, choices: dict[str, torch.Tensor], names: Sequence[str] = tuple(CHOICES)
+    model, batch, choices: dict[str, torch.Tensor], counting: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy of completion tokens plus that of each kind of choice, and the shares that are right."""
+    """Cross-entropy of completion tokens plus that of each kind of choice, and the shares that are right.
+
+    counting: tokens after which an id only counts on and is no choice
+    """
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state[:, :-1]
     wanted = labels[:, 1:]
@@ -164,11 +168,11 @@ def language_loss(
     logits, wanted = model.lm_head(hidden[kept]), wanted[kept]
     loss = cross_entropy(logits, wanted)
     shares = {"tokens": (logits.argmax(-1) == wanted).float().mean().item()}
-    counting = torch.isin(before, choices["counting"])
-    for name in names:
-        chosen = torch.isin(wanted, choices[name]) & ~counting
+    counts = torch.isin(before, counting)
+    for name, tokens in choices.items():
+        chosen = torch.isin(wanted, tokens) & ~counts
         if chosen.any():
-            choice, right = logits[chosen][:, choices[name]], (wanted[chosen][:, None] == choices[name]).int().argmax(1)
+            choice, right = logits[chosen][:, tokens], (wanted[chosen][:, None] == tokens).int().argmax(1)
             loss = loss + CHOICE_WEIGHT * cross_entropy(choice, right)
             shares[name] = (choice.argmax(-1) == right).float().mean().item()
     return loss, shares
@@ -253,10 +257,9 @@ def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[
     return encode(samples, processor, [draw_page(p, domain, rng.randint(1, 12), rng).image for p in pages], rng)
 
 
-def choice_tokens(tokenizer) -> dict[str, torch.Tensor]:
-    """Token ids of each of `CHOICES`, and of what comes before an id that only counts on."""
-    texts = {**CHOICES, "counting": ("Image ", "\nImage ")}
-    return {name: torch.tensor(tokenizer(list(given))["input_ids"]).squeeze(1) for name, given in texts.items()}
+def token_ids(tokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """Ids of texts that are one token each."""
+    return torch.tensor(tokenizer(list(texts))["input_ids"]).squeeze(1)
 
 
 def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
@@ -276,8 +279,9 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
     if first == steps:
         return
     source = Vision(model, processor) if vision else None
-    choices = choice_tokens(processor.tokenizer)
-    names = [name for name in CHOICES if name != "ids" or lesson == "point"]
+    asked = [name for name in CHOICES if name != "ids" or lesson == "point"]
+    choices = {name: token_ids(processor.tokenizer, CHOICES[name]) for name in asked}
+    counting = token_ids(processor.tokenizer, COUNTING)
     averages: dict[str, float] = {}
     started = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc=lesson, mininterval=10)
@@ -288,7 +292,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
         if source is not None:
             loss, shares = source.loss(model, rng)
         else:
-            loss, shares = language_loss(model, lesson_batch(lesson, processor, rng, step), choices, names)
+            loss, shares = language_loss(model, lesson_batch(lesson, processor, rng, step), choices, counting)
         if not torch.isfinite(loss):
             raise RuntimeError(f"lesson {lesson}, step {step}: the loss is {loss.item()}; lower RATE[{lesson!r}]")
         loss.backward()
