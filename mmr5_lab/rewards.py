@@ -256,3 +256,11 @@ def _released_format(text: str, n: int) -> float:
         return 0.0
     in_range = sum(1 <= int(entry) <= n for entry in entries if entry[0] != "0")
     return (n - abs(len(entries) - n)) / n * (in_range / len(entries))
+
+
+# The pairs that GRPO can be paid with: a reward for the ranking and one for the form.
+REWARD_SETS: dict[str, tuple[Callable[..., list[float]], Callable[..., list[float]]]] = {
+    "strict": (rank_reward, format_reward),
+    "ndcg": (ndcg_reward, format_reward),
+    "released": (released_rank_reward, released_format_reward),
+}

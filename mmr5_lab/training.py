@@ -27,7 +27,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from mmr5_lab.models import load_model
 from mmr5_lab.page_cache import PageCache
-from mmr5_lab.rewards import format_reward, rank_reward
+from mmr5_lab.rewards import REWARD_SETS
 from mmr5_lab.runs import report_progress
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
@@ -135,7 +135,7 @@ def train_grpo(
     epsilon: float = 0.2,
     loss_type: str = "dapo",
     scale_rewards: str = "group",
-    rewards: Sequence[Reward] = (rank_reward, format_reward),
+    rewards: str | Sequence[Reward] = "strict",
     reward_weights: Sequence[float] | None = None,
     max_completion: int = 2048,
     lora_rank: int,
@@ -153,14 +153,19 @@ def train_grpo(
     iterations: optimisation steps a batch of completions (mu)
     beta: weight of the KL divergence to the starting model; 0 keeps no reference model
     loss_type: as in trl; "grpo" divides by each completion's length and so favours long wrong answers
-    rewards: functions of `mmr5_lab.rewards`' signature, summed with `reward_weights` (1 each)
+    rewards: a name of `mmr5_lab.rewards.REWARD_SETS` or functions of that module's signature, summed with
+        `reward_weights` (1 each)
     max_completion: tokens
 
     The completions of every step are kept in `checkpoints/completions/*.parquet`. Running again goes on from the
-    last checkpoint. Raises ValueError where a step's completions do not fill whole groups, FloatingPointError
-    when the loss is no longer finite.
+    last checkpoint. Raises ValueError where a step's completions do not fill whole groups and for an unknown set of
+    rewards, FloatingPointError when the loss is no longer finite.
     """
     folder = Path(folder)
+    if isinstance(rewards, str):
+        if rewards not in REWARD_SETS:
+            raise ValueError(f"there are no rewards {rewards!r}; there are {', '.join(REWARD_SETS)}")
+        rewards = REWARD_SETS[rewards]
     if (batch_size * accumulation) % generations:
         raise ValueError(
             f"{batch_size} × {accumulation} completions a step are not a multiple of the group size {generations}"

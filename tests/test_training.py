@@ -115,9 +115,11 @@ def test_grpo_keeps_every_completion_with_its_rewards(material, tmp_path):
     assert kept["rank_reward"].tolist() == rank_reward(texts, **labels)
 
 
-def test_a_step_that_does_not_fill_groups_is_refused(material, tmp_path):
+def test_a_step_that_does_not_fill_groups_and_unknown_rewards_are_refused(material, tmp_path):
     with pytest.raises(ValueError, match="6 × 1 completions a step are not a multiple of the group size 4"):
         train_grpo(material[0], material[2], tmp_path, **{**GRPO, "batch_size": 6, "generations": 4})
+    with pytest.raises(ValueError, match="there are no rewards 'generous'; there are strict, ndcg, released"):
+        train_grpo(material[0], material[2], tmp_path, rewards="generous", **GRPO)
     with pytest.raises(FileNotFoundError, match="holds no completions"):
         completions(tmp_path)
 
