@@ -10,29 +10,18 @@ connections, answers that are not JSON) are tried again with growing pauses; wha
 after everything else has been given out, so that `rerank.rerank_run` keeps it and asks only for the rest next time.
 """
 
-import io
-import os
-import random
 import re
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
 
-import openai
-from PIL import Image
-
-from mmr5_lab.corpus import as_rgb
+from mmr5_lab.chat import Chat, Reply, told, with_images
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import build_messages
 from mmr5_lab.rerank import Page, Pair, Ranker, Ranking, RemoteError
-from mmr5_lab.typeset import data_url
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 _END_TOKEN = re.compile(r"<\|\w+\|>\Z")
-LONGEST_PAUSE = 60.0  # seconds between two tries
 
 
 class RemoteReranker(Ranker):
@@ -77,119 +66,50 @@ class RemoteReranker(Ranker):
             raise ValueError(f"mode {mode!r} needs the model's logits, which a server does not give: use mode 'reason'")
         self.check(pairs)  # which also loads images that were opened lazily, before threads share them
         requests = [build_messages(query, len(pages)) for query, pages in pairs]
-        stopped = threading.Event()
         failures: dict[int, str] = {}
-        pool = ThreadPoolExecutor(self.concurrency)
-        client = openai.OpenAI(
-            base_url=self.base_url,
-            api_key=os.environ.get(KEY_VARIABLE) or "none",
+        pool = ThreadPoolExecutor(2 * self.concurrency)  # those that wait to be tried again take a thread, not a place
+        chat = Chat(
+            self.base_url,
+            self.model,
+            concurrency=self.concurrency,
             timeout=self.timeout,
-            max_retries=0,
+            retries=self.retries,
+            pause=self.pause,
         )
         try:
             asked = {
-                pool.submit(self._ask, client, messages, pages, stopped): i
+                pool.submit(self._ask, chat, messages, pages): i
                 for i, (messages, (_, pages)) in enumerate(zip(requests, pairs, strict=True))
             }
             for future in as_completed(asked):
                 try:
                     yield asked[future], future.result()
                 except Exception as error:  # one odd answer or page must not cost the others
-                    failures[asked[future]] = _told(error)
+                    failures[asked[future]] = told(error)
         finally:
-            stopped.set()  # when the caller stops, nothing more is sent or tried again
-            client.close()
+            chat.close()  # when the caller stops, nothing more is sent or tried again
             pool.shutdown(wait=False, cancel_futures=True)
         if failures:
             raise RemoteError(failures, len(pairs))
 
-    def _ask(
-        self, client: openai.OpenAI, messages: list[dict[str, Any]], pages: Sequence[Page], stopped: threading.Event
-    ) -> Ranking:
+    def _ask(self, chat: Chat, messages: list[dict[str, Any]], pages: Sequence[Page]) -> Ranking:
         started = time.perf_counter()
-        given: Any = _with_images(messages, pages)
         options: dict[str, Any] = {} if self.seed is None else {"seed": self.seed}
-        for attempt in range(self.retries + 1):
-            try:
-                answer = client.chat.completions.create(
-                    model=self.model,
-                    messages=given,
-                    max_tokens=self.max_new_tokens,
-                    temperature=self.temperature,
-                    top_p=1.0,
-                    **options,
-                )
-                return _ranking(answer, len(pages), time.perf_counter() - started)
-            except (openai.OpenAIError, _BadAnswerError, ValueError) as error:
-                if attempt == self.retries or not _passing(error):
-                    raise
-                if stopped.wait(_wait(error, self.pause * 2**attempt)):
-                    raise
-        raise AssertionError("unreachable")
+        reply = chat.ask(
+            with_images(messages, pages),
+            max_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=1.0,
+            **options,
+        )
+        return _ranking(reply, len(pages), time.perf_counter() - started)
 
 
-class _BadAnswerError(Exception):
-    """The server answered, but not with a chat completion."""
-
-
-def _ranking(answer: Any, n: int, seconds: float) -> Ranking:
-    try:
-        choice = answer.choices[0]
-        text, ended = choice.message.content or "", choice.finish_reason
-        # servers with a reasoning parser (vLLM, transformers) give what stood within <think> apart
-        apart = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
-        if apart:
-            apart = _END_TOKEN.sub("", apart)  # which transformers leaves where the block was not closed
-            text = f"<think>{apart}</think>{text}" if text else f"<think>{apart}"
-        tokens = answer.usage.completion_tokens if answer.usage else 0
-        if not isinstance(text, str) or not isinstance(tokens, int):
-            raise TypeError
-        text.encode()
-    except (AttributeError, IndexError, KeyError, TypeError, UnicodeEncodeError):
-        raise _BadAnswerError(f"the answer is not a chat completion: {str(answer)[:80]!r}") from None
+def _ranking(reply: Reply, n: int, seconds: float) -> Ranking:
+    text = reply.text
+    if reply.apart:
+        apart = _END_TOKEN.sub("", reply.apart)  # which transformers leaves where the block was not closed
+        text = f"<think>{apart}</think>{text}" if text else f"<think>{apart}"
     parsed = parse_ranking(text, n)
-    faults = parsed.faults | ({"truncated"} if ended == "length" else set())
-    return Ranking(list(parsed.order), parsed.think or None, text, faults, None, tokens, seconds)
-
-
-def _passing(error: Exception) -> bool:
-    """May the same request succeed later? Not where the server understood it and said no."""
-    status = getattr(error, "status_code", None)
-    return status is None or status in (408, 409, 429) or status >= 500
-
-
-def _wait(error: Exception, pause: float) -> float:
-    response = getattr(error, "response", None)
-    told = response.headers.get("retry-after", "") if response is not None else ""
-    if told.isascii() and told.isdigit():
-        return min(float(told), LONGEST_PAUSE)
-    return min(pause, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-
-
-def _told(error: Exception) -> str:
-    status = getattr(error, "status_code", None)
-    return f"{type(error).__name__.strip('_')}{f' {status}' if status else ''}: {str(error)[:200]}"
-
-
-def _with_images(messages: list[dict[str, Any]], pages: Sequence[Page]) -> list[dict[str, Any]]:
-    """The messages with each image placeholder replaced by a page, as a data URL."""
-    left = iter(pages)
-
-    def part(given: dict[str, Any]) -> dict[str, Any]:
-        if given["type"] != "image":
-            return given
-        return {"type": "image_url", "image_url": {"url": _as_url(next(left))}}
-
-    return [{**message, "content": [part(p) for p in message["content"]]} for message in messages]
-
-
-def _as_url(page: Page) -> str:
-    data = Path(page).read_bytes() if isinstance(page, str | Path) else page
-    if isinstance(data, bytes):
-        image = Image.open(io.BytesIO(data))
-        if image.format == "JPEG":  # sent as it is; others may be transparent or of kinds that are not taken everywhere
-            return data_url(data, "jpeg")
-        data = image
-    buffer = io.BytesIO()
-    as_rgb(data).save(buffer, "PNG")
-    return data_url(buffer.getvalue(), "png")
+    faults = parsed.faults | ({"truncated"} if reply.ended == "length" else set())
+    return Ranking(list(parsed.order), parsed.think or None, text, faults, None, reply.completion_tokens, seconds)

@@ -34,7 +34,10 @@ def completion(text: str, ended: str = "stop", **more: str) -> bytes:
 
 
 class Server:
-    """Answers each question with its turns, one a request: a status, bytes, "hang" or "cut"; then with `ANSWER`."""
+    """Answers each question with its turns, one a request, then with `ANSWER`.
+
+    A turn is a status, a status with what Retry-After says or with a JSON body, bytes, "hang" or "cut".
+    """
 
     def __init__(self, turns: dict[str, list], delay: float = 0.0):
         self.turns, self.delay = {question: list(given) for question, given in turns.items()}, delay
@@ -64,12 +67,17 @@ class Server:
                     self.close_connection = True
                     self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
                     return
-                status, data = (turn, b"{}") if isinstance(turn, int) else (200, turn)
+                status, data, wait = 200, turn, "0"
+                if isinstance(turn, int):
+                    status, data = turn, b"{}"
+                elif isinstance(turn, tuple):
+                    status, more = turn
+                    data, wait = (more.encode(), None) if more.startswith("{") else (b"{}", more)
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
-                if status == 429:
-                    self.send_header("Retry-After", "0")
+                if status == 429 and wait:
+                    self.send_header("Retry-After", wait)
                 self.end_headers()
                 self.wfile.write(data)
 
