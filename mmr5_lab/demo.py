@@ -14,24 +14,10 @@ from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
 
 from mmr5_lab.corpus import replacing
-from mmr5_lab.execute import read_profile, run_notebook
+from mmr5_lab.execute import CHAIN, parents, read_profile, run_notebook
 from mmr5_lab.runs import inside_project, project_root, results
 from mmr5_lab.typeset import html_page
 
-CHAIN = {  # notebook -> the parameter by which later ones name its run
-    "01_data_construction": "DATA_RUN",
-    "02_sft": "SFT_RUN",
-    "03_grpo": "GRPO_RUN",
-    "04_inference": "INFERENCE_RUN",
-    "05_evaluation": "",
-}
-PARENTS = {
-    "01_data_construction": (),
-    "02_sft": ("01_data_construction",),
-    "03_grpo": ("01_data_construction", "02_sft"),
-    "04_inference": ("01_data_construction", "02_sft", "03_grpo"),
-    "05_evaluation": ("01_data_construction", "04_inference"),
-}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
@@ -58,7 +44,8 @@ def run_demo(profile: Path, root: str | Path = "runs") -> Path:
     for number, name in enumerate(CHAIN, 1):
         started = time.monotonic()
         given = dict(parameters.get(name, {}))
-        given |= {CHAIN[parent]: str(folders[parent]) for parent in PARENTS[name]}
+        taken = parents(project_root() / "notebooks" / f"{name}.ipynb")
+        given |= {parameter: str(folders[parent]) for parent, parameter in taken.items()}
         print(f"[{number}/{len(CHAIN)}] {name}", flush=True)
         folders[name] = inside_project(run_notebook(name, given, root))
         print(f"      {time.monotonic() - started:.0f} s, in {folders[name]}", flush=True)

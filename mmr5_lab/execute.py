@@ -23,6 +23,14 @@ from tqdm.auto import tqdm
 
 from mmr5_lab.runs import FOLDER, PROGRESS, inside_project, project_root, run_hash
 
+CHAIN = {  # notebook, in order -> the parameter by which later ones name its run ("": none does)
+    "01_data_construction": "DATA_RUN",
+    "02_sft": "SFT_RUN",
+    "03_grpo": "GRPO_RUN",
+    "04_inference": "INFERENCE_RUN",
+    "05_evaluation": "",
+}
+
 logger = logging.getLogger(__name__)
 logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are errors of ours
 
@@ -70,6 +78,12 @@ def checked_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, An
                 f"{notebook.name}: {name} = {value!r} is a {type(value).__name__}, expected {type(default).__name__}"
             )
     return {**defaults, **given}
+
+
+def parents(notebook: Path) -> dict[str, str]:
+    """The earlier notebooks that a notebook takes runs of: name -> its parameter for that run."""
+    defaults = default_parameters(notebook)
+    return {name: parameter for name, parameter in CHAIN.items() if parameter in defaults}
 
 
 def read_profile(path: Path) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from mmr5_lab.demo import CHAIN, _cut_formulas, result_table, run_demo
+from mmr5_lab.demo import _cut_formulas, result_table, run_demo
+from mmr5_lab.execute import CHAIN
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.runs import project_root
 from mmr5_lab.training import completions

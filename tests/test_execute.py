@@ -2,8 +2,15 @@
 
 import pytest
 
-from mmr5_lab.demo import CHAIN
-from mmr5_lab.execute import NotebookError, checked_parameters, default_parameters, read_profile, run_notebook
+from mmr5_lab.execute import (
+    CHAIN,
+    NotebookError,
+    checked_parameters,
+    default_parameters,
+    parents,
+    read_profile,
+    run_notebook,
+)
 from mmr5_lab.runs import project_root, results
 
 NOTEBOOKS = project_root() / "notebooks"
@@ -13,6 +20,11 @@ def test_defaults_are_read_from_the_parameters_cell():
     defaults = default_parameters(NOTEBOOKS / "01_data_construction.ipynb")
     assert defaults["NUM_CANDIDATES"] == 5
     assert defaults["SPLITS"] == ["sft", "rl", "eval"]
+
+
+def test_a_notebook_names_the_runs_it_takes_by_its_parameters():
+    assert parents(NOTEBOOKS / "01_data_construction.ipynb") == {}
+    assert parents(NOTEBOOKS / "03_grpo.ipynb") == {"01_data_construction": "DATA_RUN", "02_sft": "SFT_RUN"}
 
 
 def test_unknown_names_and_wrong_types_are_errors():
