@@ -4,11 +4,13 @@ import argparse
 import json
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -31,6 +33,25 @@ def interleaved(ways: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[s
             results[name] = way()
             seconds[name].append(time.perf_counter() - started)
     return seconds, results
+
+
+class Peak:
+    """Largest resident memory of this process while it runs, sampled every 5 ms, in MB."""
+
+    def __enter__(self):
+        self.megabytes, self._done = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        process = psutil.Process()
+        while not self._done.wait(0.005):
+            self.megabytes = max(self.megabytes, process.memory_info().rss / 1e6)
+
+    def __exit__(self, *error):
+        self._done.set()
+        self._thread.join()
 
 
 class Report:

@@ -14,9 +14,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import psutil
 import torch
-from common import Report, arguments, interleaved, model_folder
+from common import Peak, Report, arguments, interleaved, model_folder
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -49,25 +48,6 @@ def five_a_document(asked: list[str], rows: dict, pairs: list) -> list:
     for question, pair in zip(asked, pairs, strict=True):
         by_document.setdefault(rows[question]["doc_name"], []).append(pair)
     return [pair for group in by_document.values() if len(group) >= 5 for pair in group[:5]]
-
-
-class Peak:
-    """Largest resident memory of this process while it runs, sampled every 5 ms, in MB."""
-
-    def __enter__(self):
-        self.megabytes, self._done = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self):
-        process = psutil.Process()
-        while not self._done.wait(0.005):
-            self.megabytes = max(self.megabytes, process.memory_info().rss / 1e6)
-
-    def __exit__(self, *error):
-        self._done.set()
-        self._thread.join()
 
 
 def compared(report: Report, name: str, baseline, ours, work: int, rounds: int) -> None:
