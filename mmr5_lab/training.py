@@ -23,12 +23,13 @@ from peft import LoraConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from mmr5_lab.models import load_model
 from mmr5_lab.page_cache import PageCache
 from mmr5_lab.rewards import REWARD_SETS
 from mmr5_lab.runs import report_progress
+from mmr5_lab.shared_prompt import SharedPromptGRPOTrainer
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
 Reward = Callable[..., Any]  # as in mmr5_lab.rewards
@@ -108,7 +109,7 @@ def train_sft(
         args=arguments,
         train_dataset=data,
         processing_class=processor,
-        peft_config=_lora(lora_rank, lora_alpha, lora_dropout),
+        peft_config=lora(lora_rank, lora_alpha, lora_dropout),
         callbacks=[StopOnBadLoss(), ReportProgress(folder, "SFT step")],
     )
     if loraplus_ratio is not None:
@@ -188,13 +189,13 @@ def train_grpo(
         num_completions_to_print=0,
         log_multimodal=False,
     )
-    trainer = GRPOTrainer(
+    trainer = SharedPromptGRPOTrainer(
         loaded,
         reward_funcs=list(rewards),
         args=arguments,
         train_dataset=data,
         processing_class=processor,
-        peft_config=_lora(lora_rank, lora_alpha, lora_dropout),
+        peft_config=lora(lora_rank, lora_alpha, lora_dropout),
         callbacks=[StopOnBadLoss(), ReportProgress(folder, "GRPO step")],
     )
     return _run(trainer, processor, folder)
@@ -215,7 +216,7 @@ def _load(model: str | Path, max_pixels: int | None):
     return loaded.train(), processor
 
 
-def _lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
+def lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
