@@ -1,4 +1,4 @@
-"""Why a reranker missed: each miss gets one cause, and each question its gain or loss against the retriever.
+"""Why a reranker missed: each miss gets one cause, each question its gain or loss, each system its cost.
 
     outcomes = classify(pd.read_parquet("mm-r5.generations.parquet"), corpus)
     count_outcomes(outcomes, by="domain")
@@ -7,12 +7,14 @@
 Input is what `rerank_run.rerank_run` writes, one row a question.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from mmr5_lab.corpus import Corpus
 from mmr5_lab.gold_ranks import first_few
-from mmr5_lab.metrics import grouped, per_question
+from mmr5_lab.metrics import bootstrap_interval, grouped, per_question
 from mmr5_lab.parsing import parse_ranking
 
 HIT = "hit"
@@ -85,6 +87,34 @@ def gains_and_losses(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame
     marked = outcomes.assign(gains=change > 0, losses=change < 0, unchanged=change == 0)
     counts = _counts(marked, ["gains", "losses", "unchanged"], by)
     return counts.assign(change=[*grouped(outcomes, by)["change"].mean(), change.mean()])
+
+
+def cost(written: Mapping[str, pd.DataFrame], corpus: Corpus, samples: int = 2000) -> pd.DataFrame:
+    """What each system's rankings cost and give: tokens and seconds a query, recall@1 (`plots.frontier` draws it).
+
+    written: name -> frame with question_id, pages, tokens, seconds (generations, or `audit.consensus`), all of the same
+        questions
+
+    Index: the names; columns "tokens a query", "seconds a query", "R@1" (micro), "low" and "high" (95 %, documents
+    resampled; NaN for a single one), "questions". Raises ValueError, naming the system, as `metrics.evaluate`, and for
+    no systems.
+    """
+    if not written:
+        raise ValueError("there are no systems: give {name: generations, …}")
+    rows = {}
+    for name, frame in written.items():
+        try:
+            part = corpus.with_questions(frame["question_id"])
+            figures = per_question(dict(zip(frame["question_id"], map(list, frame["pages"]), strict=True)), part, [1])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        several = len(set(figures["doc_name"])) > 1
+        low, high = bootstrap_interval(figures["R@1"], figures["doc_name"], samples) if several else (np.nan, np.nan)
+        rows[name] = {
+            "tokens a query": frame["tokens"].mean(), "seconds a query": frame["seconds"].mean(),
+            "R@1": figures["R@1"].mean(), "low": low, "high": high, "questions": len(frame),
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
 def _counts(marked: pd.DataFrame, columns: list[str], by: str) -> pd.DataFrame:

@@ -1,18 +1,15 @@
 """One question to a corpus: retrieve pages, rerank them, show them with the reasoning."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from mmr5_lab.corpus import Corpus, CorpusError, replacing
-from mmr5_lab.parsing import reasoning_by_image
+from mmr5_lab.parsing import reasons_in_order
 from mmr5_lab.rerank import Ranker, Ranking
 from mmr5_lab.retrieve import bm25_scores
-from mmr5_lab.typeset import data_url, escape_html, html_page, visible
+from mmr5_lab.thumbnails import thumbnail_url
+from mmr5_lab.typeset import escape_html, html_page, visible
 
-THUMBNAIL = (340, 440)  # pixels at most
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; color: #222; }
 ol { list-style: none; padding: 0; } li { display: flex; gap: 1.2rem; margin: 1.2rem 0; flex-wrap: wrap; }
@@ -40,9 +37,7 @@ class Answer:
     @property
     def reasons(self) -> list[str]:
         """What the reasoning says of each of `pages`; "" where it says nothing of it."""
-        shown = self.ranking.shown or list(range(len(self.candidates)))
-        by_image = reasoning_by_image(self.ranking.reasoning or "", len(shown))
-        return [by_image.get(shown.index(k) + 1, "") if k in shown else "" for k in self.ranking.order]
+        return reasons_in_order(self.ranking.reasoning, self.ranking.order, self.ranking.shown)
 
 
 def ask(
@@ -99,7 +94,7 @@ def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
         before = answer.candidates.index((name, page)) + 1
         place = f"{name}, page {page + 1}"
         items.append(
-            f'<li><img src="{_thumbnail(corpus.page_image(name, page))}" alt="{escape_html(place)}">'
+            f'<li><img src="{thumbnail_url(corpus, name, page)}" alt="{escape_html(place)}">'
             f"<div><h2>{rank}. {escape_html(place)}</h2>"
             f'<p class="note">BM25: rank {before}</p><p>{escape_html(reason)}</p></div></li>'
         )
@@ -111,10 +106,3 @@ def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
     with replacing(path) as new:
         new.write_text(html_page("Ranked pages", STYLE, body), encoding="utf-8")
     return path
-
-
-def _thumbnail(image: Image.Image) -> str:
-    image.thumbnail(THUMBNAIL)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return data_url(buffer.getvalue(), "jpeg")

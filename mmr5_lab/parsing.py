@@ -7,6 +7,7 @@ be read, and reports the rest as faults. The rules are in the docstring of `pars
 
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FAULTS = frozenset({"no_answer", "no_think", "duplicate", "out_of_range", "missing", "extra_text", "truncated"})
@@ -218,3 +219,16 @@ def reasoning_by_image(think: str, n: int) -> dict[int, str]:
         if 1 <= number <= n and text:
             parts[number] = f"{parts[number]}\n{text}" if number in parts else text
     return parts
+
+
+def reasons_in_order(think: str | None, order: Sequence[int], shown: Sequence[int] | None = None) -> list[str]:
+    """What reasoning says of each candidate of `order` (0-based); "" where it says nothing of it.
+
+    shown: the candidates that "Image 1", "Image 2", … are; None: all, in their order (as in `rerank.Ranking`)
+
+        >>> reasons_in_order("Image 1: a chart. Image 2: a table.", [1, 0])
+        ['a table.', 'a chart.']
+    """
+    images = list(range(len(order)) if shown is None else shown)
+    by_image = reasoning_by_image(think or "", len(images))
+    return [by_image.get(images.index(k) + 1, "") if k in images else "" for k in order]

@@ -12,8 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as PlainFigure
 from PIL import Image
 
+from mmr5_lab.typeset import data_url, escape_html
+
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # jfly.uni-koeln.de/color
 GOLD_MARK = "★"
+# hit, then the misses in the order of `analysis.MISSES`
+OUTCOMES = ((GREEN, ""), ("#999999", ".."), ("#cccccc", "//"), (PURPLE, "xx"), ("#E69F00", "\\\\"), (ORANGE, "--"))
 
 
 class Figure(PlainFigure):
@@ -23,6 +27,10 @@ class Figure(PlainFigure):
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"image/png": print_figure(self, "png")}, {"image/png": {"alt": self.alt}}
+
+    def to_html(self) -> str:
+        """The figure and its description as an HTML image that holds it."""
+        return f'<img alt="{escape_html(self.alt)}" src="{data_url(print_figure(self, "png"), "png")}">'
 
 
 def page_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 6) -> Figure:
@@ -135,23 +143,132 @@ def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceil
     return figure
 
 
-def frontier(table: pd.DataFrame, retriever: float, questions: int) -> Figure:
-    """What quality costs: one point a way to rank (rows; columns "seconds a query", "R@1"), the retriever as a line."""
+def frontier(table: pd.DataFrame, retriever: float, questions: int, cost: str = "seconds a query") -> Figure:
+    """What quality costs: one point a way to rank (rows; columns `cost`, "R@1"), the retriever as a line.
+
+    With columns "low" and "high", intervals; ways that no cheaper one reaches are joined: the frontier.
+    """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(retriever, color=GREY, linestyle=":", label="retriever")
-    axes.scatter(table["seconds a query"], table["R@1"], color=BLUE, zorder=3)
-    for k, (name, row) in enumerate(table.sort_values("seconds a query").iterrows()):
-        axes.annotate(
-            str(name), (row["seconds a query"], row["R@1"]), (6, 6 if k % 2 else -12), textcoords="offset points"
-        )
-    axes.set(xscale="log", xlabel="seconds a query", ylabel="micro recall@1", ylim=(0, 1))
-    axes.set_title(f"{questions} questions", fontsize=10)
+    best = table.sort_values([cost, "R@1"], ascending=[True, False])
+    best = best[best["R@1"] > best["R@1"].cummax().shift(fill_value=-1)]
+    axes.plot(best[cost], best["R@1"], color=GREEN, linestyle="--", drawstyle="steps-post", label="frontier")
+    axes.scatter(table[cost], table["R@1"], color=BLUE, zorder=3)
+    if "low" in table:
+        axes.errorbar(table[cost], table["R@1"], yerr=_whiskers(table, "R@1"), fmt="none", color=BLUE, capsize=3)
+    for k, (name, row) in enumerate(table.sort_values(cost).iterrows()):
+        axes.annotate(str(name), (row[cost], row["R@1"]), (6, 6 if k % 2 else -12), textcoords="offset points")
+    axes.set(xscale="log", xlabel=cost, ylabel="micro recall@1", ylim=(0, 1))
+    intervals = ", 95 % intervals over documents" if "low" in table else ""
+    axes.set_title(f"{questions} questions{intervals}", fontsize=10)
     axes.margins(x=0.35)
     axes.legend(loc="lower right")
-    points = "; ".join(f"{name} {row['R@1']:.2f} in {row['seconds a query']:.3f} s" for name, row in table.iterrows())
-    figure.alt = f"Recall@1 against seconds a query: {points}; the retriever {retriever:.2f}"
+    shown = "{:.3f} s" if cost.startswith("seconds") else "{:.0f} " + cost.split()[0]
+    points = "; ".join(f"{name} {row['R@1']:.2f} in {shown.format(row[cost])}" for name, row in table.iterrows())
+    figure.alt = f"Recall@1 against {cost}: {points}; the retriever {retriever:.2f}"
     return figure
+
+
+def outcome_bars(counts: pd.DataFrame, title: str = "") -> Figure:
+    """What became of the questions of each group (rows, all but "all"): shares of `analysis.count_outcomes`."""
+    groups = counts.drop(index="all", errors="ignore")
+    shares = groups.drop(columns="questions").div(groups["questions"], axis=0)
+    figure = Figure(figsize=(9, 0.36 * len(groups) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    left = pd.Series(0.0, index=shares.index)
+    names = [f"{name} (n = {n})" for name, n in groups["questions"].items()]
+    for column, (colour, hatch) in zip(shares, OUTCOMES, strict=True):
+        if shares[column].any():
+            axes.barh(names, shares[column], left=left, label=column, color=colour, hatch=hatch, edgecolor="white")
+        left += shares[column]
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the questions", xlim=(0, 1), title=title)
+    figure.legend(loc="outside upper center", ncols=3)
+    told = "; ".join(
+        f"{name} " + ", ".join(f"{column} {int(n)}" for column, n in row.items() if n)
+        for name, row in groups.drop(columns="questions").iterrows()
+    )
+    figure.alt = f"{title or 'Outcomes'} by group: {told}"
+    return figure
+
+
+def group_bars(tables: dict[str, pd.DataFrame], measure: str = "R@1") -> Figure:
+    """`metrics.breakdown` of each system: a row a group, a mark a system, and what the best order would reach.
+
+    The ceiling is the first system's. Groups' n stand at their names.
+    """
+    first = next(iter(tables.values()))
+    figure = Figure(figsize=(9, 0.36 * len(first) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(first))
+    axes.scatter(first[f"{measure} candidates"], places, marker="|", s=180, color="black", label="best order")
+    for (name, table), colour, marker in zip(
+        tables.items(), (GREY, ORANGE, BLUE, GREEN, PURPLE), "osD^v", strict=False
+    ):
+        axes.scatter(table[measure], places, color=colour, marker=marker, label=name, zorder=3, alpha=0.85)
+    axes.set_yticks(places, [f"{group} (n = {n:.0f})" for group, n in first["questions"].items()])
+    axes.invert_yaxis()
+    axes.grid(axis="y", alpha=0.3)
+    axes.set(xlabel=measure, xlim=(-0.03, 1.03))
+    figure.legend(loc="outside upper center", ncols=5)
+    told = "; ".join(
+        f"{group}: "
+        + ", ".join(f"{name} {table.loc[group, measure]:.2f}" for name, table in tables.items())
+        + f", best order of the candidates {first.loc[group, f'{measure} candidates']:.2f}"
+        for group in first.index
+    )
+    figure.alt = f"{measure} by {first.index.name}, {told}"
+    return figure
+
+
+def position_curve(bias: pd.DataFrame) -> Figure:
+    """`audit.position_bias`: how often each place of the prompt is ranked first, and found when it is right."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    parts = ((left, "first", "shown", "ranked first", BLUE), (right, "found", "gold", "found when right", GREEN))
+    for axes, name, n, title, colour in parts:
+        axes.errorbar(bias.index, bias[name], yerr=_whiskers(bias, name), color=colour, marker="o", capsize=3)
+        axes.set(title=title, xlabel="place in the prompt", ylabel="share of the rankings", ylim=(0, 1.05))
+        axes.set_xticks(bias.index, [f"{place}\nn = {count}" for place, count in bias[n].items()])
+    left.plot(bias.index, bias["even"], color=GREY, linestyle=":", label="no liking for a place")
+    left.legend()
+    ends = "; ".join(
+        f"place {place}: ranked first {row['first']:.2f}, found {row['found']:.2f}" for place, row in bias.iterrows()
+    )
+    figure.alt = f"Position bias, with 95 % intervals over documents. {ends}"
+    return figure
+
+
+def faithfulness(table: pd.DataFrame) -> Figure:
+    """`audit.faithfulness`: a panel a measure, a point a probe, with 95 % intervals over documents."""
+    measures = list(dict.fromkeys(table["measure"]))
+    probes = list(dict.fromkeys(table["probe"]))
+    rows = -(-len(measures) // 4)
+    figure = Figure(figsize=(10, 0.3 * rows * (len(probes) + 3)), layout="constrained")
+    grid = figure.subplots(rows, 4, squeeze=False, sharey=True, sharex=True)
+    for k, axes in enumerate(grid.flat):
+        if k >= len(measures):
+            axes.axis("off")
+            continue
+        part = table[table["measure"] == measures[k]].set_index("probe").reindex(probes)
+        axes.errorbar(part["mean"], range(len(probes)), xerr=_whiskers(part, "mean"), fmt="o", color=BLUE, capsize=3)
+        for y, (mean, n) in enumerate(zip(part["mean"], part["questions"], strict=True)):
+            if pd.notna(mean):
+                axes.annotate(f"{mean:.2f} (n = {n:.0f})", (0.03, y - 0.22), fontsize=7, color=GREY)
+        axes.set_yticks(range(len(probes)), probes)
+        axes.set(xlim=(0, 1.03), ylim=(len(probes) - 0.5, -0.7))
+        axes.set_title(measures[k], fontsize=10)
+    told = "; ".join(f"{row.probe}, {row.measure}: {row.mean:.2f}" for row in table.itertuples())
+    figure.alt = f"Faithfulness probes, with 95 % intervals over documents. {told}"
+    return figure
+
+
+def _whiskers(table: pd.DataFrame, name: str) -> list[pd.Series]:
+    """Distances from a mean to its interval's ends; none where there is no interval."""
+    named = f"{name} low" in table
+    low, high = (table[f"{name} {end}"] if named else table[end] for end in ("low", "high"))
+    return [(table[name] - low).fillna(0).clip(lower=0), (high - table[name]).fillna(0).clip(lower=0)]
 
 
 def _page(axes: Axes, image: Image.Image, caption: str, gold: bool) -> None:

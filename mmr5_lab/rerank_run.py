@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ def rerank_run(
     batch_size: int = 16,
     trec: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    page_bytes: Callable[[pd.Series, int], bytes] | None = None,
 ) -> pd.DataFrame:
     """Rerank every question of a first-stage run; one row a question, in the run's order.
 
     settings: what the rankings depend on beside the candidates (model, adapter, …), kept in `<name>.settings.json`;
         going on with others is refused
+    page_bytes: image file of a question's page (its row, 0-based page), in place of the corpus's own
 
     Columns: question_id, candidates, order (0-based places in them), pages (best first), text, think, faults,
     valid (no fault), scores, stability, tokens, seconds, and rank_reward, format_reward where a candidate is right.
@@ -59,7 +61,7 @@ def rerank_run(
     with log.open("a", encoding="utf-8") as file, tqdm(total=len(run.pages), initial=len(done), desc=name) as bar:
         for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
             chunk = missing[start : start + CHUNK]
-            pairs = [_pair(corpus, questions[question_id], run.pages[question_id]) for question_id in chunk]
+            pairs = [_pair(corpus, questions[question_id], run.pages[question_id], page_bytes) for question_id in chunk]
             try:
                 for i, ranking in reranker.rank_each(pairs, mode, batch_size):
                     row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
@@ -129,10 +131,16 @@ def probe(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path
     })  # fmt: skip
 
 
-def _pair(corpus: Corpus, question: pd.Series, pages: Sequence[int]) -> tuple[str, list[bytes]]:
+def _pair(
+    corpus: Corpus,
+    question: pd.Series,
+    pages: Sequence[int],
+    page_bytes: Callable[[pd.Series, int], bytes] | None = None,
+) -> tuple[str, list[bytes]]:
     if not pages:
         raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
-    return question["question"], [corpus.page_bytes(question["doc_name"], page) for page in pages]
+    read = page_bytes or (lambda question, page: corpus.page_bytes(question["doc_name"], page))
+    return question["question"], [read(question, page) for page in pages]
 
 
 def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:

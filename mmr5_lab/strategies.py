@@ -118,7 +118,7 @@ class Consensus(Ranker):
         orders: list[list[list[int]]] = [[] for _ in pairs]
         open_pairs = list(range(len(pairs)))
         for turn in range(self.shuffles):
-            places = [_shuffled(len(pairs[i][1]), turn, f"{self.seed} {pairs[i][0]} {turn}") for i in open_pairs]
+            places = [shuffled(len(pairs[i][1]), turn, f"{self.seed} {pairs[i][0]} {turn}") for i in open_pairs]
             shown = [(pairs[i][0], [pairs[i][1][k] for k in p]) for i, p in zip(open_pairs, places, strict=True)]
             for j, ranking in self.ranker.rank_each(shown, mode, batch_size):
                 said[open_pairs[j]].append(ranking)
@@ -130,10 +130,10 @@ class Consensus(Ranker):
             open_pairs = [i for i in open_pairs if i not in set(ended)]
 
     def _fused(self, said: list[Ranking], orders: list[list[int]]) -> Ranking:
-        points = _points(orders, self.fusion)
+        order, points = fused(orders, self.fusion)
         return replace(
             said[0],
-            order=sorted(range(len(points)), key=lambda k: (-points[k], orders[0].index(k))),
+            order=order,
             scores=points,
             faults=frozenset().union(*(ranking.faults for ranking in said)),
             tokens=sum(ranking.tokens for ranking in said),
@@ -149,6 +149,12 @@ def stability(orders: Sequence[Sequence[int]]) -> float | None:
     ranks = [[order.index(k) for k in range(len(order))] for order in map(list, orders)]
     taus = [kendalltau(a, b).statistic for a, b in combinations(ranks, 2)]
     return float(sum(taus) / len(taus))
+
+
+def fused(orders: Sequence[Sequence[int]], fusion: str = "borda") -> tuple[list[int], list[float]]:
+    """One order of several, and each candidate's points (`Consensus`); equal points stand as in the first order."""
+    points = _points(orders, fusion)
+    return sorted(range(len(points)), key=lambda k: (-points[k], orders[0].index(k))), points
 
 
 def _points(orders: Sequence[Sequence[int]], fusion: str) -> list[float]:
@@ -169,6 +175,7 @@ def _settled(orders: Sequence[Sequence[int]], left: int) -> bool:
     return first - second > left * (n - 1)
 
 
-def _shuffled(n: int, turn: int, seed: str) -> list[int]:
+def shuffled(n: int, turn: int, seed: str) -> list[int]:
+    """Places 0 to n - 1 in the order of a turn: as they are in turn 0, else drawn by `seed`."""
     places = list(range(n))
     return places if turn == 0 else random.Random(seed).sample(places, n)

@@ -35,12 +35,12 @@ def data_url(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def html_page(title: str, style: str, body: str) -> str:
-    """A self-contained HTML page; `title` is escaped, `body` is HTML already."""
+def html_page(title: str, style: str, body: str, head: str = "") -> str:
+    """A self-contained HTML page; `title` is escaped, `body` and what else is in the `head` are HTML already."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape_html(title)}</title>'
-        f"<style>{style}</style></head><body>{body}</body></html>\n"
+        f"{head}<style>{style}</style></head><body>{body}</body></html>\n"
     )
 
 

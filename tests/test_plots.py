@@ -12,6 +12,25 @@ GRPO = pd.DataFrame({
     "rewards/format_reward/mean": [1.0] * 4, "frac_reward_zero_std": [0.5] * 4, "completions/mean_length": [80.0] * 4,
 })  # fmt: skip
 TABLE = pd.DataFrame({"R@1": [0.5, 0.75], "R@3": [0.8, 0.9]}, index=["BM25", "SFT"])
+COST = pd.DataFrame(
+    {"tokens a query": [80.0, 240.0], "R@1": [0.5, 0.75], "low": [0.4, 0.7], "high": [0.6, 0.8]}, ["one", "three"]
+)
+OUTCOMES = pd.DataFrame(
+    [[3, 0, 0, 0, 0, 1, 4], [0, 0, 2, 0, 0, 0, 2], [3, 0, 2, 0, 0, 1, 6]], ["Laws", "News", "all"],
+    ["hit", "ambiguous gold", "candidate miss", "truncation", "fault", "inversion", "questions"],
+)  # fmt: skip
+BIAS = pd.DataFrame(
+    [[0.6, 0.5, 0.7, 0.5, 9, 0.8, 0.7, 0.9, 5], [0.4, 0.3, 0.5, 0.5, 9, float("nan"), float("nan"), float("nan"), 0]],
+    [1, 2], ["first", "first low", "first high", "even", "shown", "found", "found low", "found high", "gold"],
+)  # fmt: skip
+PROBES = pd.DataFrame({
+    "probe": ["blank", "swap"], "measure": ["called relevant"] * 2, "mean": [0.1, 0.9], "low": [0.0, 0.8],
+    "high": [0.2, 1.0], "questions": [9, 9],
+})  # fmt: skip
+GROUPS = pd.DataFrame(
+    {"R@1": [0.5, 0.6], "R@1 candidates": [0.9, 0.9], "R@1 all pages": [1.0, 1.0], "questions": [4, 4]},
+    pd.Index(["Table", "all"], name="type"),
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +48,14 @@ TABLE = pd.DataFrame({"R@1": [0.5, 0.75], "R@3": [0.8, 0.9]}, index=["BM25", "SF
         (
             lambda: plots.frontier(pd.DataFrame({"seconds a query": [0.1], "R@1": [0.5]}, index=["score"]), 0.25, 40),
             "score 0.50 in 0.100 s; the retriever 0.25",
+        ),
+        (lambda: plots.frontier(COST, 0.25, 40, "tokens a query"), "a query: one 0.50 in 80 tokens; three 0.75 in 240"),
+        (lambda: plots.outcome_bars(OUTCOMES, "SFT"), "SFT by group: Laws hit 3, inversion 1; News candidate miss 2"),
+        (lambda: plots.position_curve(BIAS), "place 1: ranked first 0.60, found 0.80; place 2: ranked first 0.40"),
+        (lambda: plots.faithfulness(PROBES), "blank, called relevant: 0.10; swap, called relevant: 0.90"),
+        (
+            lambda: plots.group_bars({"BM25": GROUPS, "SFT": GROUPS + 0.25}, "R@1"),
+            "R@1 by type, Table: BM25 0.50, SFT 0.75, best order of the candidates 0.90",
         ),
     ],
 )  # fmt: skip
