@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     _add_evaluate(commands)
     _add_tables(commands)
+    _add_sweep(commands)
     return parser
 
 
@@ -357,6 +358,39 @@ def _tables(arguments: argparse.Namespace) -> None:
     for path, write in ((arguments.html, as_html), (arguments.latex, as_latex)):
         if path:
             Path(path).write_text(write(tables, corpus), encoding="utf-8")
+
+
+def _add_sweep(commands) -> None:
+    command = commands.add_parser(
+        "sweep",
+        help="many runs of notebooks, from a grid file",
+        description="Run notebooks with every combination of a grid file's values (notebooks/sweeps/*.yaml), as many "
+        "at once as cores and memory allow. Everything is checked before anything starts. Finished runs are reused; "
+        "an interrupted sweep continues when started again.",
+    )
+    command.add_argument("grid", metavar="GRID", help="grid file")
+    command.add_argument("--runs", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
+    command.add_argument("--dry-run", action="store_true", help="check and tell what would be run, and stop")
+    command.add_argument("--cores", type=_positive, metavar="N", help="cores for all runs together (default: all)")
+    command.add_argument("--memory", type=_positive, metavar="GB", help="memory for all runs (default: what is free)")
+    command.set_defaults(command=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.schedule import Processes, Terminal, run_sweep
+    from mmr5_lab.sweep import as_text, plan_sweep, read_grid
+
+    plan = plan_sweep(read_grid(arguments.grid), arguments.runs)
+    workers = Processes(arguments.cores, arguments.memory)
+    print(as_text(plan, workers.cores), flush=True)
+    if arguments.dry_run:
+        return
+    sweep = run_sweep(plan, workers, Terminal())
+    if bad := [state for state in sweep.states.values() if not state.good]:
+        raise RuntimeError(
+            f"{sweep.count('failed')} of {len(sweep.states)} runs failed and {sweep.count('skipped')} were skipped for "
+            f"that; the first is {bad[0].job.folder}: {bad[0].message}. The same command tries them again"
+        )
 
 
 def _corpus(arguments: argparse.Namespace):

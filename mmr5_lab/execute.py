@@ -6,22 +6,33 @@ unknown parameter or a wrong type is an error before anything starts, and a run 
 """
 
 import ast
-import json
+import itertools
 import logging
+import os
+import re
 import shutil
 import sys
 import threading
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 import yaml
+from filelock import FileLock, Timeout
+from jupyter_core.paths import jupyter_runtime_dir
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
+from traitlets.config import Config
 
-from mmr5_lab.runs import FOLDER, PROGRESS, inside_project, project_root, run_hash
+from mmr5_lab.corpus import replacing
+from mmr5_lab.runs import FOLDER, PROGRESS, inside_project, project_root, read_progress, read_run, run_hash
 
 CHAIN = {  # notebook, in order -> the parameter by which later ones name its run ("": none does)
     "01_data_construction": "DATA_RUN",
@@ -43,6 +54,10 @@ class NotebookFailedError(RuntimeError):
     """A notebook that did not reach its end; the message names the cell's error and the executed notebook."""
 
 
+class RunBusyError(RuntimeError):
+    """A run that another process is making."""
+
+
 def default_parameters(notebook: Path) -> dict[str, Any]:
     """Names and default values of a notebook's `parameters` cell.
 
@@ -50,6 +65,11 @@ def default_parameters(notebook: Path) -> dict[str, Any]:
     """
     if not notebook.is_file():
         raise FileNotFoundError(f"there is no notebook {notebook}")
+    return dict(_defaults_at(notebook, notebook.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _defaults_at(notebook: Path, _changed: int) -> dict[str, Any]:
     defaults = {}
     for name, found in papermill.inspect_notebook(str(notebook)).items():
         try:
@@ -74,10 +94,12 @@ def checked_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, An
         fits = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
         widened = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
         if not (fits or widened):
-            raise NotebookError(
-                f"{notebook.name}: {name} = {value!r} is a {type(value).__name__}, expected {type(default).__name__}"
-            )
-    return {**defaults, **given}
+            told = f"{name} = {value!r} is a {type(value).__name__}, expected {type(default).__name__}"
+            if isinstance(default, float) and isinstance(value, str) and re.fullmatch(r"-?\d+e[+-]?\d+", value):
+                told += " (YAML takes 1e-3 for a text: write 1.0e-3)"
+            raise NotebookError(f"{notebook.name}: {told}")
+    whole = {name: float(v) if isinstance(defaults[name], float) else v for name, v in given.items()}  # 2 is 2.0
+    return {**defaults, **whole}
 
 
 def parents(notebook: Path) -> dict[str, str]:
@@ -99,49 +121,115 @@ def read_profile(path: Path) -> dict[str, dict[str, Any]]:
     return profile
 
 
+def run_folder(name: str, parameters: Mapping[str, Any], root: str | Path = "runs") -> Path:
+    """Where the run of `notebooks/<name>.ipynb` with `parameters` is kept. Raises NotebookError for bad parameters."""
+    project = project_root()
+    checked = checked_parameters(project / "notebooks" / f"{name}.ipynb", parameters)
+    return project / root / name / run_hash(name, checked)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run that this folder is named after is finished there: its results are whole, its manifest agrees."""
+    record = read_run(folder)
+    return record.done and record.manifest.get("hash") == folder.name
+
+
 def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "runs") -> Path:
     """Run `notebooks/<name>.ipynb` with `parameters` and return its run folder, at once if that run is finished.
 
-    The folder also gets the executed notebook and its HTML. Raises NotebookError for bad parameters,
-    NotebookFailedError when a cell fails or the notebook ends without results; what it wrote stays, and running
-    again goes on from there.
+    The folder also gets the executed notebook and its HTML. Results that cannot be trusted (`is_done`) are set aside,
+    in a folder of that name with ".damaged", and made again. Raises NotebookError for bad parameters, RunBusyError
+    when another process is at this run, NotebookFailedError when a cell fails, the kernel dies or the notebook ends
+    without results; what it wrote stays (with the message in `failed.txt`), and running again goes on from there.
     """
     project = project_root()
     source = project / "notebooks" / f"{name}.ipynb"
     checked = checked_parameters(source, parameters)
-    folder = project / root / name / run_hash(name, checked)
-    done = folder / "results.json"
-    if done.is_file():
-        logger.info("%s: finished before, in %s", name, folder)
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    executed = folder / "notebook.ipynb"
+    folder = run_folder(name, parameters, root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Follower(name, folder / PROGRESS):
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):  # let go by the system if we are killed
+            if is_done(folder):
+                logger.info("%s: finished before, in %s", name, folder)
+            else:
+                _set_aside(folder)
+                _execute(source, checked, folder)
+            _write_html(folder)
+    except Timeout:
+        raise RunBusyError(f"{name}: another process is making {folder}") from None
+    return folder
+
+
+def _execute(source: Path, parameters: Mapping[str, Any], folder: Path) -> None:
+    """Run a notebook to its end in `folder`, or leave word in there of why that failed."""
+    folder.mkdir(exist_ok=True)
+    executed, failed = folder / "notebook.ipynb", folder / "failed.txt"
+    failed.unlink(missing_ok=True)
+    try:
+        with Follower(source.stem, folder):
             papermill.execute_notebook(
-                str(source), str(executed), parameters={**checked, FOLDER: str(inside_project(folder))},
-                kernel_name="python3", cwd=str(project), progress_bar=False, log_output=False,
-                extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns about its transport
+                str(source), str(executed), parameters={**parameters, FOLDER: str(inside_project(folder))},
+                kernel_name="python3", cwd=str(project_root()), progress_bar=False, log_output=False,
+                start_timeout=300, config=_kernel_config(),
             )  # fmt: skip
+        reason = "" if is_done(folder) else "it ended without results.json, or its code changed while it ran"
     except PapermillExecutionError as error:
-        raise NotebookFailedError(f"{name}: {error.ename}: {error.evalue}\nsee {executed}") from None
-    if not done.is_file():
-        raise NotebookFailedError(f"{name} ended without results.json; see {executed}")
-    html, _ = HTMLExporter(template_name="classic", embed_images=True).from_filename(str(executed))
-    (folder / "notebook.html").write_text(html, encoding="utf-8")
+        reason = f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        reason = "its kernel died: it was killed (out of memory?) or crashed"
+    if reason:
+        with suppress(OSError):  # the disk may be full
+            failed.write_text(reason + "\n", encoding="utf-8")
+        raise NotebookFailedError(f"{source.stem}: {reason}\nsee {executed}")
     for checkpoint in folder.glob("checkpoints/checkpoint-*"):  # what else is in there is part of the result
         shutil.rmtree(checkpoint, ignore_errors=True)
-    return folder
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename a folder whose results cannot be trusted; one without results is gone on with."""
+    if not (folder / "results.json").exists():
+        return
+    places = (folder.with_name(f"{folder.name}.damaged{k or ''}") for k in itertools.count())
+    place = folder.rename(next(place for place in places if not place.exists()))
+    logger.warning(
+        "%s: %s; it is kept as %s and made again",
+        folder, read_run(place).fault or "its manifest is that of another run", place.name,
+    )  # fmt: skip
+
+
+def _write_html(folder: Path) -> None:
+    """The executed notebook as HTML, where that is still missing (a run may be finished from JupyterLab, without)."""
+    executed, html = folder / "notebook.ipynb", folder / "notebook.html"
+    if html.exists() or not executed.exists():
+        return
+    try:
+        body, _ = HTMLExporter(template_name="classic", embed_images=True).from_filename(str(executed))
+        with replacing(html) as new:
+            new.write_text(body, encoding="utf-8")
+    except (OSError, nbformat.reader.NotJSONError) as error:
+        logger.warning("%s is finished, but its HTML could not be written: %s", html.parent, error)
+
+
+def _kernel_config() -> Config:
+    """The kernel listens on sockets of its own: of TCP ports, kernels that start at once can take the same ones.
+
+    A path to a socket holds about 100 characters; where the runtime folder's is too long, TCP it is.
+    """
+    folder = jupyter_runtime_dir()
+    if os.name != "posix" or len(folder) > 70:
+        return Config()
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/mmr5-{uuid.uuid4().hex[:12]}"}})
 
 
 class Follower:
     """A bar that follows the progress file which training and reranking write into the run folder."""
 
-    def __init__(self, name: str, path: Path):
-        self.name, self.path, self.stop = name, path, threading.Event()
+    def __init__(self, name: str, folder: Path):
+        self.name, self.folder, self.stop = name, folder, threading.Event()
 
     def __enter__(self):
-        self.path.unlink(missing_ok=True)
+        (self.folder / PROGRESS).unlink(missing_ok=True)
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
 
@@ -159,9 +247,8 @@ class Follower:
                 bar.total = bar.n = bar.total or 1
 
     def _show(self, bar: tqdm) -> None:
-        try:
-            progress = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+        progress = read_progress(self.folder)
+        if progress is None:
             bar.refresh()
             return
         bar.total, bar.n = progress["total"], progress["done"]

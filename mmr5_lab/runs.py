@@ -1,7 +1,7 @@
 """Run folders: what a notebook was run with and what came out, found again by a hash.
 
-`runs/<notebook>/<hash>/` holds `manifest.json` (parameters, versions, code and prompt hashes), whatever the
-notebook writes, the executed notebook and its HTML, and last of all `results.json`: its presence means done.
+`runs/<notebook>/<hash>/` holds `manifest.json` (parameters, versions, hashes of code, data and prompts), whatever the
+notebook writes, the executed notebook and its HTML, and `results.json`, written at the end: its presence means done.
 
     run = open_run("02_sft", globals())         # in a notebook, right after its parameters cell
     run.finish({"steps": 120, "loss": 0.3})
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmr5_lab.corpus import replacing
+from mmr5_lab.fingerprint import code_hash, data_hashes
 from mmr5_lab.prompts import PROMPT_VERSION
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,45 @@ class Run:
         """Write `results.json`, which marks the run as done. Values must be JSON; NaN is refused."""
         with replacing(self.folder / "results.json") as new:
             new.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run folder says of itself."""
+
+    folder: Path
+    manifest: dict[str, Any]  # {} where there is none or it cannot be read
+    results: dict[str, Any] | None  # None: not finished, or cannot be read
+    fault: str  # why its results cannot be trusted; "" where they can, or there are none yet
+
+    @property
+    def done(self) -> bool:
+        return self.results is not None and not self.fault
+
+
+def read_run(folder: str | Path) -> Record:
+    """Manifest and results of a run folder, and what is wrong with them. Raises nothing for what is in there."""
+    folder = Path(folder)
+    manifest, no_manifest = _read_object(folder / "manifest.json")
+    results, no_results = _read_object(folder / "results.json")
+    fault = ""
+    if no_results != "is missing":  # so it counts as finished: can it be trusted?
+        if no_results:
+            fault = f"results.json {no_results}"
+        elif no_manifest:
+            fault = f"manifest.json {no_manifest}"
+    return Record(folder, manifest or {}, results, fault)
+
+
+def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A JSON file's object, and why there is none."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None, "is missing"
+    except (OSError, ValueError) as error:
+        return None, f"cannot be read ({error})"
+    return (read, "") if isinstance(read, dict) else (None, "is not a JSON object")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -73,6 +113,11 @@ def report_progress(folder: str | Path, what: str, done: int, total: int) -> Non
         new.write_text(json.dumps({"what": what, "done": done, "total": total}))
 
 
+def read_progress(folder: str | Path) -> dict[str, Any] | None:
+    """What `report_progress` left last: what, done, total; None where nothing is told yet."""
+    return _read_object(Path(folder) / PROGRESS)[0]
+
+
 def project_root(start: Path | None = None) -> Path:
     """The checkout that holds `notebooks/` and `mmr5_lab/`, at or above `start` (the working folder).
 
@@ -98,21 +143,24 @@ def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_hash(notebook: str, parameters: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name notebook, parameters, this package's code and the prompt texts.
+    """Twelve hexadecimal digits that name a notebook's work: parameters, code, data and the prompt texts.
 
-    Parent runs are parameters (paths that hold their own hash), so a changed parent changes its children.
+    Code is what the notebook can reach, data what its parameters name (`fingerprint`). Parent runs are parameters
+    (paths that hold their own hash), so a changed parent changes its children.
     """
-    named = {key: value for key, value in parameters.items() if key != FOLDER}
-    content = json.dumps([notebook, named, code_hash(), PROMPT_VERSION], sort_keys=True)
+    named = _named(parameters)
+    code, data = _depends_on(notebook, named)
+    content = json.dumps([notebook, named, code, data, PROMPT_VERSION], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def code_hash() -> str:
-    """Hash of this package's source files."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+def _depends_on(notebook: str, named: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    root = project_root()
+    return code_hash(root / "notebooks" / f"{notebook}.ipynb"), data_hashes(named, root)
+
+
+def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in parameters.items() if key != FOLDER}
 
 
 def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
@@ -126,13 +174,15 @@ def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
     name = run_hash(notebook, parameters)
     folder = Path(parameters.get(FOLDER) or Path("runs") / notebook / name)
     folder.mkdir(parents=True, exist_ok=True)
+    code, data = _depends_on(notebook, _named(parameters))
     manifest = {
         "notebook": notebook,
         "hash": name,
-        "parameters": {key: value for key, value in parameters.items() if key != FOLDER},
+        "parameters": _named(parameters),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "code": code_hash(),
+        "code": code,
+        "data": data,
         "commit": _commit(),
         "prompts": PROMPT_VERSION,
     }

@@ -1,9 +1,12 @@
-"""What several test files need: the smallest model of the real class, with random weights."""
+"""What several test files need: the smallest model of the real class, and a project with notebooks of seconds."""
 
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
+import mmr5_lab
 from mmr5_lab.mini.model import build_model, build_processor
 
 TINY = {"hidden": 64, "layers": 1, "vision_hidden": 32, "vision_layers": 1}  # options of `build_model`
@@ -16,3 +19,43 @@ def tiny_model(tmp_path_factory) -> Path:
     build_model(processor, **TINY).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+TOYS = {  # notebook -> its parameters and what it does
+    "01_data_construction": (
+        'X: int = 1  # a number\nHOW: str = ""  # to fail: "raise", or "die" as the system kills\nSLEEP: float = 0.0',
+        "import os, time\n"
+        "open(run.folder / 'begun.txt', 'a').write('x')\n"
+        "time.sleep(SLEEP)\n"
+        "if HOW == 'die': os.kill(os.getpid(), 9)\n"
+        "if HOW == 'raise': raise ValueError('no such page')\n"
+        "print('squared', X)\n"
+        "run.finish({'square': X * X, 'threads': os.environ.get('OMP_NUM_THREADS')})",
+    ),
+    "02_sft": (
+        'DATA_RUN: str = ""  # run of 01\nRATE: float = 1.0\nSEED: int = 0',
+        "from mmr5_lab.runs import results\nrun.finish({'score': RATE * results(DATA_RUN)['square'] + SEED})",
+    ),
+    "hang": ("SECONDS: float = 600.0", "import time\ntime.sleep(SECONDS)\nrun.finish({})"),
+    "eat": ("BYTES: int = 1500000000", "x = b'x' * BYTES\nimport time\ntime.sleep(600)\nrun.finish({})"),
+}
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> Path:
+    """A project of tiny notebooks with this package, as the working folder."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "mmr5_lab").symlink_to(Path(mmr5_lab.__file__).parent)
+    for name, (parameters, body) in TOYS.items():
+        notebook = new_notebook(
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        )
+        opening = f"from mmr5_lab.runs import open_run\n\nrun = open_run({name!r}, globals())"
+        notebook.cells = [
+            new_code_cell(f'{parameters}\nRUN: str = ""', metadata={"tags": ["parameters"]}),
+            new_code_cell(opening),
+            new_code_cell(body),
+        ]
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
