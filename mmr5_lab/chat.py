@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,20 +82,30 @@ class Chat:
             base_url=base_url, api_key=os.environ.get(KEY_VARIABLE) or "none", timeout=timeout, max_retries=0
         )
 
-    def ask(self, messages: list[dict[str, Any]], **options: Any) -> Reply:
+    def ask(
+        self,
+        messages: list[dict[str, Any]],
+        trying: Callable[[Exception | None], None] = lambda failed: None,
+        **options: Any,
+    ) -> Reply:
         """The server's answer; `options` go into the request.
+
+        trying: called right before each try, with the error of the one before; what it raises ends the request
 
         Raises the last error where the request was refused or all tries failed, StoppedError after `close`.
         """
         given: Any = messages
+        failed: Exception | None = None
         for attempt in range(self.retries + 1):
             try:
                 with self._slots:
                     self._wait_for_turn()
+                    trying(failed)
                     return _reply(self._client.chat.completions.create(model=self.model, messages=given, **options))
             except (openai.OpenAIError, BadAnswerError, ValueError) as error:
                 if attempt == self.retries or not passing(error):
                     raise
+                failed = error
                 told = _told_to_wait(error)
                 if told is None:
                     wait = min(self.pause * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)

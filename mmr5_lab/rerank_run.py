@@ -10,11 +10,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mmr5_lab.corpus import Corpus
+from mmr5_lab.lines import appending, read_lines
 from mmr5_lab.metrics import evaluate
 from mmr5_lab.rerank import Ranker, Ranking, RemoteError
 from mmr5_lab.retrieve import Run, write_trec
 from mmr5_lab.rewards import format_reward, rank_reward
-from mmr5_lab.runs import read_lines, report_progress
+from mmr5_lab.runs import report_progress
 
 CHUNK = 256  # questions whose pages are read together
 
@@ -53,12 +54,13 @@ def rerank_run(
         raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
     _check_settings(folder / f"{name}.settings.json", {"mode": mode, **(settings or {})})
     log = folder / f"{name}.jsonl"
-    done = {
-        row["question_id"]: row for row in read_lines(log) if row["candidates"] == run.pages.get(row["question_id"])
-    }
     failures: dict[str, str] = {}
-    missing = [question_id for question_id in run.pages if question_id not in done]
-    with log.open("a", encoding="utf-8") as file, tqdm(total=len(run.pages), initial=len(done), desc=name) as bar:
+    with appending(log) as append, tqdm(total=len(run.pages), desc=name) as bar:
+        done = {
+            row["question_id"]: row for row in read_lines(log) if row["candidates"] == run.pages.get(row["question_id"])
+        }
+        missing = [question_id for question_id in run.pages if question_id not in done]
+        bar.n = bar.initial = len(done)
         for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
             chunk = missing[start : start + CHUNK]
             pairs = [_pair(corpus, questions[question_id], run.pages[question_id], page_bytes) for question_id in chunk]
@@ -66,8 +68,7 @@ def rerank_run(
                 for i, ranking in reranker.rank_each(pairs, mode, batch_size):
                     row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
                     done[chunk[i]] = row
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
+                    append(row)
                     bar.update()
                     report_progress(folder, name, len(done), len(run.pages))
             except RemoteError as error:  # the other chunks are asked all the same

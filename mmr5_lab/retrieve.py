@@ -93,19 +93,20 @@ def bm25_scores(texts: list[str], queries: list[str], stopwords: str | list[str]
 
         ln(1 + (N - n + .5) / (n + .5)) · tf / (tf + k1 · (1 - b + b · length / mean length))
     """
-    words = _words(texts, stopwords)
+    words = content_words(texts, stopwords)
     if not any(words):
         return None  # bm25s cannot index this
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     index.index(words, show_progress=False)
     scores = np.zeros((len(queries), len(texts)), dtype=np.float32)
-    for row, query in zip(scores, _words(queries, stopwords), strict=True):
+    for row, query in zip(scores, content_words(queries, stopwords), strict=True):
         if query:
             row[:] = index.get_scores(query)
     return scores
 
 
-def _words(texts: list[str], stopwords: str | list[str]) -> list[list[str]]:
+def content_words(texts: list[str], stopwords: str | list[str] = "en") -> list[list[str]]:
+    """The words of each text as BM25 counts them: lower case, without stop words."""
     return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=stopwords, return_ids=False, show_progress=False)
 
 

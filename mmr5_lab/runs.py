@@ -82,31 +82,6 @@ def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     return (read, "") if isinstance(read, dict) else (None, "is not a JSON object")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file that is appended to as work gets done; [] where there is none yet.
-
-    A half-written last line (the process was killed) is cut off and its work is done again. Raises ValueError,
-    naming the line, for any other line that is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
-        path.write_bytes(whole)
-    rows = []
-    for number, line in enumerate(whole.decode().split("\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object")
-        rows.append(row)
-    return rows
-
-
 def report_progress(folder: str | Path, what: str, done: int, total: int) -> None:
     """Leave word in a run folder of how far its long work has come, for whoever shows a progress bar."""
     with replacing(Path(folder) / PROGRESS) as new:

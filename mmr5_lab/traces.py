@@ -15,7 +15,10 @@ label, the answer with the positives first and the rest in candidate order.
 import itertools
 import json
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,15 @@ import datasets
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mmr5_lab.corpus import Corpus, page_id
-from mmr5_lab.prompts import PROMPT_VERSION, build_messages, completion_text
+from mmr5_lab.corpus import Corpus, page_id, replacing
+from mmr5_lab.lines import appending, read_lines
+from mmr5_lab.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise
 from mmr5_lab.retrieve import Run
-from mmr5_lab.runs import read_lines
-from mmr5_lab.teachers import Teacher
+from mmr5_lab.runs import report_progress
+from mmr5_lab.teachers import Teacher, TeacherError, think_lines
+from mmr5_lab.trace_quality import MAX_WORDS, faults_of, near_duplicates
+
+_PAGE_FILES = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -70,27 +77,78 @@ def training_candidates(
 
 
 def make_traces(
-    corpus: Corpus, candidates: list[Candidates], teacher: Teacher, path: str | Path, refined: bool = False
+    corpus: Corpus,
+    candidates: list[Candidates],
+    teacher: Teacher,
+    path: str | Path,
+    refined: bool = False,
+    *,
+    workers: int = 1,
+    max_words: int = MAX_WORDS,
 ) -> Path:
     """Write one trace for each of `candidates` to `path` (JSON lines), page images beside it; returns the path.
 
-    Running again asks the teacher only for what is missing: finished lines stay, a half-written last line (the
-    process was killed) is dropped. Raises ValueError, naming the line, where a finished line is not a trace.
+    workers: threads that ask the teacher at once
+    max_words: words about a page before a trace is "too_long" (see `trace_quality.FAULTS` for the other checks)
+
+    Traces are appended as they are made, each in one write; those with a fault go to `rejected_path(path)`, with
+    `faults`. At the end both files are put into the order of `candidates` and near-duplicates are rejected. Running
+    again asks the teacher only for what is missing, also after a kill.
+
+    Raises ValueError, naming the line, where a finished line is not a trace or was made otherwise (another teacher,
+    other prompts); RuntimeError at the end for pages that the teacher did not explain, or where another process is
+    writing the file; BudgetError and TeacherGoneError as soon as the teacher does. What was made is kept.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = {(trace["query_id"], tuple(trace["candidates"])) for trace in read_traces(path)}
-    missing = [c for c in candidates if (c.question["question_id"], tuple(c.pages)) not in done]
-    with path.open("a", encoding="utf-8") as file:
-        for chosen in tqdm(missing, desc="traces", initial=len(done), total=len(candidates), disable=not missing):
-            trace = _trace(corpus, chosen, teacher, path.parent, refined)
-            file.write(json.dumps(trace, ensure_ascii=False) + "\n")
-            file.flush()
+    path, rejected = Path(path), rejected_path(path)
+    failures: dict[str, str] = {}
+    ended: Exception | None = None
+    with appending(path) as accept, appending(rejected) as reject:
+        made = [*read_traces(path), *read_traces(rejected)]
+        _check_same(path, made, teacher.name, refined)
+        done = {_key(trace["query_id"], trace["candidates"]) for trace in made}
+        missing = [c for c in candidates if _key(c.question["question_id"], c.pages) not in done]
+        total, stopped = len(candidates), threading.Event()
+        bar = tqdm(total=total, initial=total - len(missing), desc="traces", disable=not missing)
+        with bar, ThreadPoolExecutor(workers) as pool:
+            try:
+                asked = {pool.submit(_trace, corpus, c, teacher, path.parent, refined, stopped): c for c in missing}
+                for future in as_completed(asked):
+                    try:
+                        trace = future.result()
+                    except TeacherError as error:  # one page must not cost the others
+                        failures[asked[future].question["question_id"]] = str(error)
+                        continue
+                    except Exception as error:
+                        ended = ended or error
+                        stopped.set()
+                        continue
+                    if trace is None:  # not begun, since the work has ended
+                        continue
+                    faults = faults_of(trace, _page_texts(corpus, trace), max_words)
+                    reject(trace | {"faults": faults}) if faults else accept(trace)
+                    bar.update()
+                    report_progress(path.parent, "traces", bar.n, total)
+            finally:
+                stopped.set()  # what was sent is waited for: it is paid for, and its answer is kept
+        _sort_out(corpus, path, candidates, max_words)
+    if ended:
+        raise ended
+    if failures:
+        question, reason = next(iter(failures.items()))
+        raise RuntimeError(
+            f"{len(failures)} of {len(candidates)} traces were not made; the first is {question}: {reason}."
+            f" The others are in {path}: start again to ask for the rest"
+        )
     return path
 
 
+def rejected_path(path: str | Path) -> Path:
+    """Where the traces with faults of a file of traces are kept: `traces.rejected.jsonl`."""
+    return Path(path).with_suffix(f".rejected{Path(path).suffix}")
+
+
 def read_traces(path: str | Path) -> list[dict[str, Any]]:
-    """The traces of a file, one dict a line. Raises ValueError naming the line that is not a trace."""
+    """The traces of a file, one dict a line; [] where there is none. Raises ValueError naming what is not a trace."""
     traces = read_lines(Path(path))
     for number, trace in enumerate(traces, 1):
         missing = {"messages", "images", "query_id", "query", "candidates", "prompt_version"} - trace.keys()
@@ -140,24 +198,66 @@ def _with_images(rows: list[dict[str, Any]]) -> datasets.Dataset:
     return data.cast_column("images", datasets.List(datasets.Image()))
 
 
-def _trace(corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, refined: bool) -> dict[str, Any]:
+def _key(query_id: str, pages: list[int]) -> tuple[str, tuple[int, ...]]:
+    return query_id, tuple(pages)
+
+
+def _check_same(path: Path, made: list[dict[str, Any]], teacher: str, refined: bool) -> None:
+    """Refuse to go on with a file that was begun otherwise."""
+    for trace in made:
+        ways = {"teacher": teacher, "refined": refined, "prompt_version": PROMPT_VERSION}
+        other = [f"{key} {trace.get(key)!r}, now {value!r}" for key, value in ways.items() if trace.get(key) != value]
+        if other:
+            raise ValueError(f"{path} holds traces made otherwise ({'; '.join(other)}): choose another file to write")
+
+
+def _sort_out(corpus: Corpus, path: Path, candidates: list[Candidates], max_words: int) -> None:
+    """Put both files in order, each trace into the one where it belongs; traces that are not asked for now come last.
+
+    Rejected first: a kill between the two leaves a trace in both, which is sorted out again next time.
+    """
+    rejected = rejected_path(path)
+    order = {_key(c.question["question_id"], c.pages): place for place, c in enumerate(candidates)}
+    made = {
+        _key(trace["query_id"], trace["candidates"]): trace for trace in [*read_traces(path), *read_traces(rejected)]
+    }
+    traces = sorted(made.values(), key=lambda t: order.get(_key(t["query_id"], t["candidates"]), len(order)))
+    sound, faulty = [], []
+    for trace in traces:
+        trace.pop("faults", None)
+        faults = faults_of(trace, _page_texts(corpus, trace), max_words)
+        if faults:
+            faulty.append(trace | {"faults": faults})
+        else:
+            sound.append(trace)
+    again = near_duplicates(sound)
+    faulty += [sound[k] | {"faults": ["near_duplicate"], "repeats": sound[j]["query_id"]} for k, j in again.items()]
+    for file, rows in ((rejected, faulty), (path, [t for k, t in enumerate(sound) if k not in again])):
+        with replacing(file) as new:
+            new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _page_texts(corpus: Corpus, trace: dict[str, Any]) -> list[str]:
+    return [corpus.page_text(trace["doc_name"], page) for page in trace["candidates"]]
+
+
+def _trace(
+    corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, refined: bool, stopped: threading.Event
+) -> dict[str, Any] | None:
+    if stopped.is_set():
+        return None
     question, positives = chosen.question, chosen.positive_ids
-    if refined:
-        think = teacher.refine(question, chosen.pages, positives)
-    else:
-        lines = [
-            f"Image {i}: {teacher.explain(question, page, i in positives)}" for i, page in enumerate(chosen.pages, 1)
-        ]
-        think = "\n".join(lines)
+    images = [_page_file(corpus, question["doc_name"], page, folder) for page in chosen.pages]
+    written = (teacher.refine if refined else partial(think_lines, teacher))(question, chosen.pages, positives)
     order = positives + [i for i in range(1, len(chosen.pages) + 1) if i not in positives]
     system, user = build_messages(question["question"], len(chosen.pages))
     return {
         "messages": [
             {"role": "system", "content": _swift_text(system)},
             {"role": "user", "content": _swift_text(user)},
-            {"role": "assistant", "content": completion_text(think, order)},
+            {"role": "assistant", "content": completion_text(neutralise(written), order)},
         ],
-        "images": [_page_file(corpus, question["doc_name"], page, folder) for page in chosen.pages],
+        "images": images,
         "query_id": question["question_id"],
         "doc_name": question["doc_name"],
         "query": question["question"],
@@ -177,12 +277,11 @@ def _swift_text(message: dict[str, Any]) -> str:
 def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:
     """The page's image as a file below `folder`; returns its path relative to it."""
     data = corpus.page_bytes(doc_name, page)
-    corpus.page_image(doc_name, page)  # a trace on an image that cannot be decoded would fail only in training
     suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
     relative = Path("pages") / f"{page_id(doc_name, page)}.{suffix}"
-    if not (folder / relative).exists():
-        (folder / "pages").mkdir(exist_ok=True)
-        temporary = folder / f"{relative}.tmp"
-        temporary.write_bytes(data)
-        temporary.replace(folder / relative)
+    with _PAGE_FILES:
+        if not (folder / relative).exists():
+            corpus.page_image(doc_name, page)  # a trace on an image that cannot be decoded would fail only in training
+            with replacing(folder / relative) as new:
+                new.write_bytes(data)
     return str(relative)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -36,10 +37,11 @@ def completion(text: str, ended: str = "stop", **more: str) -> bytes:
 class Server:
     """Answers each question with its turns, one a request, then with `ANSWER`.
 
-    A turn is a status, a status with what Retry-After says or with a JSON body, bytes, "hang" or "cut".
+    A turn is a status, a status with what Retry-After says or with a JSON body, bytes, "hang" or "cut". `answer` makes
+    what else is answered from the request's text.
     """
 
-    def __init__(self, turns: dict[str, list], delay: float = 0.0):
+    def __init__(self, turns: dict[str, list], delay: float = 0.0, answer=lambda text: ANSWER):
         self.turns, self.delay = {question: list(given) for question, given in turns.items()}, delay
         self.bodies, self.keys, self.busy, self.most = [], [], 0, 0
         lock = threading.Lock()
@@ -55,9 +57,9 @@ class Server:
                     server.most = max(server.most, server.busy)
                     server.bodies.append(body)
                     server.keys.append(self.headers["Authorization"])
-                    text = body["messages"][1]["content"][0]["text"]
-                    asked = next((q for q in server.turns if f"question is: {q}\n" in text), None)
-                    turn = server.turns[asked].pop(0) if asked and server.turns[asked] else completion(ANSWER)
+                    text = body["messages"][-1]["content"][0]["text"]
+                    asked = next((q for q in server.turns if re.search(rf": {re.escape(q)}(\n|$)", text)), None)
+                    turn = server.turns[asked].pop(0) if asked and server.turns[asked] else completion(answer(text))
                 time.sleep(server.delay)
                 with lock:
                     server.busy -= 1

@@ -1,0 +1,77 @@
+"""JSON-lines files that are appended to as work gets done, and survive whatever ends it.
+
+with appending("rows.jsonl") as append:
+    done = read_lines("rows.jsonl")
+    append({"n": 1})
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file that is appended to as work gets done; [] where there is none yet.
+
+    A half-written last line (still being written, or the process was killed) is left out. Raises ValueError, naming
+    the line, for any other line that is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    rows = []
+    for number, line in enumerate(whole.decode().split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object")
+        rows.append(row)
+    return rows
+
+
+@contextmanager
+def appending(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends one row to a JSON-lines file: in one write, whole or not at all.
+
+    A half-written last line (the process was killed, the disk was full) is cut off first, to be made again. Raises
+    RuntimeError where another process has the file open for this; a process that was killed does not.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RuntimeError(f"another process is writing {path}: wait for it, or choose another file") from None
+    try:
+        with path.open("a+b", buffering=0) as file:
+            data = path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
+                file.truncate(whole)
+
+            def append(row: Mapping[str, Any]) -> None:
+                line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+                size = os.fstat(file.fileno()).st_size
+                try:
+                    if file.write(line) != len(line):
+                        raise OSError(f"{path}: the disk is full")
+                except OSError:
+                    file.truncate(size)
+                    raise
+
+            yield append
+    finally:
+        lock.release()
