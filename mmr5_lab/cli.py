@@ -5,6 +5,7 @@ Exit code 0: done, 1: failed on the way, 2: the input cannot be used; errors are
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +78,9 @@ def _add_ingest(commands) -> None:
     command = commands.add_parser(
         "ingest",
         help="turn a folder of PDFs into a corpus",
-        description="Render the PDFs of a folder and read their text layers into a corpus folder. PDFs that "
-        "cannot be used are skipped with a warning. An interrupted run continues when started again.",
+        description="Render the PDFs of a folder and read their text layers, or where a page has none, its picture by "
+        "OCR, into a corpus folder. PDFs that cannot be used are skipped with a warning. Progress and time left are "
+        "shown; an interrupted run continues at its page when started again.",
     )
     command.add_argument("pdf_folder", metavar="PDF_FOLDER")
     command.add_argument("out", metavar="OUT", help="corpus folder to write")
@@ -89,24 +91,33 @@ def _add_ingest(commands) -> None:
         metavar="N",
         help="largest width × height of a page image (default: 1003520)",
     )
-    command.add_argument("--workers", type=_positive, default=1, metavar="N", help="rendering processes (default: 1)")
+    command.add_argument("--workers", type=_positive, metavar="N", help="rendering processes (default: one a core)")
+    command.add_argument(
+        "--ocr",
+        choices=["auto", "rapidocr", "tesseract", "none"],
+        default="auto",
+        help="who reads pages without a text layer (default: auto, the first of rapidocr and tesseract installed)",
+    )
     command.set_defaults(command=_ingest)
 
 
 def _ingest(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.corpus import DEFAULT_MAX_PIXELS, build_corpus
+    from mmr5_lab.ingest import build_corpus, read_by
+    from mmr5_lab.pdf import DEFAULT_MAX_PIXELS
 
     corpus = build_corpus(
         arguments.pdf_folder,
         arguments.out,
         arguments.annotations,
         max_pixels=DEFAULT_MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels,
-        workers=arguments.workers,
+        workers=arguments.workers or os.cpu_count() or 1,
+        ocr=arguments.ocr,
     )
     pages = corpus.pages
+    readers = ", ".join(f"{count} by {reader}" for reader, count in read_by(arguments.out).items())
     print(
-        f"{arguments.out}: {len(corpus.documents)} documents, {len(pages)} pages "
-        f"({int((~pages['has_text']).sum())} without text), {len(corpus.questions)} questions"
+        f"{arguments.out}: {len(corpus.documents)} documents, {len(pages)} pages (read: {readers}; "
+        f"{int((~pages['has_text']).sum())} without words), {len(corpus.questions)} questions"
     )
 
 

@@ -12,23 +12,18 @@ a range of parquet rows whose end is inclusive, and the page ids of questions co
 """
 
 import ast
-import hashlib
 import io
 import json
-import logging
-import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -36,13 +31,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm.auto import tqdm
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mmr5_lab.ingest import build_corpus as build_corpus
 
 ANNOTATIONS = "MMDocIR_annotations.jsonl"
 PAGES = "MMDocIR_pages.parquet"
-INGEST_REPORT = "ingest_report.json"
 PAGE_SCHEMA = pa.schema(
     [
         ("doc_name", pa.string()),
@@ -54,12 +48,8 @@ PAGE_SCHEMA = pa.schema(
         ("vlm_text", pa.string()),
     ]
 )
-DEFAULT_MAX_PIXELS = 1280 * 28 * 28
-"""Pixel budget of a rendered page: 1,280 visual tokens of 28 × 28 pixels, Qwen2.5-VL's unit."""
-
 _ROWS_PER_GROUP = 32  # one page read costs at most so many
 _LARGEST_GROUP = 512 << 20  # bytes of one column
-_PART_REPORT = "mmr5_lab.report"
 _DOCUMENT_KEYS = {"doc_name", "domain", "page_indices", "questions", "split"}
 _QUESTION_KEYS = {"Q", "A", "page_id", "type", "layout_mapping"}
 _DOCUMENT_COLUMNS = ["doc_name", "domain", "split", "num_pages", "first_row", "extra"]
@@ -67,6 +57,15 @@ _QUESTION_COLUMNS = [
     *("question_id", "doc_name", "domain", "split", "type"),
     *("question", "answer", "gold_pages", "boxes", "extra"),
 ]
+
+
+def __getattr__(name: str):
+    # A corpus is opened without PDFium; who makes one from PDFs finds it here too.
+    if name == "build_corpus":
+        from mmr5_lab.ingest import build_corpus
+
+        return build_corpus
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class CorpusError(ValueError):
@@ -292,9 +291,9 @@ def load_corpus(folder: str | Path) -> Corpus:
     documents: list[dict[str, Any]] = []
     questions: list[dict[str, Any]] = []
     for where, record in _read_annotations(path):
-        if not _is_pair(record.get("page_indices")):
+        if not is_pair(record.get("page_indices")):
             raise CorpusError(f"{where}: page_indices is not [first row, last row]")
-        document, its_questions = _parse_document(record, where)
+        document, its_questions = parse_document(record, where)
         documents.append(document)
         questions += its_questions
     frame = pd.DataFrame(documents, columns=_DOCUMENT_COLUMNS)
@@ -353,10 +352,10 @@ def write_corpus(
                 if name not in spans:
                     raise CorpusError(f"{name!r} is annotated but has no pages")
                 given = record.get("page_indices", spans[name])
-                if not _is_pair(given) or list(given) != spans[name]:
+                if not is_pair(given) or list(given) != spans[name]:
                     raise CorpusError(f"page_indices of {name!r} is {given}, but its pages are rows {spans[name]}")
                 record["page_indices"] = spans[name]
-                _parse_document(record, "annotations")
+                parse_document(record, "annotations")
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -376,96 +375,6 @@ def regroup_pages(folder: str | Path) -> None:
                 writer.write_batch(batch, row_group_size=_ROWS_PER_GROUP)
     except pa.ArrowException as error:
         raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
-
-
-def build_corpus(
-    pdf_folder: str | Path,
-    out_folder: str | Path,
-    annotations: str | Path | Sequence[dict[str, Any]] | None = None,
-    *,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
-    jpeg_quality: int = 90,
-    workers: int = 1,
-) -> Corpus:
-    """Turn the PDFs of a folder (not of its subfolders) into a corpus folder.
-
-    annotations: an MMDocIR annotation file or its records. Documents that are not in the folder are left out;
-      PDFs without annotation become documents without questions, domain "PDF".
-    max_pixels: width × height of a page image is as large as possible within this, in the page's aspect.
-    workers: processes that render, a document each.
-
-    `ocr_text` is the PDF's text layer; a page without one is kept, and `Corpus.pages` flags it. A PDF that
-    cannot be used (corrupt, encrypted, no pages, a page count that contradicts its `page_indices`) is skipped
-    with a logged warning. What was done and skipped, and why, is in `ingest_report.json`. An interrupted run
-    goes on where it stopped, and a later run redoes only PDFs that are new or changed.
-
-    Raises CorpusError if the folder has no PDF, or none that can be used.
-    """
-    folder, out = Path(pdf_folder), Path(out_folder)
-    if not folder.is_dir():
-        raise CorpusError(f"{folder} is not a folder")
-    if max_pixels < 1:
-        raise CorpusError(f"max_pixels is {max_pixels}; it must be positive")
-    pdfs = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".pdf" and path.is_file())
-    if not pdfs:
-        raise CorpusError(f"{folder} holds no PDF files")
-    records = _annotation_records(annotations)
-    parts = out / ".parts"
-    if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
-        raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
-    parts.mkdir(parents=True, exist_ok=True)
-    earlier = _finished(out)
-    reports: dict[str, dict[str, Any]] = {}
-    sources: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {}
-    jobs: list[_Rendering] = []
-    for path in pdfs:
-        name, recipe = path.name, _recipe(path, max_pixels, jpeg_quality)
-        expected = _annotated_pages(records.get(name))
-        report = earlier[1].get(name, {}) if earlier else {}
-        if earlier and report.items() >= recipe.items() and expected in (None, report["pages"]):
-            reports[name], sources[name] = report, _corpus_rows(earlier[0], name)
-        else:
-            part = parts / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.parquet"
-            jobs.append(_Rendering(path, part, recipe, expected))
-            sources[name] = _part_rows(part)
-
-    skipped: dict[str, str] = {}
-    for name, outcome in _render_all(jobs, workers):
-        if isinstance(outcome, str):
-            skipped[name] = outcome
-        else:
-            reports[name] = outcome
-    for name, reason in sorted(skipped.items()):
-        logger.warning("%s is skipped: %s", folder / name, reason)
-    names = [path.name for path in pdfs if path.name not in skipped]
-    absent = sorted(set(records) - {path.name for path in pdfs})
-    if absent:
-        logger.warning("%d annotated documents are not in %s and are left out", len(absent), folder)
-    summary = {
-        "documents": [{"file": name} | reports[name] for name in names],
-        "skipped": [{"file": name, "reason": reason} for name, reason in sorted(skipped.items())],
-        "annotated_but_absent": len(absent),
-    }
-    if not names:
-        _write_report(out, summary)
-        raise CorpusError(f"none of the {len(pdfs)} PDFs in {folder} can be used; {out / INGEST_REPORT} says why")
-    # Row ranges are those of the new page file, not those of the file that the annotations were made for.
-    kept: list[dict[str, Any]] = [
-        {k: v for k, v in records[name].items() if k not in ("page_indices", "layout_indices")}
-        if name in records
-        else {"doc_name": name, "domain": "PDF", "questions": []}
-        for name in names
-    ]
-    for record in kept:
-        _parse_document(record | {"page_indices": [0, reports[record["doc_name"]]["pages"] - 1]}, "annotations")
-    # Should the run end between the two, the report would speak of other files.
-    (out / INGEST_REPORT).unlink(missing_ok=True)
-    write_corpus(out, kept, (row for name in names for row in sources[name]()))
-    _write_report(out, summary)
-    for part in parts.iterdir():
-        part.unlink()
-    parts.rmdir()
-    return load_corpus(out)
 
 
 def _read_annotations(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -491,7 +400,7 @@ def _name_and_domain(record: dict[str, Any], where: str) -> tuple[str, str]:
     return record["doc_name"], record["domain"]
 
 
-def _parse_document(record: dict[str, Any], where: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def parse_document(record: dict[str, Any], where: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A row for `Corpus.documents` and its rows for `Corpus.questions`; `where` begins error messages."""
     name, domain = _name_and_domain(record, where)
     if not isinstance(record.get("questions"), list):
@@ -542,7 +451,7 @@ def _parse_type(value: Any, what: str) -> tuple[str, ...]:
     return tuple(value or ())
 
 
-def _is_pair(value: Any) -> bool:
+def is_pair(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value)
 
 
@@ -562,9 +471,11 @@ def _check_rows(documents: pd.DataFrame, store: PageStore) -> None:
             )
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]], footer: Callable[[], dict[str, str]] | None = None) -> None:
-    """Write page rows in small row groups; `footer` gives file metadata once all rows have been seen."""
-    with pq.ParquetWriter(path, PAGE_SCHEMA) as writer:
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write page rows in small row groups. JPEG bytes neither repeat nor shrink: trying takes longer than rendering."""
+    names = [name for name in PAGE_SCHEMA.names if name != "image_binary"]
+    compression = dict.fromkeys(names, "zstd") | {"image_binary": "none"}
+    with pq.ParquetWriter(path, PAGE_SCHEMA, compression=compression, use_dictionary=names) as writer:
         batch: list[dict[str, Any]] = []
 
         def flush() -> None:
@@ -577,11 +488,9 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]], footer: Callable[[],
                 flush()
         if batch:
             flush()
-        if footer is not None:
-            writer.add_key_value_metadata(footer())
 
 
-def _annotation_records(
+def annotation_records(
     annotations: str | Path | Sequence[dict[str, Any]] | None,
 ) -> dict[str, dict[str, Any]]:
     """Annotation records by document name."""
@@ -601,139 +510,3 @@ def _annotation_records(
             raise CorpusError(f"{where}: document {name!r} is annotated twice")
         records[name] = record
     return records
-
-
-@dataclass(frozen=True)
-class _Rendering:
-    """One PDF to render: its file, where its rows go, what they depend on, its annotated number of pages."""
-
-    pdf: Path
-    part: Path
-    recipe: dict[str, Any]
-    expected_pages: int | None
-
-
-def _recipe(path: Path, max_pixels: int, jpeg_quality: int) -> dict[str, Any]:
-    """What the rows of a document depend on: with an equal recipe they need not be made again."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "max_pixels": max_pixels, "jpeg_quality": jpeg_quality}
-
-
-def _annotated_pages(record: dict[str, Any] | None) -> int | None:
-    if record is None or not _is_pair(record.get("page_indices")):
-        return None
-    first, last = record["page_indices"]
-    return last - first + 1
-
-
-def _finished(out: Path) -> tuple[Corpus, dict[str, dict[str, Any]]] | None:
-    """An earlier ingest of the same folder: its corpus and its report of each document."""
-    try:
-        report = json.loads((out / INGEST_REPORT).read_text(encoding="utf-8"))
-        documents = {entry.pop("file"): entry for entry in report["documents"]}
-        corpus = load_corpus(out)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if corpus.store is None or set(documents) != set(corpus.documents["doc_name"]):
-        return None
-    return corpus, documents
-
-
-def _write_report(out: Path, report: dict[str, Any]) -> None:
-    with replacing(out / INGEST_REPORT) as new:
-        new.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _corpus_rows(corpus: Corpus, name: str) -> Callable[[], Iterator[dict[str, Any]]]:
-    def rows() -> Iterator[dict[str, Any]]:
-        for page in range(corpus.num_pages(name)):
-            row: dict[str, Any] = {"doc_name": name, "image_binary": corpus.page_bytes(name, page)}
-            yield row | {"ocr_text": corpus.page_text(name, page)}
-
-    return rows
-
-
-def _part_rows(part: Path) -> Callable[[], Iterator[dict[str, Any]]]:
-    def rows() -> Iterator[dict[str, Any]]:
-        columns = ["doc_name", "image_binary", "ocr_text"]
-        stored = pq.ParquetFile(part, pre_buffer=False)
-        for batch in stored.iter_batches(batch_size=_ROWS_PER_GROUP, columns=columns):
-            yield from batch.to_pylist()
-
-    return rows
-
-
-def _render_all(jobs: list[_Rendering], workers: int) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """File name of each rendered PDF with its report, or with the reason why it cannot be used."""
-    with tqdm(total=len(jobs), desc="rendering PDFs", unit="file", disable=not jobs) as progress:
-        if workers <= 1:
-            for job in jobs:
-                yield job.pdf.name, _render_document(job)
-                progress.update()
-            return
-        # PDFium is not safe among threads, and forking a process that runs threads (torch) can hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(_render_document, job): job.pdf.name for job in jobs}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-                progress.update()
-
-
-def _render_document(job: _Rendering) -> dict[str, Any] | str:
-    """Write a document's part file, unless a finished one is there; its report, or why it failed."""
-    import pypdfium2
-
-    stored = _part_report(job.part)
-    try:
-        with pypdfium2.PdfDocument(job.pdf) as document:
-            num_pages = len(document)
-            if num_pages == 0:
-                return "it has no pages"
-            if job.expected_pages not in (None, num_pages):
-                return f"it has {num_pages} pages but page_indices of its annotation says {job.expected_pages}"
-            if stored is not None and stored.items() >= job.recipe.items():
-                return stored
-            # Without a form environment PDFium leaves filled form fields blank.
-            document.init_forms()
-            report = job.recipe | {"pages": num_pages, "pages_without_text": []}
-
-            def rows() -> Iterator[dict[str, Any]]:
-                for number in range(num_pages):
-                    image, text = _render_page(document, number, job.recipe)
-                    if not re.search(r"\w", text):
-                        report["pages_without_text"].append(number)
-                    yield {"doc_name": job.pdf.name, "image_binary": image, "ocr_text": text}
-
-            with replacing(job.part) as new:
-                _write_rows(new, rows(), footer=lambda: {_PART_REPORT: json.dumps(report)})
-            return report
-    except (pypdfium2.PdfiumError, OSError, ValueError) as error:
-        return f"PDFium cannot read it (corrupt, encrypted or without pages?): {error}"
-
-
-def _render_page(document: Any, number: int, recipe: dict[str, Any]) -> tuple[bytes, str]:
-    """JPEG bytes and text layer of one page."""
-    page = document[number]
-    try:
-        width, height = page.get_size()
-        scale = math.sqrt(recipe["max_pixels"] / (width * height))
-        # PDFium rounds both sides up, which can pass the budget by a row.
-        while math.ceil(width * scale) * math.ceil(height * scale) > recipe["max_pixels"]:
-            scale *= 0.999
-        image = page.render(scale=scale).to_pil().convert("RGB")
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=recipe["jpeg_quality"])
-        textpage = page.get_textpage()
-        text = textpage.get_text_bounded().replace("\r\n", "\n").replace("\x00", "")
-        textpage.close()
-        return buffer.getvalue(), text
-    finally:
-        page.close()
-
-
-def _part_report(part: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(pq.read_metadata(part).metadata[_PART_REPORT.encode()])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None

@@ -82,8 +82,11 @@ def test_ingest_renders_pdfs(tmp_path, capsys):
     Image.new("RGB", (30, 40)).save(tmp_path / "pdfs" / "scan.pdf")
     (tmp_path / "pdfs" / "bad.pdf").write_bytes(b"")
     out = tmp_path / "out"
-    assert main(["ingest", str(tmp_path / "pdfs"), str(out), "--max-pixels", "1200"]) == 0
-    assert capsys.readouterr().out == f"{out}: 1 documents, 1 pages (1 without text), 0 questions\n"
+    arguments = ["ingest", str(tmp_path / "pdfs"), str(out), "--max-pixels", "1200", "--ocr", "none", "--workers", "1"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}: 1 documents, 1 pages (read: 1 by none; 1 without words), 0 questions\n"
+    assert "pages: 100%" in captured.err
     assert main(["retrieve", str(out), "--out", str(tmp_path / "run")]) == 2
     assert "has no questions" in capsys.readouterr().err
 

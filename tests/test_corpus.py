@@ -1,10 +1,8 @@
-"""Corpus folders: reading, writing, and making them from PDFs."""
+"""Corpus folders: reading and writing."""
 
 import io
 import json
-import logging
 
-import matplotlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,15 +14,12 @@ from mmr5_lab.corpus import (
     PAGES,
     CorpusError,
     PageStore,
-    build_corpus,
     load_corpus,
     page_id,
     parse_page_id,
     regroup_pages,
     write_corpus,
 )
-
-matplotlib.use("agg")
 
 
 def picture(grey: int, size: tuple[int, int] = (8, 10), kind: str = "PNG") -> bytes:
@@ -329,221 +324,3 @@ def test_rows_have_mmdocir_columns(folder):
     ]
     assert table.column("passage_id").to_pylist() == ["0", "1", "0", "1", "2"]
     assert table.column("domain").to_pylist() == ["Laws"] * 2 + ["News"] * 3
-
-
-# --- PDFs ---------------------------------------------------------------------------------------------------
-
-
-def picture_pdf(path, pages: int = 1) -> None:
-    """Pages without a text layer."""
-    first, *rest = [Image.new("RGB", (60, 80), (200, 30 * n, 0)) for n in range(pages)]
-    first.save(path, save_all=True, append_images=rest)
-
-
-def text_pdf(path, *texts: str) -> None:
-    """A page of 4 × 3 inches for each text."""
-    from matplotlib import pyplot as plt
-    from matplotlib.backends.backend_pdf import PdfPages
-
-    with PdfPages(path) as pdf:
-        for text in texts:
-            figure = plt.figure(figsize=(4, 3))
-            figure.text(0.1, 0.5, text)
-            pdf.savefig(figure)
-            plt.close(figure)
-
-
-def bare_pdf(path, trailer: bytes = b"") -> None:
-    """A PDF without pages, written out by hand."""
-    body = b"%PDF-1.4\n"
-    offsets = []
-    for number, content in enumerate(
-        (b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"), 1
-    ):
-        offsets.append(len(body))
-        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"xref\n0 3\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    end = b"trailer\n<< /Size 3 /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (trailer, len(body))
-    path.write_bytes(body + table + end)
-
-
-def encrypted_pdf(path) -> None:
-    key = b"<" + b"00" * 32 + b">"
-    bare_pdf(
-        path,
-        trailer=b"/ID [<00> <00>] /Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O %s /U %s >>" % (key, key),
-    )
-
-
-@pytest.fixture
-def pdfs(tmp_path):
-    folder = tmp_path / "pdfs"
-    folder.mkdir()
-    text_pdf(folder / "words.pdf", "apples and pears", "only plums")
-    picture_pdf(folder / "Scan 1.PDF", pages=3)
-    (folder / "notes.txt").write_text("not a document")
-    return folder
-
-
-def test_pdfs_become_a_corpus(pdfs, tmp_path):
-    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=12_000)
-    assert corpus.documents[["doc_name", "domain", "num_pages"]].to_numpy().tolist() == [
-        ["Scan 1.PDF", "PDF", 3],
-        ["words.pdf", "PDF", 2],
-    ]
-    assert corpus.questions.empty
-    assert corpus.page_text("words.pdf", 0).strip() == "apples and pears"
-    # 12,000 pixels in the aspect 4 : 3 are 126.5 × 94.9; PDFium rounds up, the budget holds
-    assert corpus.page_image("words.pdf", 0).size == (126, 95)
-    red, green, blue = corpus.page_image("Scan 1.PDF", 2).getpixel((40, 40))
-    assert (abs(red - 200) < 6, abs(green - 60) < 6, blue < 6) == (True, True, True)
-    # pages without a text layer are kept and flagged
-    assert corpus.pages["has_text"].tolist() == [False, False, False, True, True]
-    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
-    assert [(entry["file"], entry["pages"], entry["pages_without_text"]) for entry in report["documents"]] == [
-        ("Scan 1.PDF", 3, [0, 1, 2]),
-        ("words.pdf", 2, []),
-    ]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        ANNOTATIONS,
-        PAGES,
-        "ingest_report.json",
-    ]
-
-
-@pytest.mark.parametrize("size", [(4, 3), (20, 1), (1, 30)])
-@pytest.mark.parametrize("max_pixels", [1, 997, 50_000])
-def test_a_page_keeps_to_the_pixel_budget(tmp_path, size, max_pixels):
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=size)
-    (tmp_path / "in").mkdir()
-    figure.savefig(tmp_path / "in" / "a.pdf")
-    plt.close(figure)
-    image = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=max_pixels).page_image("a.pdf", 0)
-    assert image.width * image.height <= max_pixels
-
-
-def test_annotations_are_taken_for_the_documents_that_are_there(pdfs, tmp_path, caplog):
-    annotated = [
-        document("words.pdf", question("Which fruit?", [1]), page_indices=[700, 701], layout_indices=[0, 9]),
-        document("absent.pdf", question("Where?", [0]), page_indices=[0, 0]),
-    ]
-    rewrite(tmp_path, annotated)
-    corpus = build_corpus(pdfs, tmp_path / "out", tmp_path / ANNOTATIONS, max_pixels=1000)
-    assert corpus.documents["domain"].tolist() == ["PDF", "Laws"]
-    assert corpus.documents["first_row"].tolist() == [0, 3]  # rows of this page file, not the annotations'
-    assert corpus.questions[["question_id", "gold_pages"]].to_numpy().tolist() == [["words.pdf:q0", [1]]]
-    assert "1 annotated documents are not in" in caplog.text
-
-
-def test_a_gold_page_that_a_pdf_lacks_is_named(pdfs, tmp_path):
-    with pytest.raises(CorpusError, match=r"question 0 of 'words\.pdf': gold page 2 does not exist"):
-        build_corpus(pdfs, tmp_path / "out", [document("words.pdf", question("?", [2]))], max_pixels=1000)
-    assert list((tmp_path / "out" / ".parts").iterdir())  # what was rendered stays for the next run
-
-
-def test_pdfs_that_cannot_be_used_are_skipped_and_reported(pdfs, tmp_path, caplog):
-    whole = (pdfs / "words.pdf").read_bytes()
-    (pdfs / "corrupt.pdf").write_bytes(whole[:200])
-    (pdfs / "empty.pdf").write_bytes(b"")
-    bare_pdf(pdfs / "no pages.pdf")
-    encrypted_pdf(pdfs / "secret.pdf")
-    annotated = [document("words.pdf", page_indices=[10, 14])]
-    with caplog.at_level(logging.WARNING):
-        corpus = build_corpus(pdfs, tmp_path / "out", annotated, max_pixels=1000)
-    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
-    skipped = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["skipped"]
-    reasons = {entry["file"]: entry["reason"] for entry in skipped}
-    assert list(reasons) == ["corrupt.pdf", "empty.pdf", "no pages.pdf", "secret.pdf", "words.pdf"]
-    assert "PDFium cannot read it" in reasons["corrupt.pdf"]
-    assert "PDFium cannot read it" in reasons["empty.pdf"]
-    assert "without pages?" in reasons["no pages.pdf"]
-    assert "password" in reasons["secret.pdf"]
-    # labels that were made for another number of pages may point anywhere
-    assert reasons["words.pdf"] == "it has 2 pages but page_indices of its annotation says 5"
-    for name in reasons:
-        assert f"{name} is skipped" in caplog.text
-
-
-def test_a_folder_without_usable_pdfs_is_refused(tmp_path):
-    with pytest.raises(CorpusError, match="holds no PDF files"):
-        build_corpus(tmp_path, tmp_path / "out")
-    with pytest.raises(CorpusError, match="absent is not a folder"):
-        build_corpus(tmp_path / "absent", tmp_path / "out")
-    (tmp_path / "empty.pdf").write_bytes(b"")
-    with pytest.raises(CorpusError, match=r"none of the 1 PDFs in .* can be used; .*ingest_report.json says why"):
-        build_corpus(tmp_path, tmp_path / "out")
-    with pytest.raises(CorpusError, match="max_pixels is 0"):
-        build_corpus(tmp_path, tmp_path / "out", max_pixels=0)
-
-
-def test_another_corpus_is_not_overwritten(pdfs, folder):
-    with pytest.raises(CorpusError, match="not made from PDFs here"):
-        build_corpus(pdfs, folder)
-
-
-def test_bad_annotation_files_are_named(pdfs, tmp_path):
-    with pytest.raises(CorpusError, match=r"absent.jsonl does not exist"):
-        build_corpus(pdfs, tmp_path / "out", tmp_path / "absent.jsonl")
-    (tmp_path / "bad.jsonl").write_text('{"doc_name": "words.pdf", "domain": "Laws", "questions": []}\n{')
-    with pytest.raises(CorpusError, match=r"bad.jsonl, line 2 is not JSON"):
-        build_corpus(pdfs, tmp_path / "out", tmp_path / "bad.jsonl")
-
-
-@pytest.fixture
-def rendered(monkeypatch):
-    """Names of the documents whose pages are rendered from here on, one entry a page."""
-    pages = []
-    render_page = corpus_module._render_page
-
-    def counted(pdf, number, recipe):
-        pages.append(len(pdf))
-        return render_page(pdf, number, recipe)
-
-    monkeypatch.setattr(corpus_module, "_render_page", counted)
-    return pages
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(pdfs, tmp_path, rendered, monkeypatch):
-    """`Scan 1.PDF` (3 pages) is done when the second page of `words.pdf` (2 pages) is interrupted."""
-    counted = corpus_module._render_page
-
-    def interrupted(pdf, number, recipe):
-        if len(pdf) == 2 and number == 1:
-            raise KeyboardInterrupt
-        return counted(pdf, number, recipe)
-
-    monkeypatch.setattr(corpus_module, "_render_page", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    monkeypatch.setattr(corpus_module, "_render_page", counted)
-    assert rendered == [3, 3, 3, 2]
-    assert not (tmp_path / "out" / PAGES).exists()
-    rendered.clear()
-    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    assert rendered == [2, 2]
-    assert len(corpus.pages) == 5
-
-
-def test_a_later_run_renders_only_what_is_new_or_changed(pdfs, tmp_path, rendered):
-    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    rendered.clear()
-    text_pdf(pdfs / "more.pdf", "quinces")
-    picture_pdf(pdfs / "Scan 1.PDF", pages=4)
-    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    assert rendered == [4, 4, 4, 4, 1]
-    assert [corpus.page_text(name, 0).strip() for name in ("more.pdf", "words.pdf")] == [
-        "quinces",
-        "apples and pears",
-    ]
-    rendered.clear()
-    build_corpus(pdfs, tmp_path / "out", max_pixels=1100)  # another size: all again
-    assert len(rendered) == 7
-
-
-def test_processes_render_the_same_bytes(pdfs, tmp_path):
-    one = build_corpus(pdfs, tmp_path / "one", max_pixels=1000)
-    two = build_corpus(pdfs, tmp_path / "two", max_pixels=1000, workers=2)
-    for name, number in (("Scan 1.PDF", 2), ("words.pdf", 1)):
-        assert one.page_bytes(name, number) == two.page_bytes(name, number)

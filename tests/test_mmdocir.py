@@ -65,7 +65,9 @@ def test_a_real_pdf_becomes_a_corpus(tmp_path):
     """`watch_d.pdf`: a manual of 27 pages with a text layer and four questions."""
     (tmp_path / "pdfs").mkdir()
     (tmp_path / "pdfs" / "watch_d.pdf").symlink_to(MMDOCIR / "pdfs" / "watch_d.pdf")
-    corpus = build_corpus(tmp_path / "pdfs", tmp_path / "out", MMDOCIR / "MMDocIR_annotations.jsonl", max_pixels=60_000)
+    corpus = build_corpus(
+        tmp_path / "pdfs", tmp_path / "out", MMDOCIR / "MMDocIR_annotations.jsonl", max_pixels=60_000, ocr="none"
+    )
     annotated = load_corpus(MMDOCIR).subset(["watch_d.pdf"])
     assert corpus.questions.to_dict("records") == annotated.questions.to_dict("records")
     assert corpus.num_pages("watch_d.pdf") == 27
@@ -80,7 +82,11 @@ def test_a_real_pdf_becomes_a_corpus(tmp_path):
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory):
     return build_corpus(
-        MMDOCIR / "pdfs", tmp_path_factory.mktemp("twelve"), MMDOCIR / "MMDocIR_annotations.jsonl", max_pixels=200_704
+        MMDOCIR / "pdfs",
+        tmp_path_factory.mktemp("twelve"),
+        MMDOCIR / "MMDocIR_annotations.jsonl",
+        max_pixels=200_704,
+        ocr="none",
     )
 
 

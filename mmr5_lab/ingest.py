@@ -1,0 +1,288 @@
+"""A folder of PDFs turned into a corpus folder, in parallel and resumable page by page.
+
+    corpus = build_corpus("my_pdfs", "my_corpus", workers=2)
+
+While it runs, finished pages are kept in `my_corpus/.parts`; `ingest_report.json` says at the end which pages were read
+by whom, and which PDFs were left out and why.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from mmr5_lab.corpus import (
+    PAGES,
+    Corpus,
+    CorpusError,
+    annotation_records,
+    is_pair,
+    load_corpus,
+    parse_document,
+    replacing,
+    write_corpus,
+)
+from mmr5_lab.pdf import (
+    DEFAULT_MAX_PIXELS,
+    NO_READER,
+    TEXT_LAYER,
+    PdfError,
+    Rendering,
+    choose_ocr,
+    has_words,
+    open_pdf,
+    page_files,
+    write_all,
+    write_pages,
+)
+
+logger = logging.getLogger(__name__)
+
+INGEST_REPORT = "ingest_report.json"
+_PAGES_A_JOB = 32  # at most: each opens its PDF anew
+
+
+def build_corpus(
+    pdf_folder: str | Path,
+    out_folder: str | Path,
+    annotations: str | Path | Sequence[dict[str, Any]] | None = None,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    jpeg_quality: int = 90,
+    workers: int = 1,
+    ocr: str = "auto",
+) -> Corpus:
+    """Turn the PDFs of a folder (not of its subfolders) into a corpus folder.
+
+    annotations: an MMDocIR annotation file or its records. Documents that are not in the folder are left out;
+      PDFs without annotation become documents without questions, domain "PDF".
+    max_pixels: width × height of a page image is as large as possible within this, in the page's aspect.
+    workers: processes that render and read, a few pages at a time. More than one need the calling script to be
+      importable (`if __name__ == "__main__":`), as always with multiprocessing.
+    ocr: who reads pages without a text layer: "rapidocr", "tesseract", "none", or "auto", the first that is there.
+
+    `ocr_text` is the PDF's text layer, else what the OCR read; pages without words are kept, and `Corpus.pages` flags
+    them. A PDF that cannot be used (corrupt, encrypted, no pages, a page count that contradicts its `page_indices`) is
+    skipped with a logged warning. What was done, by whom each page was read (`read_by`), and what was skipped and why
+    is in `ingest_report.json`. An interrupted run goes on at the page where it stopped, and a later run redoes only
+    PDFs that are new or changed.
+
+    Raises CorpusError if the folder has no PDF, or none that can be used, and for an OCR that is not installed;
+    RuntimeError if a rendering process dies.
+    """
+    folder, out = Path(pdf_folder), Path(out_folder)
+    if not folder.is_dir():
+        raise CorpusError(f"{folder} is not a folder")
+    if max_pixels < 1:
+        raise CorpusError(f"max_pixels is {max_pixels}; it must be positive")
+    try:
+        reader = choose_ocr(ocr)
+    except PdfError as error:
+        raise CorpusError(str(error)) from error
+    pdfs = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".pdf" and path.is_file())
+    if not pdfs:
+        raise CorpusError(f"{folder} holds no PDF files")
+    records = annotation_records(annotations)
+    parts = out / ".parts"
+    if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
+        raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
+    parts.mkdir(parents=True, exist_ok=True)
+    earlier = _finished(out)
+    reports: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {}
+    made: dict[str, Path] = {}
+    skipped: dict[str, str] = {}
+    jobs: list[Rendering] = []
+    for path in pdfs:
+        name, recipe = path.name, _recipe(path, max_pixels, jpeg_quality)
+        report = earlier[1].get(name, {}) if earlier else {}
+        reused = earlier is not None and report.items() >= recipe.items() and _read_as(report, reader)
+        try:
+            num_pages = report["pages"] if reused else _count_pages(path)
+            expected = _annotated_pages(records.get(name))
+            if expected not in (None, num_pages):
+                raise PdfError(f"it has {num_pages} pages but page_indices of its annotation says {expected}")
+        except PdfError as error:
+            skipped[name] = str(error)
+            continue
+        if reused and earlier is not None:
+            reports[name], rows[name] = report, _corpus_rows(earlier[0], name)
+            continue
+        part = parts / hashlib.sha256(json.dumps([name, recipe, reader]).encode()).hexdigest()[:16]
+        part.mkdir(exist_ok=True)
+        made[name] = part
+        reports[name], rows[name] = recipe | {"pages": num_pages}, _part_rows(name, part, num_pages)
+        # Small jobs end together; one process takes a document at once.
+        size = num_pages if workers <= 1 else min(_PAGES_A_JOB, max(4, num_pages // (4 * workers)))
+        jobs += [
+            Rendering(path, part, range(start, min(start + size, num_pages)), max_pixels, jpeg_quality, reader)
+            for start in range(0, num_pages, size)
+        ]
+    for name, reason in _run(jobs, workers):
+        skipped.setdefault(name, reason)
+    for name, reason in sorted(skipped.items()):
+        logger.warning("%s is skipped: %s", folder / name, reason)
+    names = [path.name for path in pdfs if path.name not in skipped]
+    for name in names:
+        if name in made:
+            reports[name] |= _who_read(made[name], reports[name]["pages"])
+    absent = sorted(set(records) - {path.name for path in pdfs})
+    if absent:
+        logger.warning("%d annotated documents are not in %s and are left out", len(absent), folder)
+    summary = {
+        "documents": [{"file": name} | reports[name] for name in names],
+        "skipped": [{"file": name, "reason": reason} for name, reason in sorted(skipped.items())],
+        "annotated_but_absent": len(absent),
+    }
+    if not names:
+        _write_report(out, summary)
+        raise CorpusError(f"none of the {len(pdfs)} PDFs in {folder} can be used; {out / INGEST_REPORT} says why")
+    unread = sum(reports[name]["read_by"].count(NO_READER) for name in names)
+    if unread and ocr == "auto":
+        logger.warning(
+            '%d pages have no text layer, and no OCR is installed to read them: pip install "mmr5-lab[ocr]", or '
+            "install tesseract, and run this again",
+            unread,
+        )
+    # Row ranges are those of the new page file, not those of the file that the annotations were made for.
+    kept: list[dict[str, Any]] = [
+        {k: v for k, v in records[name].items() if k not in ("page_indices", "layout_indices")}
+        if name in records
+        else {"doc_name": name, "domain": "PDF", "questions": []}
+        for name in names
+    ]
+    for record in kept:
+        parse_document(record | {"page_indices": [0, reports[record["doc_name"]]["pages"] - 1]}, "annotations")
+    # Should the run end between the two, the report would speak of other files.
+    (out / INGEST_REPORT).unlink(missing_ok=True)
+    write_corpus(out, kept, (row for name in names for row in rows[name]()))
+    _write_report(out, summary)
+    shutil.rmtree(parts)
+    return load_corpus(out)
+
+
+def read_by(out_folder: str | Path) -> dict[str, int]:
+    """How many pages of a corpus made by `build_corpus` each reader read, from its report; most first."""
+    report = json.loads((Path(out_folder) / INGEST_REPORT).read_text(encoding="utf-8"))
+    counts = Counter(reader for entry in report["documents"] for reader in entry["read_by"])
+    return dict(counts.most_common())
+
+
+def _recipe(path: Path, max_pixels: int, jpeg_quality: int) -> dict[str, Any]:
+    """What the rows of a document depend on, beside the OCR: with an equal recipe they need not be made again."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "max_pixels": max_pixels, "jpeg_quality": jpeg_quality}
+
+
+def _read_as(report: dict[str, Any], reader: str) -> bool:
+    """Were the pages without a text layer read by this reader, if there are any?"""
+    return set(report.get("read_by", [None])) <= {TEXT_LAYER, reader}
+
+
+def _count_pages(path: Path) -> int:
+    document = open_pdf(path)
+    try:
+        return len(document)
+    finally:
+        document.close()
+
+
+def _annotated_pages(record: dict[str, Any] | None) -> int | None:
+    if record is None or not is_pair(record.get("page_indices")):
+        return None
+    first, last = record["page_indices"]
+    return last - first + 1
+
+
+def _finished(out: Path) -> tuple[Corpus, dict[str, dict[str, Any]]] | None:
+    """An earlier ingest of the same folder: its corpus and its report of each document."""
+    try:
+        report = json.loads((out / INGEST_REPORT).read_text(encoding="utf-8"))
+        documents = {entry.pop("file"): entry for entry in report["documents"]}
+        corpus = load_corpus(out)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if corpus.store is None or set(documents) != set(corpus.documents["doc_name"]):
+        return None
+    return corpus, documents
+
+
+def _write_report(out: Path, report: dict[str, Any]) -> None:
+    with replacing(out / INGEST_REPORT) as new:
+        new.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _corpus_rows(corpus: Corpus, name: str) -> Callable[[], Iterator[dict[str, Any]]]:
+    def rows() -> Iterator[dict[str, Any]]:
+        for page in range(corpus.num_pages(name)):
+            row: dict[str, Any] = {"doc_name": name, "image_binary": corpus.page_bytes(name, page)}
+            yield row | {"ocr_text": corpus.page_text(name, page)}
+
+    return rows
+
+
+def _part_rows(name: str, part: Path, num_pages: int) -> Callable[[], Iterator[dict[str, Any]]]:
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, words in enumerate(_words(part, num_pages)):
+            picture = page_files(part, number)[0].read_bytes()
+            yield {"doc_name": name, "image_binary": picture, "ocr_text": words["text"]}
+
+    return rows
+
+
+def _words(part: Path, num_pages: int) -> Iterator[dict[str, str]]:
+    for number in range(num_pages):
+        yield json.loads(page_files(part, number)[1].read_bytes())
+
+
+def _who_read(part: Path, num_pages: int) -> dict[str, Any]:
+    pages = list(_words(part, num_pages))
+    return {
+        "pages_without_text": [number for number, words in enumerate(pages) if not has_words(words["text"])],
+        "read_by": [words["read_by"] for words in pages],
+    }
+
+
+def _run(jobs: list[Rendering], workers: int) -> Iterator[tuple[str, str]]:
+    """Do the jobs; the file name of each PDF that a page of cannot be rendered, and why."""
+    with tqdm(total=sum(len(job.pages) for job in jobs), desc="pages", unit="page", disable=not jobs) as progress:
+        if workers <= 1:
+            for job in jobs:
+                try:
+                    for _ in write_pages(job):
+                        progress.update()
+                except PdfError as error:
+                    yield job.pdf.name, str(error)
+            return
+        # PDFium is not safe among threads, and forking a process that runs threads (torch) can hang.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(write_all, job): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    try:
+                        future.result()
+                    except PdfError as error:
+                        yield futures[future].pdf.name, str(error)
+                    progress.update(len(futures[future].pages))
+            except BrokenProcessPool:
+                left = [f"{job.pdf.name} pages {job.pages[0]} to {job.pages[-1]}" for job in jobs if _missing(job)]
+                raise RuntimeError(
+                    f"a rendering process died (no memory left, or a PDF that crashes PDFium) at or after "
+                    f"{', '.join(left[: 2 * workers])}; start again to go on, without that PDF if it dies again"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _missing(job: Rendering) -> bool:
+    return any(not page_files(job.folder, number)[1].exists() for number in job.pages)

@@ -1,0 +1,366 @@
+"""A folder of PDFs turned into a corpus, resumable page by page."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib
+import psutil
+import pypdfium2
+import pytest
+from PIL import Image
+
+from mmr5_lab import ingest, pdf
+from mmr5_lab.corpus import ANNOTATIONS, PAGES, CorpusError, build_corpus, write_corpus
+
+matplotlib.use("agg")
+
+
+def document(doc_name: str, *questions: dict, **more) -> dict:
+    return {"doc_name": doc_name, "domain": "Laws", "questions": list(questions)} | more
+
+
+def question(text: str, gold: list[int]) -> dict:
+    return {"Q": text, "A": "yes", "page_id": gold, "type": "text-only", "layout_mapping": []}
+
+
+@pytest.fixture(autouse=True)
+def no_reader(monkeypatch):
+    """Whatever OCR this machine has, "auto" finds none, so that pictures stay without words unless a test says so."""
+    monkeypatch.setattr(pdf, "READERS", ())
+
+
+def picture_pdf(path, pages: int = 1) -> None:
+    """Pages without a text layer."""
+    first, *rest = [Image.new("RGB", (60, 80), (200, 30 * n, 0)) for n in range(pages)]
+    first.save(path, save_all=True, append_images=rest)
+
+
+def text_pdf(path, *texts: str) -> None:
+    """A page of 4 × 3 inches for each text."""
+    from matplotlib import pyplot as plt
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    with PdfPages(path) as pdf:
+        for text in texts:
+            figure = plt.figure(figsize=(4, 3))
+            figure.text(0.1, 0.5, text)
+            pdf.savefig(figure)
+            plt.close(figure)
+
+
+def bare_pdf(path, trailer: bytes = b"") -> None:
+    """A PDF without pages, written out by hand."""
+    body = b"%PDF-1.4\n"
+    offsets = []
+    for number, content in enumerate(
+        (b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"), 1
+    ):
+        offsets.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"xref\n0 3\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    end = b"trailer\n<< /Size 3 /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (trailer, len(body))
+    path.write_bytes(body + table + end)
+
+
+def encrypted_pdf(path) -> None:
+    key = b"<" + b"00" * 32 + b">"
+    bare_pdf(
+        path,
+        trailer=b"/ID [<00> <00>] /Encrypt << /Filter /Standard /V 1 /R 2 /P -4 /O %s /U %s >>" % (key, key),
+    )
+
+
+@pytest.fixture
+def pdfs(tmp_path):
+    folder = tmp_path / "pdfs"
+    folder.mkdir()
+    text_pdf(folder / "words.pdf", "apples and pears", "only plums")
+    picture_pdf(folder / "Scan 1.PDF", pages=3)
+    (folder / "notes.txt").write_text("not a document")
+    return folder
+
+
+def test_pdfs_become_a_corpus(pdfs, tmp_path):
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=12_000)
+    assert corpus.documents[["doc_name", "domain", "num_pages"]].to_numpy().tolist() == [
+        ["Scan 1.PDF", "PDF", 3],
+        ["words.pdf", "PDF", 2],
+    ]
+    assert corpus.questions.empty
+    assert corpus.page_text("words.pdf", 0).strip() == "apples and pears"
+    # 12,000 pixels in the aspect 4 : 3 are 126.5 × 94.9; PDFium rounds up, the budget holds
+    assert corpus.page_image("words.pdf", 0).size == (126, 95)
+    red, green, blue = corpus.page_image("Scan 1.PDF", 2).getpixel((40, 40))
+    assert (abs(red - 200) < 6, abs(green - 60) < 6, blue < 6) == (True, True, True)
+    # pages without a text layer are kept and flagged
+    assert corpus.pages["has_text"].tolist() == [False, False, False, True, True]
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert [(entry["file"], entry["pages"], entry["pages_without_text"]) for entry in report["documents"]] == [
+        ("Scan 1.PDF", 3, [0, 1, 2]),
+        ("words.pdf", 2, []),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ANNOTATIONS,
+        PAGES,
+        "ingest_report.json",
+    ]
+
+
+@pytest.mark.parametrize("size", [(4, 3), (20, 1), (1, 30)])
+@pytest.mark.parametrize("max_pixels", [1, 997, 50_000])
+def test_a_page_keeps_to_the_pixel_budget(tmp_path, size, max_pixels):
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure(figsize=size)
+    (tmp_path / "in").mkdir()
+    figure.savefig(tmp_path / "in" / "a.pdf")
+    plt.close(figure)
+    image = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=max_pixels).page_image("a.pdf", 0)
+    assert image.width * image.height <= max_pixels
+
+
+def test_annotations_are_taken_for_the_documents_that_are_there(pdfs, tmp_path, caplog):
+    annotated = [
+        document("words.pdf", question("Which fruit?", [1]), page_indices=[700, 701], layout_indices=[0, 9]),
+        document("absent.pdf", question("Where?", [0]), page_indices=[0, 0]),
+    ]
+    (tmp_path / ANNOTATIONS).write_text("".join(json.dumps(record) + "\n" for record in annotated))
+    corpus = build_corpus(pdfs, tmp_path / "out", tmp_path / ANNOTATIONS, max_pixels=1000)
+    assert corpus.documents["domain"].tolist() == ["PDF", "Laws"]
+    assert corpus.documents["first_row"].tolist() == [0, 3]  # rows of this page file, not the annotations'
+    assert corpus.questions[["question_id", "gold_pages"]].to_numpy().tolist() == [["words.pdf:q0", [1]]]
+    assert "1 annotated documents are not in" in caplog.text
+
+
+def test_a_gold_page_that_a_pdf_lacks_is_named(pdfs, tmp_path):
+    with pytest.raises(CorpusError, match=r"question 0 of 'words\.pdf': gold page 2 does not exist"):
+        build_corpus(pdfs, tmp_path / "out", [document("words.pdf", question("?", [2]))], max_pixels=1000)
+    assert list((tmp_path / "out" / ".parts").iterdir())  # what was rendered stays for the next run
+
+
+def test_pdfs_that_cannot_be_used_are_skipped_and_reported(pdfs, tmp_path, caplog):
+    whole = (pdfs / "words.pdf").read_bytes()
+    (pdfs / "corrupt.pdf").write_bytes(whole[:200])
+    (pdfs / "empty.pdf").write_bytes(b"")
+    bare_pdf(pdfs / "no pages.pdf")
+    encrypted_pdf(pdfs / "secret.pdf")
+    annotated = [document("words.pdf", page_indices=[10, 14])]
+    with caplog.at_level(logging.WARNING):
+        corpus = build_corpus(pdfs, tmp_path / "out", annotated, max_pixels=1000)
+    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
+    skipped = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["skipped"]
+    reasons = {entry["file"]: entry["reason"] for entry in skipped}
+    assert list(reasons) == ["corrupt.pdf", "empty.pdf", "no pages.pdf", "secret.pdf", "words.pdf"]
+    assert "PDFium cannot read it" in reasons["corrupt.pdf"]
+    assert "PDFium cannot read it" in reasons["empty.pdf"]
+    assert "without pages?" in reasons["no pages.pdf"]
+    assert "encrypted" in reasons["secret.pdf"]
+    assert "password" in reasons["secret.pdf"]
+    # labels that were made for another number of pages may point anywhere
+    assert reasons["words.pdf"] == "it has 2 pages but page_indices of its annotation says 5"
+    for name in reasons:
+        assert f"{name} is skipped" in caplog.text
+
+
+def test_a_folder_without_usable_pdfs_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match="holds no PDF files"):
+        build_corpus(tmp_path, tmp_path / "out")
+    with pytest.raises(CorpusError, match="absent is not a folder"):
+        build_corpus(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"none of the 1 PDFs in .* can be used; .*ingest_report.json says why"):
+        build_corpus(tmp_path, tmp_path / "out")
+    with pytest.raises(CorpusError, match="max_pixels is 0"):
+        build_corpus(tmp_path, tmp_path / "out", max_pixels=0)
+
+
+def test_another_corpus_is_not_overwritten(pdfs, tmp_path):
+    write_corpus(tmp_path / "other", [document("a.pdf")], [{"doc_name": "a.pdf", "image_binary": b"x"}])
+    with pytest.raises(CorpusError, match="not made from PDFs here"):
+        build_corpus(pdfs, tmp_path / "other")
+
+
+def test_bad_annotation_files_are_named(pdfs, tmp_path):
+    with pytest.raises(CorpusError, match=r"absent.jsonl does not exist"):
+        build_corpus(pdfs, tmp_path / "out", tmp_path / "absent.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"doc_name": "words.pdf", "domain": "Laws", "questions": []}\n{')
+    with pytest.raises(CorpusError, match=r"bad.jsonl, line 2 is not JSON"):
+        build_corpus(pdfs, tmp_path / "out", tmp_path / "bad.jsonl")
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """A list that gets an entry for each page rendered from here on."""
+    pages = []
+    render_page = pdf.render_page
+
+    def counted(page, max_pixels):
+        pages.append(max_pixels)
+        return render_page(page, max_pixels)
+
+    monkeypatch.setattr(pdf, "render_page", counted)
+    return pages
+
+
+def test_an_interrupted_run_goes_on_at_the_page_where_it_stopped(pdfs, tmp_path, rendered, monkeypatch):
+    """`Scan 1.PDF` (3 pages) is done when the second page of `words.pdf` (2 pages) is interrupted."""
+    read_page = pdf.read_page
+
+    def interrupted(page, ocr):
+        if len(rendered) == 5:
+            raise KeyboardInterrupt
+        return read_page(page, ocr)
+
+    monkeypatch.setattr(pdf, "read_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    monkeypatch.setattr(pdf, "read_page", read_page)
+    assert len(rendered) == 5
+    assert not (tmp_path / "out" / PAGES).exists()
+    rendered.clear()
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert len(rendered) == 1
+    assert len(corpus.pages) == 5
+
+
+def test_a_later_run_renders_only_what_is_new_or_changed(pdfs, tmp_path, rendered):
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    rendered.clear()
+    text_pdf(pdfs / "more.pdf", "quinces")
+    picture_pdf(pdfs / "Scan 1.PDF", pages=4)
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert len(rendered) == 5
+    assert [corpus.page_text(name, 0).strip() for name in ("more.pdf", "words.pdf")] == [
+        "quinces",
+        "apples and pears",
+    ]
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert [entry["read_by"] for entry in report["documents"]] == [["none"] * 4, ["text layer"], ["text layer"] * 2]
+    rendered.clear()
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1100)  # another size: all again
+    assert len(rendered) == 7
+
+
+def test_processes_render_the_same_bytes(pdfs, tmp_path):
+    one = build_corpus(pdfs, tmp_path / "one", max_pixels=1000, ocr="none")
+    two = build_corpus(pdfs, tmp_path / "two", max_pixels=1000, ocr="none", workers=2)
+    for name, number in (("Scan 1.PDF", 2), ("words.pdf", 1)):
+        assert one.page_bytes(name, number) == two.page_bytes(name, number)
+    assert (tmp_path / "one" / "ingest_report.json").read_text() == (
+        tmp_path / "two" / "ingest_report.json"
+    ).read_text()
+
+
+RUN = """
+import sys
+from mmr5_lab.corpus import build_corpus
+if __name__ == "__main__":
+    build_corpus(sys.argv[1], sys.argv[2], max_pixels=300_000, ocr="none", workers=int(sys.argv[3]))
+"""
+
+
+def blank_pdf(path, pages: int) -> None:
+    with pypdfium2.PdfDocument.new() as new:
+        for _ in range(pages):
+            new.new_page(200, 300).close()
+        new.save(path)
+
+
+def finished(out) -> int:
+    return len(list(out.glob(".parts/*/*.json")))
+
+
+def started(folder, workers: int, pages: int = 10) -> subprocess.Popen:
+    """A run in a process of its own that has finished some pages."""
+    (folder / "run.py").write_text(RUN)
+    command = [sys.executable, "run.py", "in", "out", str(workers)]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while finished(folder / "out") < pages and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
+def test_a_killed_run_keeps_its_pages(tmp_path, rendered):
+    """Killed like `kill -9` would, somewhere among 150 pages; what was there is not made again."""
+    (tmp_path / "in").mkdir()
+    blank_pdf(tmp_path / "in" / "long.pdf", 150)
+    process = started(tmp_path, workers=1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = finished(tmp_path / "out")
+    assert 10 <= before < 150
+    corpus = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=300_000, ocr="none")
+    assert corpus.num_pages("long.pdf") == 150
+    assert len(rendered) == 150 - before
+
+
+def test_a_thousand_pages_are_kept_in_small_groups(tmp_path):
+    import pyarrow.parquet as pq
+
+    (tmp_path / "in").mkdir()
+    blank_pdf(tmp_path / "in" / "long.pdf", 1000)
+    corpus = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=600)
+    assert corpus.num_pages("long.pdf") == 1000
+    assert corpus.page_image("long.pdf", 999).size == (20, 30)
+    assert pq.ParquetFile(tmp_path / "out" / PAGES).metadata.num_row_groups == 32  # of 32 pages
+
+
+def test_a_page_that_cannot_be_rendered_is_named_and_its_pdf_skipped(pdfs, tmp_path, monkeypatch):
+    render_page = pdf.render_page
+
+    def fails(page, max_pixels):
+        if page.get_size() == (4 * 72, 3 * 72):  # those of words.pdf
+            raise pypdfium2.PdfiumError("Failed to load page.")
+        return render_page(page, max_pixels)
+
+    monkeypatch.setattr(pdf, "render_page", fails)
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert report["skipped"][0]["reason"] == "PDFium cannot render page 0: Failed to load page."
+
+
+def test_a_process_that_dies_is_told_and_nothing_lost(tmp_path, rendered):
+    """One of two rendering processes is killed; the error names where, and the next run goes on."""
+    (tmp_path / "in").mkdir()
+    blank_pdf(tmp_path / "in" / "long.pdf", 150)
+    process = started(tmp_path, workers=2)
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "RuntimeError: a rendering process died" in error
+    assert "long.pdf pages" in error
+    before = finished(tmp_path / "out")
+    build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=300_000, ocr="none")
+    assert len(rendered) == 150 - before
+
+
+def test_reading_anew_with_an_ocr_redoes_only_documents_with_unread_pages(pdfs, tmp_path, rendered, monkeypatch):
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    rendered.clear()
+    monkeypatch.setattr(ingest, "choose_ocr", lambda ocr: "tesseract")
+    monkeypatch.setattr(pdf, "_tesseract", lambda image: f"a picture {image.width} pixels wide")
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert len(rendered) == 6  # three pages of the scan, each once as it is kept and once to be read
+    assert corpus.page_text("Scan 1.PDF", 2).startswith("a picture")
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert [entry["read_by"] for entry in report["documents"]] == [["tesseract"] * 3, ["text layer"] * 2]
+
+
+def test_an_ocr_that_is_not_there_is_refused(pdfs, tmp_path):
+    with pytest.raises(CorpusError, match="unknown OCR 'eyes'"):
+        build_corpus(pdfs, tmp_path / "out", ocr="eyes")
+
+
+def test_pages_that_nobody_can_read_are_counted(pdfs, tmp_path, caplog):
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert "3 pages have no text layer, and no OCR is installed" in caplog.text
+    caplog.clear()
+    build_corpus(pdfs, tmp_path / "other", max_pixels=1000, ocr="none")  # as told: no warning
+    assert "no OCR" not in caplog.text
