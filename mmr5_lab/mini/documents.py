@@ -154,7 +154,7 @@ FINE_PRINT = [
     "follow",
 ]
 
-SPLITS = {"sft": (64, 5), "rl": (40, 6), "eval": (30, 8)}  # documents (few are learnt by heart), questions of each
+SPLITS = {"sft": (64, 5), "rl": (40, 6), "eval": (50, 8)}  # documents (few are learnt by heart), questions of each
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Teach the miniature's base model to read pages and compare them with a question; never to rank them.
 
-``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Six lessons, in an order
+``python -m mmr5_lab.mini.pretrain data/mini/base`` remakes the shipped checkpoint. Seven lessons, in an order
 found by trial (docs/log.md):
 
 1. ``verdicts`` text alone, a question and descriptions of pages: is each word of them what is asked for?
@@ -10,6 +10,7 @@ found by trial (docs/log.md):
 4. ``images``   lesson 2 on real page images, vision tower frozen.
 5. ``judge``    the same, mostly: is all that is asked for on a page? Which of them are these?
 6. ``point``    the same with a second loss on the choice among ids: naming the images that were just described.
+7. ``more``     the same again, with a fresh optimizer: after 850 steps in all, the ids come right at once.
 
 A checkpoint is written every ``--save-every`` steps; a run that was stopped goes on from there.
 """
@@ -45,9 +46,17 @@ from mmr5_lab.mini.documents import (
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.prompts import build_messages
 
-LESSONS = {"verdicts": 110, "text": 1200, "vision": 800, "images": 900, "judge": 450, "point": 350}  # steps
-PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40, "judge": 40, "point": 40}  # a batch
-RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "judge": 5e-4, "point": 7e-4}
+LESSONS = {  # steps
+    "verdicts": 110,
+    "text": 1200,
+    "vision": 800,
+    "images": 900,
+    "judge": 450,
+    "point": 350,
+    "more": 1000,
+}
+PAGES = {"verdicts": 112, "text": 84, "vision": 48, "images": 40, "judge": 40, "point": 40, "more": 40}  # a batch
+RATE = {"verdicts": 1.5e-3, "text": 1.5e-3, "vision": 2e-3, "images": 8e-4, "judge": 5e-4, "point": 7e-4, "more": 7e-4}
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
 SHARES = {"describe": 0.35, "compare": 0.45, "list": 0.15, "repeat": 0.05}  # of the exercises
 JUDGING = {"judge": 0.6, "compare": 0.2, "describe": 0.2}
@@ -55,7 +64,7 @@ POINTING = {"judge": 0.5, "list": 0.3, "compare": 0.1, "describe": 0.1}
 CHOICES = {  # tokens between which an exercise asks to choose
     "verdicts": (" (wrong)", " (right)"),
     "judgements": (" It does not help.", " It answers the question."),
-    "ids": ("1", "2", "3", "4", "5"),  # in the last lesson
+    "ids": ("1", "2", "3", "4", "5"),  # in the last two lessons
 }
 COUNTING = ("Image ", "\nImage ")  # an id that follows these is no choice
 CHOICE_WEIGHT = 2.0  # of each kind of choice, beside the loss of all tokens
@@ -246,7 +255,7 @@ class Vision:
 def lesson_batch(lesson: str, processor, rng: random.Random, step: int) -> dict[str, torch.Tensor]:
     """One batch of a language lesson, all its samples with equally many pages: little padding."""
     count = 2 if lesson == "verdicts" else rng.randint(1, 3 if lesson == "text" else 5)
-    shares = {"verdicts": {"compare": 1.0}, "judge": JUDGING, "point": POINTING}.get(lesson, SHARES)
+    shares = {"verdicts": {"compare": 1.0}, "judge": JUDGING, "point": POINTING, "more": POINTING}.get(lesson, SHARES)
     samples = [lesson_sample(rng, count, processor.tokenizer, shares) for _ in range(PAGES[lesson] // count)]
     if lesson == "verdicts":  # the question alone: the descriptions come out of nowhere, their verdicts do not
         samples = [([user(messages[0]["content"][:1])], text, []) for messages, text, _ in samples]
@@ -279,7 +288,7 @@ def train(lesson: str, model, processor, folder: Path, save_every: int) -> None:
     if first == steps:
         return
     source = Vision(model, processor) if vision else None
-    asked = [name for name in CHOICES if name != "ids" or lesson == "point"]
+    asked = [name for name in CHOICES if name != "ids" or lesson in ("point", "more")]
     choices = {name: token_ids(processor.tokenizer, CHOICES[name]) for name in asked}
     counting = token_ids(processor.tokenizer, COUNTING)
     averages: dict[str, float] = {}
