@@ -1,6 +1,6 @@
 """Which tokens may follow, so that a decoded answer is a permutation of the candidates' ids."""
 
-import torch
+from collections.abc import Sequence
 
 
 class AllowedIds:
@@ -10,20 +10,19 @@ class AllowedIds:
     first token is added, which tells the two apart.
     """
 
-    def __init__(self, tokenizer, n: int, prompt_length: int):
+    def __init__(self, tokenizer, n: int):
         ids = [tuple(tokenizer(str(i), add_special_tokens=False)["input_ids"]) for i in range(1, n + 1)]
         self.separator = tuple(tokenizer(", ", add_special_tokens=False)["input_ids"])
-        self.ids, self.n, self.prompt_length, self.end = ids, n, prompt_length, tokenizer.eos_token_id
+        self.ids, self.end = ids, tokenizer.eos_token_id
         self.paths = [
             path + self.separator[:1] if any(other[: len(path)] == path and other != path for other in ids) else path
             for path in ids
         ]
         self.longest = sum(map(len, ids)) + (n - 1) * len(self.separator) + 1
 
-    def __call__(self, tokens: torch.Tensor) -> list[int]:
-        """Ids of the tokens that may follow `tokens` (prompt and what was written so far)."""
-        written = tuple(tokens[self.prompt_length :].tolist())
-        left, at = dict(enumerate(self.ids)), 0
+    def following(self, written: Sequence[int]) -> list[int]:
+        """Tokens that may follow what was written after `<answer>[` so far; the end token once all ids are there."""
+        left, at, written = dict(enumerate(self.ids)), 0, tuple(written)
         while True:
             rest = written[at:]
             # the longest id that is complete and followed by the separator (or by nothing more)
@@ -43,3 +42,14 @@ class AllowedIds:
             if complete:
                 following |= {self.separator[0]} if len(left) > 1 else {self.end}
             return sorted(following) or [self.end]
+
+    def complete(self, written: Sequence[int]) -> bool:
+        """Are all ids written?"""
+        return self.following(written) == [self.end]
+
+    def run(self, written: Sequence[int], token: int) -> list[int]:
+        """`token`, written next, and the tokens after it that leave no choice, up to the end token."""
+        new = [token]
+        while len(following := self.following([*written, *new])) == 1 and following != [self.end]:
+            new += following
+        return new

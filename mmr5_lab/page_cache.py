@@ -8,21 +8,26 @@ in every completion of a GRPO group. With the vision tower frozen its features n
     cache.hits, cache.misses, cache.bytes
 
 The cache stands in for `get_image_features` of the model within, which transformers calls in `forward` and in
-`generate` alike. Pages are known by the bytes of their pixels as the tower would see them, so a page that is scaled
-otherwise is another page.
+`generate` alike; there, pages are known by the bytes of their pixels as the tower would see them. A `Reranker` knows
+a page sooner, by its file: then it is not even scaled and cut into patches a second time (`encoded`).
 """
 
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
+from PIL import Image
 
 # Model types whose features come apart by page; tested with each (tests/architectures.py).
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
-Features = dict[str, Any]  # of one page: "pooler_output", and "deepstack_features" where the model has them
+Key = bytes | tuple[bytes, str]
+# Of one page: "pooler_output", "deepstack_features" where the model has them, and from `encoded` "text" (what stands in
+# a prompt for its place) and "grid" (patches in time, height and width, where the model wants to know).
+Features = dict[str, Any]
 
 
 class PageCache:
@@ -40,7 +45,7 @@ class PageCache:
         if not encoders:
             raise TypeError(f"{type(model).__name__} has no get_image_features: its pages cannot be kept")
         self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
-        self._kept: OrderedDict[bytes, Features] = OrderedDict()
+        self._kept: OrderedDict[Key, Features] = OrderedDict()
         self._module = encoders[-1]  # modules() lists a model before what is inside it
         self._encode = self._module.get_image_features
         if hasattr(self._encode, "page_cache"):
@@ -82,27 +87,87 @@ class PageCache:
         else:
             pages = list(pixel_values.split(image_grid_thw.prod(-1).tolist()))
             keys = [_key(page, grid, options) for page, grid in zip(pages, image_grid_thw, strict=True)]
+
+        def encode(places: list[int]) -> list[Features]:
+            given = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw[places]}
+            return self._encoded(torch.cat([pages[i] for i in places]), [1] * len(places), **given, **options)
+
+        return self.joined(self._found(keys, encode))
+
+    def encoded(self, keys: Sequence[bytes], image: Callable[[bytes], Image.Image], processor: Any) -> list[Features]:
+        """The features of pages that are known by `keys`; `image` gives those that are not here yet.
+
+        Beside what `joined` needs, each has "text" and "grid".
+        """
+        settings = processor.image_processor.to_json_string()  # scaled otherwise, a page is another page
+
+        def encode(places: list[int]) -> list[Features]:
+            images = [image(keys[i]) for i in places]
+            options = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)["images_kwargs"]
+            seen, texts = processor._process_images(images, **{**options, "return_tensors": "pt"})
+            grids = seen.get("image_grid_thw")
+            tiles = [1] * len(images)  # of each page
+            if "num_patches" in seen:
+                tiles = [int(count) for count in seen["num_patches"]]
+            elif "num_crops" in seen:
+                tiles = [1 + int(count) for count in seen["num_crops"]]
+            model: Any = self._module
+            pixels = seen["pixel_values"].to(model.device, model.dtype)
+            given = {} if grids is None else {"image_grid_thw": grids.to(model.device)}
+            pages = self._encoded(pixels, tiles, **given)
+            for i, page in enumerate(pages):
+                page |= {"text": texts[i], "grid": None if grids is None else grids[i]}
+            return pages
+
+        return self._found([(key, settings) for key in keys], encode)
+
+    def joined(self, pages: Sequence[Features]) -> Any:
+        """What `get_image_features` would have returned for these pages."""
+        outputs = [page["pooler_output"] for page in pages]
+        values: dict[str, Any] = {"pooler_output": tuple(outputs) if self._listed else torch.cat(outputs)}
+        if "deepstack_features" in pages[0]:
+            values["deepstack_features"] = [
+                tuple(layer) for layer in zip(*(page["deepstack_features"] for page in pages), strict=True)
+            ]
+        return self._kind(**values)
+
+    def _found(self, keys: Sequence[Key], encode: Callable[[list[int]], list[Features]]) -> list[Features]:
+        """The pages of these keys; `encode` makes those that are not kept, and is told where each first stands."""
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        new: dict[bytes, int] = {}  # and where each first stands
+        new: dict[Key, int] = {}
         for i, key in enumerate(keys):
             if key not in found:
                 new.setdefault(key, i)
         self.misses += len(new)
         self.hits += len(keys) - len(new)
         if new:
-            places = list(new.values())
-            given = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw[places]}
-            with torch.no_grad():
-                output = self._encode(
-                    torch.cat([pages[i] for i in places]), **given, **{**options, "return_dict": True}
-                )
-            self._kind = type(output)
-            found |= zip(new, _split(output, len(new)), strict=True)
+            found |= zip(new, encode(list(new.values())), strict=True)
         for key in keys:
             self._keep(key, found[key])
-        return _join([found[key] for key in keys], self._kind, listed=image_grid_thw is not None)
+        return [found[key] for key in keys]
 
-    def _keep(self, key: bytes, page: Features) -> None:
+    def _encoded(self, pixels: torch.Tensor, tiles: list[int], **options: Any) -> list[Features]:
+        """The features of each page, as tensors of their own, so that a page can be forgotten without the others.
+
+        tiles: rows of each page, where features come as one tensor with a row a tile
+        """
+        with torch.no_grad():
+            output = self._encode(pixels, **{**options, "return_dict": True})
+        self._kind, self._listed = type(output), not isinstance(output.pooler_output, torch.Tensor)
+        if not self._listed:
+            ends = list(accumulate(tiles))
+            return [
+                {"pooler_output": output.pooler_output[end - count : end].clone()}
+                for end, count in zip(ends, tiles, strict=True)
+            ]
+        pages: list[Features] = [{"pooler_output": features.clone()} for features in output.pooler_output]
+        deep: Sequence[Any] | None = getattr(output, "deepstack_features", None)
+        if deep is not None:
+            for i, page in enumerate(pages):
+                page["deepstack_features"] = [layer[i].clone() for layer in deep]
+        return pages
+
+    def _keep(self, key: Key, page: Features) -> None:
         if key in self._kept:
             self._kept.move_to_end(key)
             return
@@ -127,30 +192,6 @@ def _key(page: torch.Tensor, grid: torch.Tensor | None, options: dict[str, Any])
     digest.update(repr((tuple(page.shape), None if grid is None else grid.tolist(), sorted(options.items()))).encode())
     digest.update(page.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
-
-
-def _split(output: Any, count: int) -> list[Features]:
-    """The features of each page, as tensors of their own, so that a page can be forgotten without the others."""
-    pages: list[Features] = [{"pooler_output": output.pooler_output[i].clone()} for i in range(count)]
-    deep: Sequence[Any] | None = getattr(output, "deepstack_features", None)
-    if deep is not None:
-        for i, page in enumerate(pages):
-            page["deepstack_features"] = [layer[i].clone() for layer in deep]
-    return pages
-
-
-def _join(pages: list[Features], kind: Any, listed: bool) -> Any:
-    """What `get_image_features` would have returned for these pages."""
-    values: dict[str, Any] = {
-        "pooler_output": tuple(page["pooler_output"] for page in pages)
-        if listed
-        else torch.stack([page["pooler_output"] for page in pages])
-    }
-    if "deepstack_features" in pages[0]:
-        values["deepstack_features"] = [
-            tuple(layer) for layer in zip(*(p["deepstack_features"] for p in pages), strict=True)
-        ]
-    return kind(**values)
 
 
 def _bytes(page: Features) -> int:

@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from mmr5_lab.chat import Chat, Reply, told, with_images
+from mmr5_lab.pages import Page, Pair
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import build_messages
-from mmr5_lab.rerank import Page, Pair, Ranker, Ranking, RemoteError
+from mmr5_lab.rerank import Ranker, Ranking, RemoteError
 
 _END_TOKEN = re.compile(r"<\|\w+\|>\Z")
 

@@ -16,11 +16,10 @@ Modes:
 An answer that cannot be used is repaired and named in `faults`, never hidden.
 """
 
-import io
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,16 @@ from PIL import Image
 
 from mmr5_lab.allowed_ids import AllowedIds
 from mmr5_lab.budget import context_length, overfull, text_tokens, visual_tokens
-from mmr5_lab.corpus import as_rgb
+from mmr5_lab.decoding import next_logits, write
 from mmr5_lab.models import load_model
 from mmr5_lab.page_cache import PageCache
+from mmr5_lab.pages import Page, Pages, Pair, Sizes, name_pair
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
 
 MODES = ("reason", "direct", "score", "pointwise")
 UNREASONED = "<think></think><answer>["  # what "direct" and "score" put into the model's mouth
 CONTENT_FREE = "N/A"  # the query against which "score" is calibrated
-Page = str | Path | bytes | Image.Image
-Pair = tuple[str, Sequence[Page]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Ranker:
 
     def check(self, pairs: Sequence[Pair]) -> None:
         """Raises ValueError, naming pair and page, for pages that cannot be ranked, before any work is done."""
-        check_pages(pairs)
+        Pages(pairs)
 
     def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
         """Rank the pages (paths, image bytes or PIL images) of one query.
@@ -145,6 +143,7 @@ class Reranker(Ranker):
             if temperature > 0
             else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
+        self._sizes: Sizes = {}  # of pages that were found good
         self._blank: dict[tuple[tuple[int, int], ...], list[float]] = {}
 
     @classmethod
@@ -183,34 +182,43 @@ class Reranker(Ranker):
 
         All pairs are checked before the first batch, so that bad input cannot cost finished work.
         """
-        prompts, lengths = self._checked(pairs, mode, batch_size)
+        pages, prompts, lengths = self._checked(pairs, mode, batch_size)
         order = sorted(range(len(pairs)), key=lambda i: lengths[i])
         if self.seed is not None:
             torch.manual_seed(self.seed)
         for start in range(0, len(order), batch_size):
-            yield from self._rank_batch(order[start : start + batch_size], pairs, prompts, mode)
+            batch = order[start : start + batch_size]
+            started = time.perf_counter()
+            rankings = self._rank_batch([prompts[i] for i in batch], [pages.keys[i] for i in batch], pages, mode)
+            seconds = (time.perf_counter() - started) / len(batch)
+            for i, values in zip(batch, rankings, strict=True):
+                yield i, Ranking(**values, seconds=seconds)
 
-    def _checked(self, pairs: Sequence[Pair], mode: str, batch_size: int) -> tuple[list[str], list[int]]:
-        """Each pair's prompt and its tokens. Raises ValueError, naming the pair, for what cannot be ranked."""
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """As `Ranker.check`; what was found good is not decoded again."""
+        Pages(pairs, self._sizes)
+
+    def _checked(self, pairs: Sequence[Pair], mode: str, batch_size: int) -> tuple[Pages, list[str], list[int]]:
+        """The pages, and each pair's prompt and its tokens. Raises ValueError, naming the pair."""
         if mode not in MODES:
             raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
         if mode == "pointwise":
             _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
-        sizes = check_pages(pairs)
+        pages = Pages(pairs, self._sizes)
         tokens: dict[tuple[int, int], int] = {}
         prompts, lengths = [], []
         limit = context_length(self.model.config)
-        for i, (query, pages) in enumerate(pairs):
-            where = _name(i, query)
+        for i, ((query, _), keys) in enumerate(zip(pairs, pages.keys, strict=True)):
+            where = name_pair(i, query)
             try:
-                text = self._prompt(query, len(pages), mode)
+                text = self._prompt(query, len(keys), mode)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             visual = []
-            for k, page in enumerate(pages):
-                size = sizes[_known(page)]
+            for k, key in enumerate(keys):
+                size = pages.sizes[key]
                 if size not in tokens:
                     try:
                         tokens[size] = visual_tokens(self.processor, [size])[0]
@@ -219,7 +227,7 @@ class Reranker(Ranker):
                 visual.append(tokens[size])
             words = text_tokens(self.processor, text)
             at_once = [max(visual)] if mode == "pointwise" else visual
-            room = {"reason": self.max_new_tokens, "direct": 8 * len(pages)}.get(mode, 0)
+            room = {"reason": self.max_new_tokens, "direct": 8 * len(keys)}.get(mode, 0)
             if problem := overfull(at_once, words, room, limit):
                 raise ValueError(
                     f"{where}: {problem}. Show fewer pages (or rank windows)"
@@ -227,7 +235,7 @@ class Reranker(Ranker):
                 )
             prompts.append(text)
             lengths.append(words + sum(at_once))
-        return prompts, lengths
+        return pages, prompts, lengths
 
     def _prompt(self, query: str, count: int, mode: str) -> str:
         for token in self._special:  # what this model takes for a token, beside the usual ones
@@ -236,110 +244,115 @@ class Reranker(Ranker):
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text + (UNREASONED if mode in ("direct", "score") else "")
 
-    def _inputs(self, texts: list[str], images: list[list[Image.Image]]):
-        inputs = self.processor(
-            text=texts, images=images, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
-        )
-        inputs = inputs.to(self.model.device)
-        if "pixel_values" in inputs:
+    def _inputs(self, texts: list[str], keys: list[list[bytes]], pages: Pages) -> dict[str, Any]:
+        """What the model takes for these prompts and the pages in each."""
+        device = self.model.device
+        if self.page_cache is None:
+            images = [[pages.image(key) for key in row] for row in keys]
+            inputs = self.processor(
+                text=texts, images=images, padding=True, padding_side="left", return_tensors="pt",
+                add_special_tokens=False,
+            ).to(device)  # fmt: skip
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        return inputs
+            return dict(inputs)
+        seen = self.page_cache.encoded(list(chain.from_iterable(keys)), pages.image, self.processor)
+        expanded, _ = self.processor.get_text_with_replacements(list(texts), [page["text"] for page in seen])
+        inputs = dict(
+            self.processor.tokenizer(
+                expanded, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
+            ).to(device)
+        )
+        kinds = "token_type_ids" if "token_type_ids" in self.processor.model_input_names else "mm_token_type_ids"
+        if self.processor.return_mm_token_type_ids:
+            kind_ids = self.processor.create_mm_token_type_ids(inputs["input_ids"])
+            inputs[kinds] = torch.tensor(kind_ids, device=device)
+        if seen[0]["grid"] is not None:
+            inputs["image_grid_thw"] = torch.stack([page["grid"] for page in seen]).to(device)
+        return inputs | {"mm_encoder_outputs": {"image": self.page_cache.joined(seen)}}
 
     @torch.inference_mode()
-    def _rank_batch(
-        self, batch: list[int], pairs: Sequence[Pair], prompts: list[str], mode: str
-    ) -> Iterator[tuple[int, Ranking]]:
-        started = time.perf_counter()
-        images = [
-            [_rgb(page, f"{_name(i, pairs[i][0])}, page {k}") for k, page in enumerate(pairs[i][1])] for i in batch
-        ]
-        texts = [prompts[i] for i in batch]
+    def _rank_batch(self, texts: list[str], keys: list[list[bytes]], pages: Pages, mode: str) -> list[dict[str, Any]]:
+        """The fields of each prompt's ranking."""
         if mode == "pointwise":
-            rankings = self._pointwise(texts, images)
-        else:
-            inputs = self._inputs(texts, images)
-            sizes = [len(pairs[i][1]) for i in batch]
-            if mode == "score":
-                rows = self._score(inputs, sizes)
-                if self.calibrate:
-                    rows = [
-                        [value - prior for value, prior in zip(row, self._prior(pages), strict=True)]
-                        for row, pages in zip(rows, images, strict=True)
-                    ]
-                rankings = [_scored(row) for row in rows]
-            else:
-                rankings = self._generate(inputs, sizes, mode)
-        seconds = (time.perf_counter() - started) / len(batch)
-        for i, values in zip(batch, rankings, strict=True):
-            yield i, Ranking(**values, seconds=seconds)
+            return self._pointwise(texts, keys, pages)
+        inputs = self._inputs(texts, keys, pages)
+        sizes = [len(row) for row in keys]
+        if mode != "score":
+            return self._generate(inputs, sizes, mode)
+        rows = self._score(inputs, sizes)
+        if self.calibrate:
+            rows = [
+                [value - prior for value, prior in zip(row, self._prior(shown, pages), strict=True)]
+                for row, shown in zip(rows, keys, strict=True)
+            ]
+        return [_scored(row) for row in rows]
 
-    def _generate(self, inputs, sizes: list[int], mode: str) -> list[dict[str, Any]]:
-        width = inputs["input_ids"].shape[1]
-        options = {"max_new_tokens": self.max_new_tokens, **self.generation}
+    def _generate(self, inputs: dict[str, Any], sizes: list[int], mode: str) -> list[dict[str, Any]]:
+        tokenizer = self.processor.tokenizer
+        ends = _end_tokens(self.model, tokenizer)
         if mode == "direct":
-            allowed = {n: AllowedIds(self.processor.tokenizer, n, width) for n in set(sizes)}
-            options["prefix_allowed_tokens_fn"] = lambda row, tokens: allowed[sizes[row]](tokens)
-            options["max_new_tokens"] = max(ids.longest for ids in allowed.values())
-        output = self.model.generate(**inputs, **options)[:, width:]
-        ends = _end_tokens(self.model, self.processor.tokenizer)
+            by_size = {n: AllowedIds(tokenizer, n) for n in set(sizes)}
+            longest = max(ids.longest for ids in by_size.values())
+            allowed = [by_size[n] for n in sizes]
+            rows = write(self.model, inputs, ends, allowed, max_new_tokens=longest, **self.generation)
+        else:
+            rows = write(self.model, inputs, ends, max_new_tokens=self.max_new_tokens, **self.generation)
         values = []
-        for row, n in zip(output.tolist(), sizes, strict=True):
-            length = next((k for k, token in enumerate(row) if token in ends), None)
-            text = self.processor.tokenizer.decode(row[:length], skip_special_tokens=True)
+        for row, n in zip(rows, sizes, strict=True):
+            ended = bool(row) and row[-1] in ends
+            text = tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)
             if mode == "direct":
                 text = f"{UNREASONED}{text}]</answer>"
             parsed = parse_ranking(text, n)
             faults = parsed.faults
             if mode == "direct":
                 faults -= {"no_think"}  # it was told not to
-            elif length is None:
+            elif not ended:
                 faults |= {"truncated"}
             values.append({
                 "order": list(parsed.order), "reasoning": parsed.think or None, "text": text, "faults": faults,
-                "scores": None,
-                "tokens": len(row) if length is None else length + 1,
+                "scores": None, "tokens": len(row),
             })  # fmt: skip
         return values
 
-    def _score(self, inputs, sizes: list[int]) -> list[list[float]]:
-        """Log-probability that the answer begins with each id. Ids of several tokens take a pass for each prefix."""
-        paths = {n: AllowedIds(self.processor.tokenizer, n, 0).paths for n in set(sizes)}
+    def _score(self, inputs: dict[str, Any], sizes: list[int]) -> list[list[float]]:
+        """Log-probability that the answer begins with each id; ids of several tokens are read token by token."""
+        paths = {n: AllowedIds(self.processor.tokenizer, n).paths for n in set(sizes)}
         scores = torch.zeros(len(sizes), max(sizes))
         prefixes = sorted({path[:k] for row in paths.values() for path in row for k in range(len(path))}, key=len)
-        for prefix in prefixes:
-            extended = _extended(inputs, prefix)
-            logits = _finite(self.model(**extended, logits_to_keep=1, use_cache=False).logits[:, -1])
-            logits = logits.log_softmax(-1).cpu()
+        for prefix, found in zip(prefixes, next_logits(self.model, inputs, prefixes), strict=True):
+            logits = _finite(found).log_softmax(-1).cpu()
             for r, n in enumerate(sizes):
                 for i, path in enumerate(paths[n]):
                     if path[: len(prefix)] == prefix and len(path) > len(prefix):
                         scores[r, i] += logits[r, path[len(prefix)]]
         return [row[:n] for row, n in zip(scores.tolist(), sizes, strict=True)]
 
-    def _prior(self, pages: list[Image.Image]) -> list[float]:
+    def _prior(self, keys: list[bytes], pages: Pages) -> list[float]:
         """What the model says of as many blank pages of the same sizes, for no question."""
-        sizes = tuple(page.size for page in pages)
+        sizes = tuple(pages.sizes[key] for key in keys)
         if sizes not in self._blank:
             if len(self._blank) >= 1000:
                 self._blank.clear()
-            blank = [Image.new("RGB", size, "white") for size in sizes]
-            inputs = self._inputs([self._prompt(CONTENT_FREE, len(blank), "score")], [blank])
-            [self._blank[sizes]] = self._score(inputs, [len(blank)])
+            blank = Pages([(CONTENT_FREE, [Image.new("RGB", (width, height), "white") for height, width in sizes])])
+            inputs = self._inputs([self._prompt(CONTENT_FREE, len(keys), "score")], blank.keys, blank)
+            [self._blank[sizes]] = self._score(inputs, [len(keys)])
         return self._blank[sizes]
 
-    def _pointwise(self, texts: list[str], images: list[list[Image.Image]]) -> list[dict[str, Any]]:
+    def _pointwise(self, texts: list[str], keys: list[list[bytes]], pages: Pages) -> list[dict[str, Any]]:
         """Probability of the first of the two answers against the second, page by page, a pair's pages together."""
         yes, no = _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
-        flat = [(text, [page]) for text, pages in zip(texts, images, strict=True) for page in pages]
+        flat = [(text, [key]) for text, row in zip(texts, keys, strict=True) for key in row]
         flat_scores: list[float] = []
-        step = 4 * len(images)  # pages a pass, however many candidates there are
+        step = 4 * len(keys)  # pages a pass, however many candidates there are
         for start in range(0, len(flat), step):
             part = flat[start : start + step]
-            inputs = self._inputs([text for text, _ in part], [page for _, page in part])
-            logits = _finite(self.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1])
+            inputs = self._inputs([text for text, _ in part], [page for _, page in part], pages)
+            [found] = next_logits(self.model, inputs, [()])
+            logits = _finite(found)
             flat_scores += (logits[:, yes] - logits[:, no]).sigmoid().tolist()
         left = iter(flat_scores)
-        return [_scored(list(islice(left, len(pages)))) for pages in images]
+        return [_scored(list(islice(left, len(row)))) for row in keys]
 
 
 def _scored(scores: list[float]) -> dict[str, Any]:
@@ -386,73 +399,6 @@ class QueryReranker:
         return self.reranker.rank(query, image_list).order
 
 
-def check_pages(pairs: Sequence[Pair]) -> dict[Any, tuple[int, int]]:
-    """(height, width) of every page, each decoded once.
-
-    Raises ValueError, naming pair and page, for a page that cannot be decoded and for a pair without pages.
-    """
-    sizes: dict[Any, tuple[int, int]] = {}
-    for i, (query, pages) in enumerate(pairs):
-        if not pages:
-            raise ValueError(f"{_name(i, query)}: there are no pages to rank")
-        for k, page in enumerate(pages):
-            if _known(page) not in sizes:
-                image = _rgb(page, f"{_name(i, query)}, page {k}")
-                sizes[_known(page)] = (image.height, image.width)
-    return sizes
-
-
-def _known(page: Page) -> Any:
-    return page if isinstance(page, str | Path | bytes) else id(page)
-
-
-def _name(index: int, query: str) -> str:
-    return f"pair {index} ({query!r:.60})"
-
-
-def open_page(page: Page, where: str) -> Image.Image:
-    """The page as an image, not decoded yet. Raises ValueError, naming it, where it is not one."""
-    if isinstance(page, Image.Image):
-        return page
-    if isinstance(page, bytes):
-        if not page:
-            raise ValueError(f"{where} is empty (0 bytes)")
-        source: Any = io.BytesIO(page)
-    elif isinstance(page, str | Path):
-        source, where = page, f"{where}, {page},"
-        if not Path(page).is_file():
-            raise ValueError(f"{where} does not exist")
-    else:
-        raise ValueError(f"{where} is a {type(page).__name__}; expected a path, image bytes or a PIL image")
-    try:
-        return Image.open(source)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} is not a readable image: {error}") from error
-
-
-def _rgb(page: Page, where: str) -> Image.Image:
-    """The page decoded, in RGB. Raises ValueError, naming it, where it cannot be."""
-    try:
-        return as_rgb(open_page(page, where))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where} is truncated or corrupt: {error}") from error
-
-
 def _end_tokens(model, tokenizer) -> set[int]:
     ends = model.generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-
-
-def _extended(inputs, tokens: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Model inputs with the same `tokens` appended to every row."""
-    if not tokens:
-        return dict(inputs)
-    rows = inputs["input_ids"].shape[0]
-    added = torch.tensor(tokens, device=inputs["input_ids"].device).expand(rows, -1)
-    extended = dict(inputs)
-    extended["input_ids"] = torch.cat([inputs["input_ids"], added], 1)
-    extended["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(added)], 1)
-    for key in ("mm_token_type_ids", "token_type_ids"):
-        if key in inputs:
-            extended[key] = torch.cat([inputs[key], torch.zeros_like(added)], 1)
-    return extended

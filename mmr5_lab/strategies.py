@@ -14,7 +14,8 @@ from itertools import combinations
 
 from scipy.stats import kendalltau
 
-from mmr5_lab.rerank import Pair, Ranker, Ranking
+from mmr5_lab.pages import Pair
+from mmr5_lab.rerank import Ranker, Ranking
 
 
 class Windows(Ranker):

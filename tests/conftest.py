@@ -4,10 +4,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from architectures import BUILD, save
 from nbformat.v4 import new_code_cell, new_notebook
 
 import mmr5_lab
 from mmr5_lab.mini.model import build_model, build_processor
+from mmr5_lab.rerank import Reranker
 
 TINY = {"hidden": 64, "layers": 1, "vision_hidden": 32, "vision_layers": 1}  # options of `build_model`
 
@@ -19,6 +21,13 @@ def tiny_model(tmp_path_factory) -> Path:
     build_model(processor, **TINY).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", params=BUILD)
+def architecture(request, tmp_path_factory) -> Reranker:
+    """A tiny model of each architecture, which encodes for itself until it is given a page cache."""
+    folder = save(request.param, tmp_path_factory.mktemp(request.param))
+    return Reranker.from_pretrained(folder, max_new_tokens=12, page_cache_bytes=0)
 
 
 TOYS = {  # notebook -> its parameters and what it does

@@ -1,19 +1,16 @@
 """The page cache changes nothing but the work: same answers, pages encoded once, memory bounded."""
 
+import io
+
 import pytest
 import torch
-from architectures import BUILD, save
+from architectures import save
 from PIL import Image
 
+import mmr5_lab.pages as pages_module
 from mmr5_lab.page_cache import PageCache
+from mmr5_lab.pages import Pages
 from mmr5_lab.rerank import Reranker
-
-
-@pytest.fixture(scope="module", params=BUILD)
-def reranker(request, tmp_path_factory):
-    return Reranker.from_pretrained(
-        save(request.param, tmp_path_factory.mktemp(request.param)), max_new_tokens=8, page_cache_bytes=0
-    )
 
 
 def page(shade: int, size=(140, 168)) -> Image.Image:
@@ -22,14 +19,24 @@ def page(shade: int, size=(140, 168)) -> Image.Image:
     return image
 
 
+def encoded_page(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    page(shade).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 PAGES = [page(20), page(90), page(200, (112, 140)), page(250)]
 PAIRS = [("Which page?", PAGES[:3]), ("What was the staff?", [PAGES[1], PAGES[0]]), ("Where?", [PAGES[2], PAGES[3]])]
 
 
-@pytest.mark.parametrize("mode", ["reason", "score"])
-def test_cached_pages_give_the_same_rankings(reranker, mode):
-    plain = reranker.rank_many(PAIRS, mode, batch_size=2)
-    cache = PageCache(reranker.model)
+@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize("mode", ["reason", "direct", "score"])
+def test_cached_pages_give_the_same_rankings(architecture, mode, by_file):
+    plain = architecture.rank_many(PAIRS, mode, batch_size=2)
+    cache = PageCache(architecture.model)
+    reranker = Reranker(
+        architecture.model, architecture.processor, max_new_tokens=12, page_cache=cache if by_file else None
+    )
     try:
         first = reranker.rank_many(PAIRS, mode, batch_size=2)
         seen = cache.misses
@@ -47,13 +54,86 @@ def test_cached_pages_give_the_same_rankings(reranker, mode):
             )
 
 
-def test_removed_the_model_encodes_for_itself(reranker):
-    cache = PageCache(reranker.model)
+def test_removed_the_model_encodes_for_itself(architecture):
+    cache = PageCache(architecture.model)
     with pytest.raises(ValueError, match="has a page cache already"):
-        PageCache(reranker.model)
+        PageCache(architecture.model)
     cache.remove()
-    reranker.rank_many(PAIRS, "score")
+    architecture.rank_many(PAIRS, "score")
     assert (cache.hits, cache.misses, cache.bytes) == (0, 0, 0)
+
+
+def test_what_the_model_is_given_is_what_the_processor_makes(architecture):
+    """Prompts of several lengths, pages of several sizes and one twice: ids, masks, grids and features."""
+    known = Pages(PAIRS)
+    texts = [architecture._prompt(query, len(pages), "reason") for query, pages in PAIRS]
+    plain = architecture._inputs(texts, known.keys, known)
+    cache = PageCache(architecture.model)
+    try:
+        inputs = Reranker(architecture.model, architecture.processor, page_cache=cache)._inputs(
+            texts, known.keys, known
+        )
+    finally:
+        cache.remove()
+    features = inputs.pop("mm_encoder_outputs")["image"]
+    with torch.no_grad():
+        grid = {"image_grid_thw": plain["image_grid_thw"]} if "image_grid_thw" in plain else {}
+        expected = architecture.model.model.get_image_features(plain.pop("pixel_values"), **grid, return_dict=True)
+    assert inputs.keys() == plain.keys()
+    for name, values in plain.items():
+        assert torch.equal(inputs[name], values), name
+    for name in ("pooler_output", "deepstack_features"):
+        for mine, theirs in zip(getattr(features, name, ()), getattr(expected, name, ()), strict=True):
+            together = [
+                torch.cat(list(given)) if isinstance(given, tuple | list) else given for given in (mine, theirs)
+            ]
+            assert torch.allclose(*together, atol=1e-5), name
+
+
+def _one(features) -> torch.Tensor:
+    return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+
+
+def test_pages_cut_into_crops_are_kept_whole(tmp_path):
+    """Gemma 3 may show a page in several crops, each with tokens of its own."""
+    reranker = Reranker.from_pretrained(save("gemma3", tmp_path), max_new_tokens=4, page_cache_bytes=0)
+    images = reranker.processor.image_processor
+    images.do_pan_and_scan, images.pan_and_scan_min_crop_size = True, 28
+    images.pan_and_scan_max_num_crops, images.pan_and_scan_min_ratio_to_activate = 4, 1.2
+    pairs = [("Which page?", [page(20, (280, 90)), page(90)]), ("Where?", [page(30, (90, 400)), page(20, (280, 90))])]
+    plain = reranker.rank_many(pairs, "score", 2)
+    reranker.page_cache = PageCache(reranker.model)
+    for _ in range(2):
+        for mine, theirs in zip(reranker.rank_many(pairs, "score", 2), plain, strict=True):
+            assert mine.scores == pytest.approx(theirs.scores, abs=1e-4)
+    assert (reranker.page_cache.misses, reranker.page_cache.hits) == (3, 5)
+
+
+def test_a_page_is_known_by_its_file_and_not_processed_again(tiny_model, tmp_path, monkeypatch):
+    page(7).save(tmp_path / "a.png")
+    page(7).save(tmp_path / "b.png")  # the same bytes
+    page(9).save(tmp_path / "c.png")
+    data = (tmp_path / "a.png").read_bytes()
+    reranker = Reranker.from_pretrained(tiny_model, max_new_tokens=2)
+    seen = []
+    processed = reranker.processor._process_images
+    monkeypatch.setattr(
+        reranker.processor,
+        "_process_images",
+        lambda images, **options: seen.append(len(images)) or processed(images, **options),
+    )
+    reranker.rank("q", [tmp_path / "a.png", tmp_path / "b.png", data, tmp_path / "c.png"], "score")
+    assert (seen, reranker.page_cache.misses, reranker.page_cache.hits) == ([2], 2, 2)
+    monkeypatch.setattr(pages_module, "decoded", lambda *given: pytest.fail("decoded again"))
+    reranker.rank("r", [data, tmp_path / "c.png"])
+    assert seen == [2]
+    monkeypatch.undo()
+    (tmp_path / "c.png").write_bytes(encoded_page(11))  # another page in the same place
+    reranker.rank("q", [tmp_path / "c.png"], "score")
+    assert reranker.page_cache.misses == 3
+    reranker.processor.image_processor.size = {"shortest_edge": 784, "longest_edge": 7840}
+    reranker.rank("q", [tmp_path / "c.png"], "score")
+    assert reranker.page_cache.misses == 4, "scaled otherwise, it is another page"
 
 
 @pytest.fixture
