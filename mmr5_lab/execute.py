@@ -146,9 +146,10 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
     source = project / "notebooks" / f"{name}.ipynb"
     checked = checked_parameters(source, parameters)
     folder = run_folder(name, parameters, root)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = project / root / ".locks" / f"{name}.{folder.name}"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):  # let go by the system if we are killed
+        with FileLock(lock, timeout=0):  # let go by the system if we are killed
             if is_done(folder):
                 logger.info("%s: finished before, in %s", name, folder)
             else:
@@ -162,7 +163,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
 
 def _execute(source: Path, parameters: Mapping[str, Any], folder: Path) -> None:
     """Run a notebook to its end in `folder`, or leave word in there of why that failed."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     executed, failed = folder / "notebook.ipynb", folder / "failed.txt"
     failed.unlink(missing_ok=True)
     try:
