@@ -1,4 +1,4 @@
-"""Data construction and first-stage retrieval: late interaction from disk.
+"""Data construction and first-stage retrieval: late interaction from disk, traces from a teacher on a server.
 
     python benchmarks/data.py [--quick] [--json OUT] [--only PART…]
 
@@ -7,17 +7,33 @@ the system's temporary folder (3.7 GB for `maxsim`; `--quick` makes a tenth) and
 """
 
 import argparse
+import io
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openai
 import torch
 from common import Peak, Report, interleaved
+from PIL import Image
 
+from mmr5_lab.account import Account
+from mmr5_lab.chat import Chat
+from mmr5_lab.corpus import Corpus, load_corpus, write_corpus
 from mmr5_lab.page_vectors import PageVectors
+from mmr5_lab.prompts import teacher_prompt
+from mmr5_lab.retrieve import Run
+from mmr5_lab.teachers import ServerTeacher
+from mmr5_lab.traces import Candidates, make_traces, read_traces, rejected_path, training_candidates
+from mmr5_lab.typeset import data_url
 
 PAGES, PATCHES, DIMENSIONS = 20_395, 700, 128  # MMDocIR's evaluation set through ColQwen2
 QUERY_VECTORS = 24  # a question of about a dozen words, its prefix and ten padding tokens
@@ -95,7 +111,106 @@ def maxsim(report: Report, quick: bool) -> None:
         report.add("maxsim, a document of 65 pages: einsum", seconds["einsum"], seconds["ours"], 1, "documents/s", note)
 
 
-PARTS = {"maxsim": maxsim}
+LATENCY, FAILING, CONCURRENCY = 0.2, 0.05, 16  # seconds, share of the requests, requests under way
+RELEASED_THREADS, RELEASED_TRIES = 10, 5
+
+
+def _asked_corpus(folder: Path, questions: int) -> Corpus:
+    """Ten questions a document of ten pages, each page a JPEG of about 160 kB, as real ones are."""
+    draw = np.random.default_rng(0)
+    pages = []
+    for _ in range(10):
+        noise = draw.integers(0, 256, (150, 105, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noise).resize((840, 1190), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        pages.append(file.getvalue())
+    records: list[dict[str, Any]] = [
+        {
+            "doc_name": f"d{k}",
+            "domain": "PDF",
+            "questions": [{"Q": f"What is {k} {page}?", "page_id": [page]} for page in range(10)],
+        }
+        for k in range(questions // 10)
+    ]
+    rows = ({"doc_name": r["doc_name"], "image_binary": page, "ocr_text": ""} for r in records for page in pages)
+    write_corpus(folder, records, rows)
+    return load_corpus(folder)
+
+
+def _released_way(url: str, corpus: Corpus, candidates: list[Candidates], path: Path) -> int:
+    """The released script's way, written anew: threads over questions, each page decoded and encoded again for each
+    call, tried again at once whatever the error, lines appended without a lock. Returns the calls that were answered.
+    """
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    answered = []
+
+    def ask(prompt: str, image: Image.Image) -> str | None:
+        for _ in range(RELEASED_TRIES):
+            try:
+                file = io.BytesIO()
+                image.save(file, "JPEG")
+                part = {"type": "image_url", "image_url": {"url": data_url(file.getvalue(), "jpeg")}}
+                content: Any = [{"role": "user", "content": [{"type": "text", "text": prompt}, part]}]
+                answer = client.chat.completions.create(model="m", messages=content)
+                answered.append(1)
+                return answer.choices[0].message.content
+            except Exception:
+                continue
+        return None
+
+    def trace(chosen: Candidates) -> None:
+        name, asked = chosen.question["doc_name"], chosen.question["question"]
+        lines = [
+            ask(teacher_prompt(asked, place in chosen.positive_ids), corpus.page_image(name, page))
+            for place, page in enumerate(chosen.pages, 1)
+        ]
+        if all(lines):
+            with path.open("a") as file:
+                file.write(json.dumps({"query": asked, "think": lines}) + "\n")
+
+    with ThreadPoolExecutor(RELEASED_THREADS) as pool:
+        list(pool.map(trace, candidates))
+    return len(answered)
+
+
+def teacher(report: Report, quick: bool) -> None:
+    """Traces from a server of 200 ms that fails in 5 % of the requests: calls answered a second, every trace made."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = _asked_corpus(folder / "corpus", 100 if quick else 400)
+        golds = zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True)
+        run = {question: [gold, *(page for page in range(10) if page != gold)] for question, [gold] in golds}
+        candidates = training_candidates(corpus, Run(run), 5)
+        calls = sum(len(c.pages) for c in candidates)
+        command = [sys.executable, Path(__file__).with_name("teacher_server.py"), str(LATENCY), str(FAILING)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                url = f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
+                released = folder / "released.jsonl"
+                account = Account(folder / "answers.sqlite")
+                server = ServerTeacher(corpus, Chat(url, "m", concurrency=CONCURRENCY), account)
+                path = folder / "ours" / "traces.jsonl"
+                ways = {
+                    "released": lambda: _released_way(url, corpus, candidates, released),
+                    "ours": lambda: make_traces(corpus, candidates, server, path, workers=server.workers),
+                }
+                seconds, results = interleaved(ways, 1)
+            finally:
+                process.kill()
+        made = len(read_traces(path)) + len(read_traces(rejected_path(path)))
+        assert made == len(candidates), f"{made} of {len(candidates)} traces were made"
+        assert account.summary().loc["m", "answers"] == calls, "each page was asked for once"
+        theirs, ours = results["released"] / seconds["released"][0], calls / seconds["ours"][0]
+        note = (
+            f"{made} of {made} traces; released: {len(released.read_text().splitlines())}, {RELEASED_THREADS} threads"
+        )
+        report.write("teacher: the released script's way", theirs, ours, "calls/s", note)
+        ideal = CONCURRENCY / LATENCY * (1 - FAILING)
+        report.write("teacher: concurrency ÷ latency, less failures", ideal, ours, "calls/s")
+
+
+PARTS = {"maxsim": maxsim, "teacher": teacher}
 
 
 def main() -> None:
