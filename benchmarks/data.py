@@ -193,7 +193,7 @@ def teacher(report: Report, quick: bool) -> None:
                 path = folder / "ours" / "traces.jsonl"
                 ways = {
                     "released": lambda: _released_way(url, corpus, candidates, released),
-                    "ours": lambda: make_traces(corpus, candidates, server, path, workers=server.workers),
+                    "ours": lambda: make_traces(corpus, candidates, server, path),
                 }
                 seconds, results = interleaved(ways, 1)
             finally:

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_ingest(commands)
     _add_retrieve(commands)
+    _add_traces(commands)
     _add_rerank(commands)
     _add_ask(commands)
     _add_evaluate(commands)
@@ -145,6 +146,84 @@ def _retrieve(arguments: argparse.Namespace) -> None:
     run = retrieve(corpus, arguments.method, arguments.top_k)
     write_trec(run, corpus, arguments.out, tag=arguments.method)
     print(f"{arguments.out}: {len(run.pages)} questions, up to {arguments.top_k} pages each")
+
+
+def _add_traces(commands) -> None:
+    command = commands.add_parser(
+        "traces",
+        help="reasoning traces to train on, from a teacher",
+        description="Let a teacher that knows the labels explain the candidates of a TREC run, and write one trace a "
+        "question as JSON lines, page images beside it. Traces with a fault go to OUT.rejected.jsonl, with the fault; "
+        "a dataset card and a page to look through them are written too. An interrupted run continues when started "
+        "again: the teacher is asked only for what is missing.",
+    )
+    command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
+    command.add_argument("run", metavar="RUN", help="TREC run with the candidates")
+    command.add_argument("--out", required=True, metavar="FILE", help="traces to write, such as traces.jsonl")
+    command.add_argument(
+        "--server",
+        metavar="URL",
+        help="the teacher's server, with OpenAI's interface, such as https://api.openai.com/v1; its key is read from"
+        " OPENAI_API_KEY. Without: the offline evidence teacher, which quotes the words that match",
+    )
+    command.add_argument("--model", help="the teacher's name on the server, such as gpt-4o")
+    command.add_argument("--refine", action="store_true", help="sum each trace up in two sentences (one more call)")
+    command.add_argument("--candidates", type=_positive, default=5, metavar="N", help="pages a trace (default: 5)")
+    command.add_argument(
+        "--shuffles",
+        type=_count,
+        default=1,
+        metavar="K",
+        help="orders of a question's pages, a trace each; 0: the run's order (default: 1)",
+    )
+    command.add_argument("--seed", type=_count, default=0, metavar="N", help="of the shuffles (default: 0)")
+    command.add_argument("--max-traces", type=_positive, metavar="N", help="traces at most")
+    command.add_argument("--max-words", type=_positive, default=60, metavar="N", help="words on a page (default: 60)")
+    command.add_argument("--concurrency", type=_positive, default=16, metavar="N", help="calls at once (default: 16)")
+    command.add_argument("--per-minute", type=float, metavar="N", help="calls a minute at most")
+    command.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a call (default: 120)")
+    command.add_argument("--budget", type=float, metavar="MONEY", help="stop before all calls together cost more")
+    command.add_argument("--price-in", type=float, default=0.0, metavar="MONEY", help="of a million prompt tokens")
+    command.add_argument("--price-out", type=float, default=0.0, metavar="MONEY", help="of a million written tokens")
+    command.add_argument(
+        "--answers", metavar="FILE", help="where answers and their cost are kept (default: beside OUT, OUT.sqlite)"
+    )
+    command.add_argument("--split", metavar="NAME", help="only the documents of this split")
+    command.set_defaults(command=_traces)
+
+
+def _traces(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.retrieve import read_trec
+    from mmr5_lab.teachers import ServerTeacher, open_teacher
+    from mmr5_lab.trace_quality import dataset_card, report
+    from mmr5_lab.traces import make_traces, read_traces, rejected_path, training_candidates
+
+    corpus = _corpus(arguments)
+    run = read_trec(arguments.run, corpus)
+    candidates = training_candidates(corpus, run, arguments.candidates, arguments.seed, arguments.shuffles)
+    out = Path(arguments.out)
+    with open_teacher(
+        corpus,
+        arguments.server,
+        arguments.model,
+        arguments.answers or out.with_suffix(".sqlite"),
+        concurrency=arguments.concurrency,
+        per_minute=arguments.per_minute,
+        timeout=arguments.timeout,
+        price_in=arguments.price_in,
+        price_out=arguments.price_out,
+        budget=arguments.budget,
+    ) as teacher:
+        try:
+            chosen = candidates[: arguments.max_traces]
+            make_traces(corpus, chosen, teacher, out, arguments.refine, max_words=arguments.max_words)
+        finally:
+            if isinstance(teacher, ServerTeacher):
+                print(teacher.account.summary().to_string())
+    accepted, rejected = read_traces(out), read_traces(rejected_path(out))
+    print(report(accepted, rejected)[["traces", "share"]].to_string(formatters={"share": "{:.1%}".format}))
+    out.with_suffix(".card.md").write_text(dataset_card(accepted, rejected, out.stem), encoding="utf-8")
+    print(f"{out}: {len(accepted)} traces; {rejected_path(out)}: {len(rejected)} with a fault")
 
 
 def _add_ranker(command) -> None:
@@ -416,6 +495,10 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _is_ours(error: Exception) -> bool:

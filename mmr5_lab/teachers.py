@@ -2,16 +2,19 @@
 
 A teacher is given a question, one page and its label, and says why the page can or cannot help answer the
 question (arXiv 2506.12364, data construction). A teacher of your own needs the same three members:
-`name`, `explain` and `refine`, which must be safe to call from several threads if `make_traces` is given workers.
+`name`, `explain` and `refine`, which must be safe to call from several threads if it also has `workers`.
 
-    teacher = ServerTeacher(corpus, Chat("https://api.openai.com/v1", "gpt-4o"), Account("answers.sqlite"))
+    with open_teacher(corpus) as teacher:                                                      # offline
+    with open_teacher(corpus, "https://api.openai.com/v1", "gpt-4o", "answers.sqlite") as teacher:
 """
 
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import openai
@@ -48,6 +51,38 @@ class TeacherGoneError(RuntimeError):
     """The teacher would refuse every further page too."""
 
 
+@contextmanager
+def open_teacher(
+    corpus: Corpus,
+    server: str | None = None,
+    model: str | None = None,
+    answers: str | Path = "answers.sqlite",
+    *,
+    concurrency: int = 16,
+    per_minute: float | None = None,
+    timeout: float = 120.0,
+    price_in: float = 0.0,
+    price_out: float = 0.0,
+    budget: float | None = None,
+) -> "Iterator[EvidenceTeacher | QuoteTeacher | ServerTeacher]":
+    """The teacher `model` on a server (see `Chat`, `Account`), or without both the offline one; closed at the end.
+
+    Raises ValueError where only one of them is given, and like `Chat` and `Account`.
+    """
+    if bool(server) != bool(model):
+        raise ValueError("a teacher on a server needs both: the server's address and the model's name there")
+    if not server or not model:
+        yield evidence_teacher(corpus)
+        return
+    chat = Chat(server, model, concurrency=concurrency, per_minute=per_minute, timeout=timeout)
+    account = Account(answers, price_in=price_in, price_out=price_out, budget=budget)
+    try:
+        yield ServerTeacher(corpus, chat, account)
+    finally:
+        chat.close()
+        account.close()
+
+
 def think_lines(teacher: Teacher, question: pd.Series, pages: Sequence[int], positives: Sequence[int]) -> str:
     """A line `Image i: …` for each page, in order; `positives` are 1-based places in `pages`."""
     explained = [teacher.explain(question, page, i in positives) for i, page in enumerate(pages, 1)]
@@ -74,8 +109,8 @@ class ServerTeacher:
         options: Mapping[str, Any] | None = None,
         page_tokens: int = PAGE_TOKENS,
     ):
-        self.name = chat.model
-        self._corpus, self._chat, self._account, self._page_tokens = corpus, chat, account, page_tokens
+        self.name, self.account = chat.model, account
+        self._corpus, self._chat, self._page_tokens = corpus, chat, page_tokens
         self._options = dict(options or {"max_tokens": 300, "temperature": 0.0})
         self._most = max(int(self._options.get(key, 0)) for key in ("max_tokens", "max_completion_tokens"))
         if account.budget is not None and not self._most:
@@ -98,10 +133,6 @@ class ServerTeacher:
             refine_prompt(question["question"], positives, think_lines(self, question, pages, positives)), None
         )
 
-    def close(self) -> None:
-        self._chat.close()
-        self._account.close()
-
     def _ask(self, prompt: str, image: bytes | None) -> str:
         """The answer to a prompt with or without an image; calls for the same are made once."""
         shown = hashlib.sha256(image).hexdigest() if image else None
@@ -114,7 +145,7 @@ class ServerTeacher:
                 future = self._under_way[key] = Future()
         if ours:
             try:
-                answer = self._account.find(key)
+                answer = self.account.find(key)
                 future.set_result(self._send(key, prompt, image) if answer is None else answer)
             except BaseException as error:
                 future.set_exception(error)
@@ -134,7 +165,7 @@ class ServerTeacher:
             nonlocal number
             if failed is not None:
                 self._refused(number, failed)
-            number = self._account.open_try(key, self.name, bound, self._most)
+            number = self.account.open_try(key, self.name, bound, self._most)
 
         try:
             reply = self._chat.ask([{"role": "user", "content": content}], trying=trying, **self._options)
@@ -142,20 +173,20 @@ class ServerTeacher:
             self._refused(number, error)
             kind = TeacherGoneError if refuses_all(error) else TeacherError
             raise kind(told(error)) from None
-        if reply.prompt_tokens > bound and self._account.budget is not None:
+        if reply.prompt_tokens > bound and self.account.budget is not None:
             raise_to = reply.prompt_tokens - bound + self._page_tokens
             with self._lock:
                 self._page_tokens = max(self._page_tokens, raise_to)
         answer = reply.text.rpartition("</think>")[2].strip()  # of a teacher that reasons aloud
         assert number is not None
         tokens = (reply.prompt_tokens, reply.completion_tokens)
-        self._account.close_try(number, *(tokens if any(tokens) else (bound, self._most)), answer)
+        self.account.close_try(number, *(tokens if any(tokens) else (bound, self._most)), answer)
         return answer
 
     def _refused(self, number: int | None, error: Exception) -> None:
         """A try that the server refused costs nothing; one that was cut off or answered oddly may, so it stays."""
         if number is not None and getattr(error, "status_code", None) is not None:
-            self._account.close_try(number, 0, 0)
+            self.account.close_try(number, 0, 0)
 
 
 def evidence_teacher(corpus: Corpus) -> "EvidenceTeacher | QuoteTeacher":

@@ -83,12 +83,12 @@ def make_traces(
     path: str | Path,
     refined: bool = False,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     max_words: int = MAX_WORDS,
 ) -> Path:
     """Write one trace for each of `candidates` to `path` (JSON lines), page images beside it; returns the path.
 
-    workers: threads that ask the teacher at once
+    workers: threads that ask the teacher at once (default: as many as it says that it takes, `workers`, else one)
     max_words: words about a page before a trace is "too_long" (see `trace_quality.FAULTS` for the other checks)
 
     Traces are appended as they are made, each in one write; those with a fault go to `rejected_path(path)`, with
@@ -109,7 +109,7 @@ def make_traces(
         missing = [c for c in candidates if _key(c.question["question_id"], c.pages) not in done]
         total, stopped = len(candidates), threading.Event()
         bar = tqdm(total=total, initial=total - len(missing), desc="traces", disable=not missing)
-        with bar, ThreadPoolExecutor(workers) as pool:
+        with bar, ThreadPoolExecutor(workers or getattr(teacher, "workers", 1)) as pool:
             try:
                 asked = {pool.submit(_trace, corpus, c, teacher, path.parent, refined, stopped): c for c in missing}
                 for future in as_completed(asked):

@@ -20,4 +20,4 @@ def by_server(corpus: Corpus, url: str, folder: Path, **prices) -> ServerTeacher
 def make_by_server(corpus_folder: Path, url: str, path: Path) -> None:
     corpus = load_corpus(corpus_folder)
     candidates = training_candidates(corpus, retrieve(corpus, top_k=5), 5, shuffles=4)
-    make_traces(corpus, candidates, by_server(corpus, url, path.parent), path, workers=2 * CONCURRENCY)
+    make_traces(corpus, candidates, by_server(corpus, url, path.parent), path)

@@ -155,7 +155,7 @@ def test_keys_stand_in_no_file(corpus, tmp_path, monkeypatch):
         with pytest.raises(TeacherError) as error:
             teacher.explain(question, 0, True)
         teacher.explain(question, 0, True)
-        teacher.close()
+        teacher.account.close()
     assert set(server.keys) == {"Bearer secret-7"}
     assert "secret-7" not in str(error.value)
     assert all(b"secret-7" not in path.read_bytes() for path in tmp_path.iterdir())

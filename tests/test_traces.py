@@ -11,11 +11,12 @@ from killed_work import CONCURRENCY, by_server, make_by_server
 from test_remote import Server
 
 from mmr5_lab.account import BudgetError
+from mmr5_lab.cli import main
 from mmr5_lab.corpus import Corpus
 from mmr5_lab.lines import appending
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.parsing import parse_ranking
-from mmr5_lab.retrieve import Run, retrieve
+from mmr5_lab.retrieve import Run, read_trec, retrieve
 from mmr5_lab.teachers import EvidenceTeacher, TeacherGoneError
 from mmr5_lab.traces import make_traces, read_traces, rejected_path, rl_dataset, sft_dataset, training_candidates
 
@@ -177,7 +178,7 @@ def test_what_fails_for_good_costs_one_trace_and_a_wrong_key_ends_the_work(corpu
     refused = candidates[0].question["question"]
     with Server({refused: [400]}, answer=said_of) as server:
         with pytest.raises(RuntimeError, match=rf"1 of {len(candidates)} traces were not made; .*BadRequestError 400"):
-            make_traces(corpus, candidates, by_server(corpus, server.url, tmp_path), tmp_path / "t.jsonl", workers=8)
+            make_traces(corpus, candidates, by_server(corpus, server.url, tmp_path), tmp_path / "t.jsonl")
         assert len(read_traces(tmp_path / "t.jsonl")) == len(candidates) - 1
         sent = len(server.bodies)
         path = make_traces(corpus, candidates, by_server(corpus, server.url, tmp_path), tmp_path / "t.jsonl")
@@ -196,7 +197,7 @@ def test_a_budget_ends_the_work_and_a_larger_one_goes_on(corpus, candidates, tmp
         prices = {"price_in": 100.0, "price_out": 100.0}
         teacher = by_server(corpus, server.url, tmp_path, budget=0.25, **prices)
         with pytest.raises(BudgetError, match="Raise the budget"):
-            make_traces(corpus, candidates, teacher, tmp_path / "t.jsonl")
+            make_traces(corpus, candidates, teacher, tmp_path / "t.jsonl", workers=1)
         made = read_traces(tmp_path / "t.jsonl")
         assert 0 < len(made) < len(candidates)
         teacher = by_server(corpus, server.url, tmp_path, budget=50.0, **prices)
@@ -250,3 +251,31 @@ def test_twenty_kills_lose_at_most_the_calls_in_flight(tmp_path):
     assert again <= KILLS * CONCURRENCY, "at most the calls in flight are made again"
     for trace in made:
         assert all((path.parent / image).stat().st_size for image in trace["images"])
+
+
+def test_traces_from_the_command_line(corpus, tmp_path, capsys):
+    run, out = str(tmp_path / "bm25.trec"), tmp_path / "t.jsonl"
+    assert main(["retrieve", str(corpus.folder), "--out", run]) == 0
+    command = ["traces", str(corpus.folder), run, "--out", str(out)]
+    with Server({}, answer=said_of) as server:
+        asked = [*command, "--server", server.url, "--model", "m", "--max-traces", "3", "--price-in", "2.5"]
+        assert main([*asked, "--price-out", "10", "--budget", "0.02"]) == 1
+        assert "the budget of 0.02 would be passed" in capsys.readouterr().err
+        assert main([*asked, "--price-out", "10", "--budget", "1"]) == 0
+        sent = len(server.bodies)
+        assert main([*asked, "--price-out", "10"]) == 0
+        assert len(server.bodies) == sent == 15
+    printed = capsys.readouterr().out
+    assert "accepted       3 100.0%" in printed
+    assert len(read_traces(out)) == 3
+    assert "Teacher: m." in (tmp_path / "t.card.md").read_text()
+    assert main(command) == 2, "the offline teacher does not go on with another's file"
+    assert "made otherwise (teacher 'm', now 'evidence')" in capsys.readouterr().err
+    assert main([*command, "--model", "m"]) == 2
+    assert "needs both" in capsys.readouterr().err
+    with appending(out):
+        assert main(asked) == 1
+    assert "another process is writing" in capsys.readouterr().err
+    assert main([*command[:3], "--out", str(tmp_path / "kept.jsonl"), "--shuffles", "0"]) == 0
+    ranked = read_trec(run, corpus).pages
+    assert all(t["candidates"] == ranked[t["query_id"]][:5] for t in read_traces(tmp_path / "kept.jsonl"))
