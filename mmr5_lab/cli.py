@@ -7,7 +7,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from traceback import walk_tb
 from urllib.parse import urlsplit
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_tables(commands)
     _add_sweep(commands)
+    _add_runs(commands)
     return parser
 
 
@@ -481,6 +482,109 @@ def _sweep(arguments: argparse.Namespace) -> None:
             f"{sweep.count('failed')} of {len(sweep.states)} runs failed and {sweep.count('skipped')} were skipped for "
             f"that; the first is {bad[0].job.folder}: {bad[0].message}. The same command tries them again"
         )
+
+
+def _add_runs(commands) -> None:
+    command = commands.add_parser(
+        "runs",
+        help="the ledger of runs: list, show, compare, prune …",
+        description="Look into the runs that are there. Conditions narrow them down: NAME=VALUE, or != < > <= >=; "
+        "NAME is notebook, run, state (done, failed, unfinished, damaged), a parameter or a figure of the results. "
+        "A run is named by the first digits of its hash.",
+    )
+    kinds = command.add_subparsers(required=True, metavar="WHAT")
+
+    def add(name: str, function: Callable[[argparse.Namespace], None], told: str) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(name, help=told, description=told[0].upper() + told[1:] + ".")
+        kind.add_argument("--runs", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
+        kind.set_defaults(command=function)
+        return kind
+
+    def conditions(kind: argparse.ArgumentParser) -> None:
+        kind.add_argument("conditions", metavar="CONDITION", nargs="*", help='such as "LORA_RANK=8" or "last_loss<0.5"')
+
+    kind = add("list", _runs_list, "a line a run, the newest last")
+    conditions(kind)
+    kind.add_argument("--show", metavar="NAME", nargs="+", default=[], help="parameters and figures to show as columns")
+    add("show", _runs_show, "parameters, results and files of a run").add_argument("run", metavar="RUN")
+    add("lineage", _runs_lineage, "what a run came from and what came from it").add_argument("run", metavar="RUN")
+    kind = add("compare", _runs_compare, "two systems query by query, with what differs in how they were made")
+    kind.add_argument("pair", metavar="RUN[:SYSTEM]", nargs=2, help="a run of 04 or 05, and which of its systems")
+    kind.add_argument("--changes", type=_positive, default=10, metavar="N", help="questions shown (default: 10)")
+    kind = add("leaderboard", _runs_leaderboard, "all evaluated systems, seeds averaged, the best first")
+    conditions(kind)
+    kind.add_argument("--html", metavar="FILE", help="also write it as HTML")
+    kind = add("prune", _runs_prune, "runs that nobody needs (default: those that are not done), and delete them")
+    conditions(kind)
+    kind.add_argument("--delete", action="store_true", help="delete them (without, they are only listed)")
+
+
+def _runs_list(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.ledger import flat, runs_table
+
+    table = runs_table(arguments.runs, arguments.conditions)
+    for name in arguments.show:
+        values = zip(table["parameters"], table["results"], strict=True)
+        table[name] = [parameters.get(name, flat(results).get(name, "")) for parameters, results in values]
+    shown = table[["notebook", "run", "state", "started", "seconds", *arguments.show]]
+    if not shown.empty:
+        print(shown.to_string(index=False, na_rep="", float_format="{:.4g}".format))
+    print(f"{len(shown)} runs")
+
+
+def _runs_show(arguments: argparse.Namespace) -> None:
+    import json
+
+    from mmr5_lab.ledger import find_run, state
+    from mmr5_lab.typeset import visible
+
+    record = find_run(arguments.run, arguments.runs)
+    print(f"{record.folder}: {state(record)}{': ' * bool(record.fault)}{record.fault}")
+    failed = record.folder / "failed.txt"
+    if failed.exists():
+        print(visible(failed.read_text(encoding="utf-8", errors="replace")))
+    print(visible(json.dumps({"manifest": record.manifest, "results": record.results}, indent=2)))
+    for path in sorted(record.folder.iterdir()):
+        print(path.name)
+
+
+def _runs_lineage(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.ledger import find_run, lineage
+
+    print(lineage(find_run(arguments.run, arguments.runs), arguments.runs))
+
+
+def _runs_compare(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.compare import presented
+    from mmr5_lab.ledger import compare_runs
+
+    first, second = arguments.pair
+    parameters, systems, queries = compare_runs(first, second, arguments.runs)
+    print("made differently:", parameters.to_string() if len(parameters) else "in nothing", sep="\n", end="\n\n")
+    print(presented(systems).T.to_string(), systems.attrs["note"], sep="\n", end="\n\n")
+    gains, losses = (queries["change"] > 0).sum(), (queries["change"] < 0).sum()
+    print(f"{gains} questions better, {losses} worse, {len(queries) - gains - losses} the same; the largest changes:")
+    largest = queries["change"].abs().sort_values(ascending=False, kind="stable").index[: arguments.changes]
+    print(queries.loc[largest].to_string(float_format="{:.3f}".format))
+
+
+def _runs_leaderboard(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.ledger import leaderboard, write_leaderboard
+
+    table = leaderboard(arguments.runs, arguments.conditions)
+    print(table.to_string(float_format="{:.3f}".format, na_rep=""))
+    if arguments.html:
+        print(write_leaderboard(table, arguments.html))
+
+
+def _runs_prune(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.ledger import prune
+
+    rows = prune(arguments.runs, arguments.conditions, arguments.delete)
+    for row in rows.itertuples():
+        print(f"{row.folder}: {row.state}, {row.MB:.1f} MB")
+    done = "deleted" if arguments.delete else "would be deleted: say --delete to do so"
+    print(f"{len(rows)} runs, {rows['MB'].sum():.1f} MB, {done}")
 
 
 def _corpus(arguments: argparse.Namespace):

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from traitlets.config import Config
 
 from mmr5_lab.corpus import replacing
-from mmr5_lab.runs import FOLDER, PROGRESS, inside_project, project_root, read_progress, read_run, run_hash
+from mmr5_lab.runs import FOLDER, PROGRESS, inside_project, lock_of, project_root, read_progress, read_run, run_hash
 
 CHAIN = {  # notebook, in order -> the parameter by which later ones name its run ("": none does)
     "01_data_construction": "DATA_RUN",
@@ -146,10 +146,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
     source = project / "notebooks" / f"{name}.ipynb"
     checked = checked_parameters(source, parameters)
     folder = run_folder(name, parameters, root)
-    lock = project / root / ".locks" / f"{name}.{folder.name}"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(lock, timeout=0):  # let go by the system if we are killed
+        with FileLock(lock_of(folder), timeout=0):  # let go by the system if we are killed
             if is_done(folder):
                 logger.info("%s: finished before, in %s", name, folder)
             else:

@@ -3,8 +3,9 @@
 Colours are Okabe and Ito's, safe for colour-blind readers; lines and bars also differ in dashes and hatches.
 """
 
+import numbers
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from IPython.core.pylabtools import print_figure
@@ -269,6 +270,65 @@ def _whiskers(table: pd.DataFrame, name: str) -> list[pd.Series]:
     named = f"{name} low" in table
     low, high = (table[f"{name} {end}"] if named else table[end] for end in ("low", "high"))
     return [(table[name] - low).fillna(0).clip(lower=0), (high - table[name]).fillna(0).clip(lower=0)]
+
+
+def parallel_axes(table: pd.DataFrame, settings: Sequence[str], figure_of_merit: str = "micro R@1") -> Figure:
+    """Each row of a leaderboard as a line through its settings to its figure of merit; better lines are darker.
+
+    settings: columns with numbers or names, an axis each; values stand in order of size (names: of the alphabet)
+    """
+    figure = Figure(figsize=(2.2 * (len(settings) + 1) + 1, 4), layout="constrained")
+    axes = figure.subplots()
+    merit = table[figure_of_merit].astype(float)
+    scaled = (merit - merit.min()) / (merit.max() - merit.min() or 1)
+    steps = {name: {v: k for k, v in enumerate(sorted(table[name].unique(), key=_sortable))} for name in settings}
+    heights = pd.DataFrame({n: table[n].map(step) / max(1, len(step) - 1) for n, step in steps.items()}) * 0.9 + 0.05
+    heights[figure_of_merit] = scaled * 0.9 + 0.05
+    for (_, line), shade in sorted(zip(heights.iterrows(), scaled, strict=True), key=lambda pair: pair[1]):
+        colour = BLUE if shade == 1 else GREY
+        axes.plot(range(len(line)), line, color=colour, alpha=0.2 + 0.8 * shade, linewidth=1 + 2 * shade, marker="o")
+    for x, step in enumerate(steps.values()):
+        axes.axvline(x, color="#bbbbbb", linewidth=1, zorder=0)
+        for value, k in step.items():
+            axes.annotate(
+                f"{value}", (x, k / max(1, len(step) - 1) * 0.9 + 0.05), (-6, 5), textcoords="offset points", ha="right"
+            )
+    axes.axvline(len(settings), color="#bbbbbb", linewidth=1, zorder=0)
+    for value in (merit.min(), merit.max()):
+        height = 0.05 + 0.9 * (value - merit.min()) / (merit.max() - merit.min() or 1)
+        axes.annotate(f"{value:.3f}", (len(settings), height), (6, -3), textcoords="offset points")
+    axes.set_xticks(range(len(settings) + 1), [*settings, figure_of_merit])
+    axes.set(yticks=[], ylim=(0, 1.06), xlim=(-0.4, len(settings) + 0.4))
+    axes.spines[:].set_visible(False)
+    best = table.loc[merit.index[merit.argmax()]] if table.index.is_unique else table.iloc[int(merit.argmax())]
+    told = ", ".join(f"{name} {best[name]}" for name in settings)
+    figure.alt = (
+        f"{len(table)} settings against {figure_of_merit}, {merit.min():.3f} to {merit.max():.3f}; best: {told}"
+    )
+    return figure
+
+
+def seed_spread(values: Mapping[str, Sequence[float]], figure_of_merit: str = "micro R@1") -> Figure:
+    """A figure of merit of each system, a point a seed, and the mean as a stroke: is a difference more than seeds?"""
+    figure = Figure(figsize=(8, 0.5 * len(values) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for y, seeds in enumerate(values.values()):
+        mean = sum(seeds) / len(seeds)
+        axes.plot([mean, mean], [y - 0.3, y + 0.3], color=ORANGE, linewidth=3, label="mean" if y == 0 else None)
+        axes.scatter(seeds, [y] * len(seeds), color=BLUE, zorder=3, label="a seed" if y == 0 else None)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set(xlabel=figure_of_merit, ylim=(len(values) - 0.4, -0.6))
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper right", ncols=2)
+    told = "; ".join(f"{name} {min(v):.3f} to {max(v):.3f} ({len(v)})" for name, v in values.items())
+    figure.alt = f"{figure_of_merit} by system, lowest and highest seed (number of seeds): {told}"
+    return figure
+
+
+def _sortable(value: object) -> tuple[bool, float, str]:
+    return (True, 0.0, str(value)) if not isinstance(value, numbers.Real) else (False, float(value), "")
 
 
 def _page(axes: Axes, image: Image.Image, caption: str, gold: bool) -> None:

@@ -82,6 +82,13 @@ def _read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
     return (read, "") if isinstance(read, dict) else (None, "is not a JSON object")
 
 
+def lock_of(folder: Path) -> Path:
+    """The file whose lock a process holds while it makes a run: beside the notebooks' folders, which hold runs only."""
+    place = folder.parents[1] / ".locks" / f"{folder.parent.name}.{folder.name}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
+
+
 def report_progress(folder: str | Path, what: str, done: int, total: int) -> None:
     """Leave word in a run folder of how far its long work has come, for whoever shows a progress bar."""
     with replacing(Path(folder) / PROGRESS) as new:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mmr5_lab.demo import _cut_formulas, result_table, run_demo
-from mmr5_lab.execute import CHAIN
+from mmr5_lab.execute import CHAIN, run_notebook
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.runs import project_root
 from mmr5_lab.training import completions
@@ -94,6 +94,18 @@ def test_a_finished_demo_is_shown_at_once(small, capsys):
     assert time.monotonic() - started < 10
     assert report == small / "runs" / "report.html"
     assert "SFT + RL" in capsys.readouterr().out
+
+
+def test_one_system_is_evaluated_alone(small):
+    """As in notebooks/sweeps/study.yaml: no run of 02 or 03 is needed for a base that answers without reasoning."""
+    profile = yaml.safe_load((small / "profile.yaml").read_text())
+    [data] = small.glob("runs/01_data_construction/*/results.json")
+    given = profile["04_inference"] | {"SYSTEMS": ["base"], "MODE": "direct", "SFT_RUN": "none", "GRPO_RUN": "none"}
+    inference = run_notebook("04_inference", given | {"DATA_RUN": str(data.parent), "FRONTIER": 2}, small / "runs")
+    runs = {"DATA_RUN": str(data.parent), "INFERENCE_RUN": str(inference)}
+    table = result_table(run_notebook("05_evaluation", profile["05_evaluation"] | runs, small / "runs"))
+    assert list(table.index) == ["BM25", "base", "ceiling: candidates", "ceiling: all pages"]
+    assert table.loc["base", "valid"] == 1.0
 
 
 def test_a_profile_with_an_unknown_notebook_is_refused(tmp_path):

@@ -11,6 +11,7 @@ GRPO = pd.DataFrame({
     "step": [1, 2, 3, 4], "rewards/rank_reward/mean": [0.2, 0.4, 0.6, 0.8],
     "rewards/format_reward/mean": [1.0] * 4, "frac_reward_zero_std": [0.5] * 4, "completions/mean_length": [80.0] * 4,
 })  # fmt: skip
+BOARD = pd.DataFrame({"RANK": [8, 16, 32], "teacher": ["a", "a", "b"], "micro R@1": [0.5, 0.9, 0.8]})
 TABLE = pd.DataFrame({"R@1": [0.5, 0.75], "R@3": [0.8, 0.9]}, index=["BM25", "SFT"])
 COST = pd.DataFrame(
     {"tokens a query": [80.0, 240.0], "R@1": [0.5, 0.75], "low": [0.4, 0.7], "high": [0.6, 0.8]}, ["one", "three"]
@@ -45,6 +46,14 @@ GROUPS = pd.DataFrame(
             "BM25 at rank 3; SFT at rank 1",
         ),
         (lambda: plots.recall_bars(TABLE, ceiling=0.9), "BM25 R@1 0.500, R@3 0.800; SFT R@1 0.750"),
+        (
+            lambda: plots.parallel_axes(BOARD, ["RANK", "teacher"]),
+            "3 settings against micro R@1, 0.500 to 0.900; best: RANK 16, teacher a",
+        ),
+        (
+            lambda: plots.seed_spread({"BM25": [0.5], "SFT": [0.7, 0.75]}),
+            "BM25 0.500 to 0.500 (1); SFT 0.700 to 0.750 (2)",
+        ),
         (
             lambda: plots.frontier(pd.DataFrame({"seconds a query": [0.1], "R@1": [0.5]}, index=["score"]), 0.25, 40),
             "score 0.50 in 0.100 s; the retriever 0.25",
