@@ -56,7 +56,8 @@ def _appended(kept: torch.Tensor, room: torch.Tensor, new: torch.Tensor) -> tupl
     return room[..., :length, :], room
 
 
-def _cache(model: Any) -> DynamicCache:
+def roomy_cache(model: Any) -> DynamicCache:
+    """An empty cache for a model, whose keys and values grow in place."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -135,7 +136,7 @@ def write(
             outputs = _forward(model, input_ids[rows], count, given)
 
     with last_position_only(model):
-        model.generate(**inputs, **options, use_cache=True, past_key_values=_cache(model), custom_generate=loop)
+        model.generate(**inputs, **options, use_cache=True, past_key_values=roomy_cache(model), custom_generate=loop)
     return written
 
 
@@ -161,7 +162,7 @@ def next_logits(model: Any, inputs: dict[str, Any], prefixes: Sequence[tuple[int
             cache.crop(-len(prefix))
         return input_ids
 
-    kept: dict[str, Any] = {"past_key_values": _cache(model)} if len(prefixes) > 1 else {"use_cache": False}
+    kept: dict[str, Any] = {"past_key_values": roomy_cache(model)} if len(prefixes) > 1 else {"use_cache": False}
     with last_position_only(model):
         model.generate(**inputs, **kept, max_new_tokens=8, custom_generate=loop)
     return found

@@ -15,7 +15,6 @@ import functools
 from typing import Any, cast
 
 import torch
-from transformers import DynamicCache
 from trl import GRPOTrainer
 from trl.trainer.utils import (
     pad,
@@ -23,6 +22,8 @@ from trl.trainer.utils import (
     split_tensor_dict,
     unsplit_pixel_values_by_grid,
 )
+
+from mmr5_lab.decoding import roomy_cache
 
 # Model types whose positions come from `get_rope_index`, and attention kernels that take any mask.
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -228,7 +229,7 @@ def _share_in_generation(model) -> None:
         if len(groups) == len(input_ids):
             return original(**given, **options)
         first = [group[0] for group in groups]
-        cache = DynamicCache(config=model.config.get_text_config())
+        cache = roomy_cache(model)
         with torch.no_grad():
             inner(
                 input_ids=input_ids[first, :-1],

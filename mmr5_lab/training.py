@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import datasets
 import pandas as pd
@@ -259,7 +260,8 @@ def _common(
 
 def _run(trainer, processor, folder: Path) -> pd.DataFrame:
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(trainer.args.output_dir)))
+    with completions_only():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(Path(trainer.args.output_dir)))
     trainer.save_model(str(folder / "adapter"))
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
     log.to_csv(folder / "log.csv", index=False)
@@ -267,6 +269,14 @@ def _run(trainer, processor, folder: Path) -> pd.DataFrame:
     merged.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return log
+
+
+def completions_only():
+    """Within it trl computes the output layer for tokens that have a label only, which it does by itself with Triton.
+
+    Elsewhere it computes it for the prompt too, most of the tokens here, and throws that away. Same losses.
+    """
+    return patch("trl.trainer.utils._use_triton", return_value=True)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

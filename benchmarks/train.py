@@ -1,0 +1,119 @@
+"""Training as `mmr5_lab.training` does it against plain trl with the same arguments.
+
+    python benchmarks/train.py [--quick] [--json OUT] [--model FOLDER]
+
+SFT: traces of the miniature, two epochs. GRPO: 8 prompts × 8 completions a step, with a KL term. Baseline and ours
+start from the same weights and seeds, so they must log the same losses; the difference is in what is computed twice:
+pages (each epoch, each completion), prompts (each completion), and the output layer of tokens that have no label.
+"""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from common import Peak, Report, arguments, interleaved, model_folder
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from mmr5_lab.corpus import load_corpus
+from mmr5_lab.models import load_model
+from mmr5_lab.page_cache import PageCache
+from mmr5_lab.retrieve import retrieve
+from mmr5_lab.rewards import format_reward, rank_reward
+from mmr5_lab.runs import project_root
+from mmr5_lab.shared_prompt import SharedPromptGRPOTrainer
+from mmr5_lab.teachers import EvidenceTeacher
+from mmr5_lab.traces import make_traces, rl_dataset, sft_dataset, training_candidates
+from mmr5_lab.training import completions_only, lora
+
+SAME = {
+    "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
+    "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False, "seed": 0,
+}  # fmt: skip
+
+
+def candidates_of(split: str):
+    corpus = load_corpus(project_root() / "data/mini/corpus").split(split)
+    return corpus, training_candidates(corpus, retrieve(corpus, top_k=5))
+
+
+def trained(trainer) -> tuple[list[float], float, float]:
+    """Losses of a run, the seconds that its steps took, and the process's peak memory meanwhile (MB)."""
+    trainer.remove_callback(PrinterCallback)
+    with Peak() as peak:
+        trainer.train()
+    log = trainer.state.log_history
+    return [row["loss"] for row in log if "loss" in row], log[-1]["train_runtime"], peak.megabytes
+
+
+def sft(model: str, data, folder: Path, ours: bool):
+    loaded, processor = load_model(model)
+    if ours:
+        PageCache(loaded)
+    given = SFTConfig(
+        output_dir=str(folder), per_device_train_batch_size=8, num_train_epochs=2, max_length=32_768, **SAME
+    )
+    trainer = SFTTrainer(
+        loaded.train(), args=given, train_dataset=data, processing_class=processor, peft_config=lora(32, 64, 0.0)
+    )
+    if not ours:
+        return trained(trainer)
+    with completions_only():
+        return trained(trainer)
+
+
+def grpo(model: str, data, folder: Path, ours: bool, steps: int):
+    loaded, processor = load_model(model)
+    if ours:
+        PageCache(loaded)
+    given = GRPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=32, gradient_accumulation_steps=2, num_generations=8,
+        max_steps=steps, beta=0.04, max_completion_length=220, **SAME,
+    )  # fmt: skip
+    trainer: Any = (SharedPromptGRPOTrainer if ours else GRPOTrainer)(
+        loaded.train(), reward_funcs=[rank_reward, format_reward], args=given, train_dataset=data,
+        processing_class=processor, peft_config=lora(16, 32, 0.0),
+    )  # fmt: skip
+    if not ours:
+        return trained(trainer)
+    with completions_only():
+        return trained(trainer)
+
+
+def report_on(report: Report, name: str, ways: dict, work: float, unit: str, rounds: int) -> None:
+    """Only the steps' own seconds count, not loading and preparing the data."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    peaks: dict[str, float] = {}
+    for _ in range(rounds):
+        _, results = interleaved(ways, 1)
+        for way, (_, took, peak) in results.items():
+            seconds[way].append(took)
+            peaks[way] = max(peak, peaks.get(way, 0.0))
+        difference = max(abs(a - b) for a, b in zip(results["plain"][0], results["ours"][0], strict=True))
+        assert difference < 1e-4, f"{name}: losses differ by {difference:g}"
+    note = f"losses within {difference:.0e}; peak {peaks['plain']:.0f} MB, {peaks['ours']:.0f} MB"
+    report.add(name, seconds["plain"], seconds["ours"], work, unit, note)
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    given = arguments(__doc__.split("\n")[0])
+    model, rounds = model_folder(given.model), 1 if given.quick else 3
+    traces, steps = (32, 2) if given.quick else (96, 4)
+    report = Report("Training against plain trl")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus, chosen = candidates_of("sft")
+        data = sft_dataset(make_traces(corpus, chosen[:traces], EvidenceTeacher(corpus), folder / "traces.jsonl"))
+        base = str(project_root() / "data/mini/base")
+        ways = {way: lambda way=way: sft(base, data, folder, way == "ours") for way in ("plain", "ours")}
+        report_on(report, "SFT, 2 epochs", ways, 2 * len(data), "samples/s", rounds)
+        prompts = rl_dataset(*candidates_of("rl"))
+        ways = {way: lambda way=way: grpo(model, prompts, folder, way == "ours", steps) for way in ("plain", "ours")}
+        report_on(report, "GRPO, 64 completions a step", ways, steps, "steps/s", rounds)
+    report.finish(given.json)
+
+
+if __name__ == "__main__":
+    main()
