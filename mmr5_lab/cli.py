@@ -127,10 +127,24 @@ def _add_retrieve(commands) -> None:
     command = commands.add_parser(
         "retrieve",
         help="rank the pages of each question's document",
-        description="Rank the pages of each question's own document and write a TREC run.",
+        description="Rank the pages of each question's own document and write a TREC run. All methods but bm25 encode "
+        "the pages first and keep the vectors, with progress and time left; an interrupted run continues when started "
+        "again.",
     )
     command.add_argument("corpus", metavar="CORPUS", help="corpus folder")
-    command.add_argument("--method", choices=["bm25"], default="bm25", help="retriever (default: bm25)")
+    command.add_argument(
+        "--method",
+        choices=["bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense"],
+        default="bm25",
+        help="retriever (default: bm25); dense reads the pages' text, the others their images",
+    )
+    command.add_argument("--model", help="model folder or hub name (default: the paper's for the method)")
+    command.add_argument(
+        "--vectors", metavar="FOLDER", help="where page vectors are kept (default: CORPUS/vectors, one folder a model)"
+    )
+    command.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="pages a batch (default: 4)")
+    command.add_argument("--max-pixels", type=_positive, metavar="N", help="pixels of a page (default: the model's)")
+    command.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
     command.add_argument("--out", required=True, metavar="RUN", help="TREC run to write")
     command.add_argument("--top-k", type=_positive, default=10, metavar="K", help="pages a question (default: 10)")
     command.add_argument("--split", metavar="NAME", help="only the documents of this split")
@@ -144,7 +158,20 @@ def _retrieve(arguments: argparse.Namespace) -> None:
     corpus = _corpus(arguments)
     if corpus.questions.empty:
         raise CorpusError(f"{arguments.corpus} has no questions to retrieve for")
-    run = retrieve(corpus, arguments.method, arguments.top_k)
+    options = {name: getattr(arguments, name) for name in ("max_pixels", "device") if getattr(arguments, name)}
+    if arguments.method == "bm25" and (options or arguments.model or arguments.vectors):
+        raise ValueError("bm25 has no --model, --vectors, --max-pixels or --device: name another --method")
+    if arguments.method in ("clip", "dense") and arguments.max_pixels:
+        raise ValueError(f"{arguments.method} has no pixel budget: leave --max-pixels away")
+    run = retrieve(
+        corpus,
+        arguments.method,
+        arguments.top_k,
+        model=arguments.model,
+        vectors=arguments.vectors,
+        batch_size=arguments.batch_size,
+        **options,
+    )
     write_trec(run, corpus, arguments.out, tag=arguments.method)
     print(f"{arguments.out}: {len(run.pages)} questions, up to {arguments.top_k} pages each")
 

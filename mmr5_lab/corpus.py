@@ -12,6 +12,7 @@ a range of parquet rows whose end is inclusive, and the page ids of questions co
 """
 
 import ast
+import hashlib
 import io
 import json
 import re
@@ -141,6 +142,15 @@ class PageStore:
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the file's footer, which holds the size of each column of each row group."""
+        with self.path.open("rb") as file:
+            file.seek(-8, 2)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - length, 2)
+            return hashlib.sha256(file.read(length)).hexdigest()[:12]
+
     def column(self, name: str) -> list[Any]:
         """A whole column. Meant for names and texts; the images of a corpus need not fit in memory."""
         return self._file.read(columns=[name]).column(name).to_pylist()
@@ -214,6 +224,11 @@ class Corpus:
         if doc_name not in self._rows:
             raise CorpusError(f"{self.folder} has no document {doc_name!r}")
         return self._rows[doc_name][1]
+
+    def rows(self, doc_name: str) -> range:
+        """Rows of a document's pages in the page file. Raises CorpusError if the corpus does not have it."""
+        num_pages = self.num_pages(doc_name)
+        return range(self._rows[doc_name][0], self._rows[doc_name][0] + num_pages)
 
     def page_bytes(self, doc_name: str, page: int) -> bytes:
         """The page's image file (JPEG or PNG) as stored. Raises CorpusError if it is empty or not there."""

@@ -53,6 +53,52 @@ def test_retrieve_then_evaluate(folder, tmp_path, capsys):
         assert row in rows
 
 
+def test_a_vision_model_retrieves_from_the_shell(tmp_path, capsys):
+    """Small random weights of the real classes, by a folder, to a run; the second run encodes nothing."""
+    from retrievers import clip
+
+    clip(tmp_path / "clip")
+    build_mini(tmp_path / "corpus")
+    arguments = ["retrieve", str(tmp_path / "corpus"), "--method", "clip", "--model", str(tmp_path / "clip")]
+    arguments += ["--out", str(tmp_path / "clip.trec"), "--top-k", "2"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'clip.trec'}: 1 questions, up to 2 pages each\n"
+    assert "encoding: 100%" in captured.err
+    first = (tmp_path / "clip.trec").read_text()
+    assert [line.split()[0] for line in first.splitlines()] == ["a.pdf:q0"] * 2
+    assert first.splitlines()[0].endswith(" clip")
+    assert main(arguments) == 0
+    assert "encoding" not in capsys.readouterr().err
+    assert (tmp_path / "clip.trec").read_text() == first
+    assert main([*arguments, "--max-pixels", "100"]) == 2
+
+
+def build_mini(folder) -> None:
+    import io
+
+    from PIL import Image
+
+    def picture(grey):
+        buffer = io.BytesIO()
+        Image.new("L", (60, 80), grey).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    asked = {"Q": "Which?", "A": "", "page_id": [1], "type": "text-only", "layout_mapping": []}
+    pages = [{"doc_name": "a.pdf", "image_binary": picture(grey)} for grey in (0, 100, 200)]
+    write_corpus(folder, [{"doc_name": "a.pdf", "domain": "Laws", "questions": [asked]}], pages)
+
+
+def test_methods_of_the_shell_are_those_of_python():
+    from mmr5_lab.cli import _parser
+    from mmr5_lab.encoders import ENCODERS
+    from mmr5_lab.retrieve import METHODS
+
+    for method in METHODS:
+        assert _parser().parse_args(["retrieve", "c", "--out", "r", "--method", method]).method == method
+    assert set(METHODS) == {"bm25", *ENCODERS}
+
+
 def test_evaluate_by_type_with_other_measures(folder, tmp_path, capsys):
     run = str(tmp_path / "run")
     main(["retrieve", str(folder), "--out", run])

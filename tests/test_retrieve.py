@@ -8,7 +8,7 @@ import pytest
 from ir_measures import R
 
 from mmr5_lab.corpus import load_corpus, write_corpus
-from mmr5_lab.retrieve import Run, RunError, bm25_scores, read_trec, retrieve, write_qrels, write_trec
+from mmr5_lab.retrieve import Run, RunError, bm25_scores, hard_negatives, read_trec, retrieve, write_qrels, write_trec
 
 
 def question(text: str, gold: list[int]) -> dict:
@@ -191,3 +191,31 @@ def test_retrieval_is_silent(corpus, capfd):
     assert captured.out == ""
     assert captured.err.count("\n") <= 1  # at most the warning about the document without words
     assert "%|" not in captured.err
+
+
+def test_hard_negatives_are_the_best_wrong_pages_below_the_right_one(corpus):
+    """Gold page 1 of scan.pdf scores 10. With a share of .95 page 0 (9.8) may be right too; page 2 (9.5) is not."""
+    run = Run({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [10.0, 9.8, 9.5]})
+    mined = hard_negatives(run, corpus, num_candidates=2)
+    assert mined == Run({"scan.pdf:q0": [1, 2]}, {"scan.pdf:q0": [10.0, 9.5]})
+    assert hard_negatives(run, corpus, 2, max_share=1).pages == {"scan.pdf:q0": [1, 0]}
+    assert hard_negatives(run, corpus, 5, max_share=1).pages == {"scan.pdf:q0": [1, 0, 2]}
+    # below zero a share still lies below: 5 % of 10 under -10 is -10.5
+    below = Run({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [-10.0, -10.2, -10.6]})
+    assert hard_negatives(below, corpus, 3).pages == {"scan.pdf:q0": [1, 2]}
+
+
+def test_a_right_page_that_was_not_found_is_added(corpus):
+    run = Run({"scan.pdf:q0": [2, 0]}, {"scan.pdf:q0": [3.0, 1.0]})
+    assert hard_negatives(run, corpus, 2) == Run({"scan.pdf:q0": [2, 1]}, {"scan.pdf:q0": [3.0, 1.0]})
+
+
+def test_questions_without_a_wrong_page_are_left_out(corpus):
+    run = Run({"scan.pdf:q0": [1, 0]}, {"scan.pdf:q0": [3.0, 3.0]})
+    assert hard_negatives(run, corpus, 2).pages == {}
+    with pytest.raises(ValueError, match="has no scores"):
+        hard_negatives(Run({"scan.pdf:q0": [1]}), corpus)
+    with pytest.raises(ValueError, match="at least 2"):
+        hard_negatives(run, corpus, 1)
+    with pytest.raises(ValueError, match="belongs to another corpus"):
+        hard_negatives(Run({"x:q0": [1]}, {"x:q0": [1.0]}), corpus)
