@@ -91,8 +91,9 @@ def test_missing_rows_say_what_makes_them(corpus, folder):
     assert command("ColQwen", "Qwen2.5-VL-7B-sft", "c", "r").endswith(
         "# MODEL: that of notebooks/02_sft.ipynb with notebooks/profiles/paper.yaml"
     )
-    for method, what in (("retriever only", "DSE"), ("RagVL", "RagVL")):
-        assert command("DSE", method, "c", "r").startswith(f"rank with {what}'s own code and write lines")
+    assert command("E5-V", "retriever only", "c", "r") == "mmr5 retrieve c --method e5-v --top-k 10 --out r/e5-v.trec"
+    for first_stage, method, what in (("Other", "retriever only", "Other"), ("DSE", "RagVL", "RagVL")):
+        assert command(first_stage, method, "c", "r").startswith(f"rank with {what}'s own code and write lines")
 
 
 @pytest.mark.parametrize("method", RERANKERS)
