@@ -225,6 +225,7 @@ def _traces(arguments: argparse.Namespace) -> None:
     from mmr5_lab.teachers import ServerTeacher, open_teacher
     from mmr5_lab.trace_quality import dataset_card, report
     from mmr5_lab.traces import make_traces, read_traces, rejected_path, training_candidates
+    from mmr5_lab.widgets import trace_browser
 
     corpus = _corpus(arguments)
     run = read_trec(arguments.run, corpus)
@@ -251,7 +252,8 @@ def _traces(arguments: argparse.Namespace) -> None:
     accepted, rejected = read_traces(out), read_traces(rejected_path(out))
     print(report(accepted, rejected)[["traces", "share"]].to_string(formatters={"share": "{:.1%}".format}))
     out.with_suffix(".card.md").write_text(dataset_card(accepted, rejected, out.stem), encoding="utf-8")
-    print(f"{out}: {len(accepted)} traces; {rejected_path(out)}: {len(rejected)} with a fault")
+    look = trace_browser(corpus, accepted, rejected).twin().save(out.with_suffix(".html"))
+    print(f"{out}: {len(accepted)} traces; {rejected_path(out)}: {len(rejected)} with a fault; to look at: {look}")
 
 
 def _add_ranker(command) -> None:

@@ -48,6 +48,8 @@ SFT_QUESTION_TEMPLATE = (
     "There are {image_num} images, id from 1 to {image_num}, Image ID to image mapping:"
 )
 
+_ASKED = re.compile(r"The question is: (.*?)\n\nThere are \d+ images", re.DOTALL)
+
 IMAGE_PREFIX = "\nImage {i}: "
 
 TEACHER_POSITIVE_TEMPLATE = (
@@ -148,6 +150,12 @@ def build_messages(
         {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
         {"role": "user", "content": content},
     ]
+
+
+def asked_question(prompt: str) -> str | None:
+    """The question in the text of a prompt that was built with these templates; None in another."""
+    found = _ASKED.search(prompt)
+    return found and found[1]
 
 
 def build_pointwise_messages(query: str) -> list[dict[str, Any]]:

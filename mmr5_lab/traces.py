@@ -250,13 +250,10 @@ def _trace(
     images = [_page_file(corpus, question["doc_name"], page, folder) for page in chosen.pages]
     written = (teacher.refine if refined else partial(think_lines, teacher))(question, chosen.pages, positives)
     order = positives + [i for i in range(1, len(chosen.pages) + 1) if i not in positives]
-    system, user = build_messages(question["question"], len(chosen.pages))
     return {
-        "messages": [
-            {"role": "system", "content": _swift_text(system)},
-            {"role": "user", "content": _swift_text(user)},
-            {"role": "assistant", "content": completion_text(neutralise(written), order)},
-        ],
+        "messages": swift_messages(
+            build_messages(question["question"], len(chosen.pages)), completion_text(neutralise(written), order)
+        ),
         "images": images,
         "query_id": question["question_id"],
         "doc_name": question["doc_name"],
@@ -269,9 +266,16 @@ def _trace(
     }
 
 
-def _swift_text(message: dict[str, Any]) -> str:
-    """A message as ms-swift writes it: one string with `<image>` where each image stands."""
-    return "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
+def swift_messages(messages: list[dict[str, Any]], completion: str) -> list[dict[str, str]]:
+    """Chat messages and a completion as ms-swift writes them: strings, with `<image>` where each image stands."""
+    told = [
+        {
+            "role": message["role"],
+            "content": "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"]),
+        }
+        for message in messages
+    ]
+    return [*told, {"role": "assistant", "content": completion}]
 
 
 def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:

@@ -9,7 +9,6 @@ is to see of the one selected. `twin()` is the same as a static page. All texts 
 visible, whoever wrote them.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,8 @@ from mmr5_lab.corpus import Corpus, page_id
 from mmr5_lab.gold_ranks import first_few
 from mmr5_lab.parsing import parse_ranking, reasons_in_order
 from mmr5_lab.plots import GOLD_MARK
+from mmr5_lab.prompts import asked_question
+from mmr5_lab.trace_quality import FAULTS
 from mmr5_lab.typeset import escape_html, html_table
 
 NONE = "(none)"
@@ -191,7 +192,7 @@ def completion_viewer(completions: pd.DataFrame, figure: str = "") -> Browser:
         spread = "all alike" if np.ptp(total.to_numpy()) < 1e-9 else "differ"
         best = ", ".join(f"{_name(name)} {group[name].mean():.2f}" for name in rewards)
         step = int(group["step"].iloc[0])
-        return Row("even", f"step {step}", _asked(group["prompt"].iloc[0]), best,
+        return Row("even", f"step {step}", _question_in(group["prompt"].iloc[0]), best,
                    " ".join([group["prompt"].iloc[0], *group["text"]]), [[str(step)], [spread]])  # fmt: skip
 
     def render(k: int) -> str:
@@ -207,13 +208,60 @@ def completion_viewer(completions: pd.DataFrame, figure: str = "") -> Browser:
             )
         prompt = group["prompt"].iloc[0]
         return (
-            f"<h3>{escape_html(_asked(prompt))}</h3>"
+            f"<h3>{escape_html(_question_in(prompt))}</h3>"
             f'<p class="meta">step {int(group["step"].iloc[0])}, {len(group)} completions of one prompt, best first</p>'
             f'<ol class="cards">{"".join(cards)}</ol><details><summary>Prompt</summary><pre>{escape_html(prompt)}</pre>'
             "</details>"
         )
 
     return Browser("Completions while training", ["Step", "Rewards"], [row(g) for g in groups], render, None, figure)
+
+
+def trace_browser(
+    corpus: Corpus, accepted: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]] = ()
+) -> Browser:
+    """Reasoning traces beside the pages that they are about, in the order that the student sees them.
+
+    accepted, rejected: what `traces.read_traces` reads of a file and of its `rejected_path`, made from this corpus
+
+    Filters: domain, type, what the checks said (a fault, or accepted), place of the first right page. Raises ValueError
+    for no traces, and CorpusError where the corpus does not have a trace's question.
+    """
+    traces = [*accepted, *rejected]
+    if not traces:
+        raise ValueError("there are no traces to look at")
+    corpus.with_questions({trace["query_id"] for trace in traces})  # raises for unknown ones
+
+    def row(trace: Mapping[str, Any]) -> Row:
+        question = corpus.by_id[trace["query_id"]]
+        faults = list(trace.get("faults", ()))
+        note = f"{question['doc_name']} · {trace['teacher']}"
+        place = str(min(trace["positive_ids"], default=NONE))
+        return Row("bad" if faults else "good", ", ".join(faults) or "accepted", question["question"], note,
+                   _find(question, [trace["messages"][-1]["content"]]),
+                   [*_who(question), faults or ["accepted"], [place]])  # fmt: skip
+
+    def render(k: int) -> str:
+        trace = traces[k]
+        question, completion = corpus.by_id[trace["query_id"]], trace["messages"][-1]["content"]
+        pages = trace["candidates"]
+        reasons = reasons_in_order(parse_ranking(completion, len(pages)).think, range(len(pages)))
+        faults = "".join(
+            f'<li><span class="badge bad">{escape_html(fault)}</span> {escape_html(FAULTS.get(fault, ""))}</li>'
+            for fault in trace.get("faults", ())
+        )
+        repeats = f'<p class="facts">repeats {escape_html(trace["repeats"])}</p>' if trace.get("repeats") else ""
+        cards = "".join(
+            f'<li>{_page(question, page)}<div><span class="place"><span class="rank">Image {i}</span> · page {page + 1}'
+            f"{_star(i in trace['positive_ids'])}</span>{_said(reason)}</div></li>"
+            for i, (page, reason) in enumerate(zip(pages, reasons, strict=True), 1)
+        )
+        written = _written({"text": completion})
+        return f'{_head(question)}<ol>{faults}</ol>{repeats}<ol class="cards">{cards}</ol>{written}'
+
+    facets = ["Domain", "Type", "Checks", "First right image"]
+    title = f"Traces: {len(accepted)} accepted, {len(rejected)} rejected"
+    return Browser(title, facets, [row(trace) for trace in traces], render, corpus)
 
 
 @dataclass(frozen=True)
@@ -325,13 +373,16 @@ def _cards(question: pd.Series, row: Mapping[str, Any]) -> str:
     reasons = reasons_in_order(row.get("think"), order, row.get("shown"))
     for rank, (page, k, reason) in enumerate(zip(pages, order, reasons, strict=True), 1):
         moved = "▲" if rank < k + 1 else "▼" if rank > k + 1 else "="
-        said = f"<p>{escape_html(reason)}</p>" if reason else '<p class="silent">nothing said of this page</p>'
         items.append(
             f'<li>{_page(question, page)}<div><span class="place"><span class="rank">{rank}</span> '
             f"{moved} from {k + 1} · page {page + 1}{_star(page in question['gold_pages'])}</span>"
-            f"{said}</div></li>"
+            f"{_said(reason)}</div></li>"
         )
     return f'<ol class="cards">{"".join(items)}</ol>'
+
+
+def _said(reason: str) -> str:
+    return f"<p>{escape_html(reason)}</p>" if reason else '<p class="silent">nothing said of this page</p>'
 
 
 def _written(row: Mapping[str, Any]) -> str:
@@ -407,7 +458,6 @@ def _text(message: Any) -> str:
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
-def _asked(prompt: str) -> str:
+def _question_in(prompt: str) -> str:
     """The question in a prompt's text; all of it where the template is another."""
-    found = re.search(r"The question is: (.*?)\n\nThere are \d+ images", prompt, re.DOTALL)
-    return found[1] if found else prompt
+    return asked_question(prompt) or prompt

@@ -19,7 +19,10 @@ from mmr5_lab.prompts import build_messages
 from mmr5_lab.rerank import Ranker, Ranking
 from mmr5_lab.rerank_run import rerank_run
 from mmr5_lab.retrieve import retrieve
-from mmr5_lab.widgets import completion_viewer, order_browser, reasoning_browser, run_comparison
+from mmr5_lab.teachers import evidence_teacher
+from mmr5_lab.traces import make_traces, read_traces, training_candidates
+from mmr5_lab.typeset import visible
+from mmr5_lab.widgets import completion_viewer, order_browser, reasoning_browser, run_comparison, trace_browser
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)></textarea>**b** \x1b[31m \u202egnp"
 
@@ -319,3 +322,28 @@ def test_an_empty_list_is_a_browser_too():
 def test_scores_without_text_are_shown(corpus, runs):
     scored = runs["last"].assign(text="", think=None, faults=[[]] * 9, scores=[np.arange(4.0)] * 9)
     assert "ranked by scores, without text" in html(reasoning_browser(corpus, {"score": scored}), 4)
+
+
+def test_a_trace_stands_beside_its_pages_in_the_student_s_order(corpus, tmp_path):
+    candidates = training_candidates(corpus, retrieve(corpus, "bm25", top_k=4), 4)
+    path = make_traces(corpus, candidates, evidence_teacher(corpus), tmp_path / "t.jsonl")
+    accepted = read_traces(path)
+    evil = {**accepted[0], "faults": ["label_leaked", EVIL], "repeats": EVIL, "teacher": EVIL}
+    evil["messages"] = [*evil["messages"][:2], {"content": f"<think>Image 2: {EVIL}</think><answer>[2]</answer>"}]
+    browser = trace_browser(corpus, accepted, [evil])
+    assert column(browser, "Checks") == [["accepted"]] * len(accepted) + [["label_leaked", visible(EVIL)]]
+    assert [row["mark"] for row in browser.rows] == ["good"] * len(accepted) + ["bad"]
+    cards = re.findall(r"<li>.*?</li>", html(browser, 0).split('<ol class="cards">')[1])
+    pages = [f"{accepted[0]['doc_name']}:{page}" for page in accepted[0]["candidates"]]
+    assert [re.search(r'data-page="([^"]+)"', card)[1] for card in cards] == pages
+    assert ["right</span>" in card for card in cards] == [k in accepted[0]["positive_ids"] for k in (1, 2, 3, 4)]
+    assert all("a " in re.search(r"<p>(.*?)</p>", card)[1] for card in cards)
+    shown = html(browser, len(accepted))
+    assert "<script" not in shown
+    assert "the label is named as such" in shown
+    assert "nothing said of this page" in shown
+    assert "<script>alert" not in browser.twin().html
+    with pytest.raises(ValueError, match="no traces"):
+        trace_browser(corpus, [])
+    with pytest.raises(ValueError, match="has no question 'x:q0'"):
+        trace_browser(corpus, [{**accepted[0], "query_id": "x:q0"}])
