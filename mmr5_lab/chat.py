@@ -1,7 +1,7 @@
 """Ask a server with OpenAI's chat interface, from many threads at once, and lose nothing to faults that pass.
 
     chat = Chat("http://localhost:8000/v1", "i2vec/MM-R5", concurrency=16)
-    chat.ask(with_images(messages, pages), max_tokens=200, temperature=0.0).text
+    chat.ask(with_images(messages, map(page_url, pages)), max_tokens=200, temperature=0.0).text
     chat.close()
 
 The key is read from the environment variable OPENAI_API_KEY and written nowhere.
@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,14 +156,14 @@ def told(error: Exception) -> str:
     return f"{type(error).__name__}{f' {status}' if status else ''}: {text[:200]}"
 
 
-def with_images(messages: list[dict[str, Any]], pages: Sequence[str | Path | bytes | Image.Image]) -> list[dict]:
-    """The messages with each image placeholder replaced by a page, as a data URL."""
-    left = iter(pages)
+def with_images(messages: list[dict[str, Any]], urls: Iterable[str]) -> list[dict[str, Any]]:
+    """The messages with each image placeholder replaced by a URL, in their order."""
+    left = iter(urls)
 
     def part(given: dict[str, Any]) -> dict[str, Any]:
         if given["type"] != "image":
             return given
-        return {"type": "image_url", "image_url": {"url": page_url(next(left))}}
+        return {"type": "image_url", "image_url": {"url": next(left)}}
 
     return [{**message, "content": [part(p) for p in message["content"]]} for message in messages]
 
@@ -175,7 +175,7 @@ def page_url(page: str | Path | bytes | Image.Image) -> str:
         image = Image.open(io.BytesIO(data))
         if image.format == "JPEG":
             return data_url(data, "jpeg")
-        if image.format == "PNG" and image.mode in ("RGB", "L") and "transparency" not in image.info:
+        if image.format == "PNG" and image.mode in ("RGB", "L", "P", "1") and "transparency" not in image.info:
             return data_url(data, "png")  # others may be transparent or of kinds that are not taken everywhere
         data = image
     buffer = io.BytesIO()

@@ -12,16 +12,18 @@ after everything else has been given out, so that `rerank.rerank_run` keeps it a
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import lru_cache
 from typing import Any
 
-from mmr5_lab.chat import Chat, Reply, told, with_images
-from mmr5_lab.pages import Page, Pair
+from mmr5_lab.chat import Chat, Reply, page_url, told, with_images
+from mmr5_lab.pages import Pages, Pair
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import build_messages
 from mmr5_lab.rerank import Ranker, Ranking, RemoteError
 
+KEPT_URLS = 1024  # pages that are kept as they are sent: a page stands in several questions' candidates
 _END_TOKEN = re.compile(r"<\|\w+\|>\Z")
 
 
@@ -55,6 +57,7 @@ class RemoteReranker(Ranker):
         self.base_url, self.model, self.concurrency = base_url, model, concurrency
         self.timeout, self.retries, self.pause = timeout, retries, pause
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        self._sizes = {}
 
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
@@ -65,8 +68,9 @@ class RemoteReranker(Ranker):
         """
         if mode != "reason":
             raise ValueError(f"mode {mode!r} needs the model's logits, which a server does not give: use mode 'reason'")
-        self.check(pairs)  # which also loads images that were opened lazily, before threads share them
-        requests = [build_messages(query, len(pages)) for query, pages in pairs]
+        pages = Pages(pairs, self._sizes)  # which also loads images that were opened lazily, before threads share them
+        url = lru_cache(KEPT_URLS)(lambda key: page_url(pages.source(key)))
+        requests = [build_messages(query, len(keys)) for (query, _), keys in zip(pairs, pages.keys, strict=True)]
         failures: dict[int, str] = {}
         pool = ThreadPoolExecutor(2 * self.concurrency)  # those that wait to be tried again take a thread, not a place
         chat = Chat(
@@ -79,8 +83,8 @@ class RemoteReranker(Ranker):
         )
         try:
             asked = {
-                pool.submit(self._ask, chat, messages, pages): i
-                for i, (messages, (_, pages)) in enumerate(zip(requests, pairs, strict=True))
+                pool.submit(self._ask, chat, messages, keys, url): i
+                for i, (messages, keys) in enumerate(zip(requests, pages.keys, strict=True))
             }
             for future in as_completed(asked):
                 try:
@@ -93,17 +97,19 @@ class RemoteReranker(Ranker):
         if failures:
             raise RemoteError(failures, len(pairs))
 
-    def _ask(self, chat: Chat, messages: list[dict[str, Any]], pages: Sequence[Page]) -> Ranking:
+    def _ask(
+        self, chat: Chat, messages: list[dict[str, Any]], keys: list[bytes], url: Callable[[bytes], str]
+    ) -> Ranking:
         started = time.perf_counter()
         options: dict[str, Any] = {} if self.seed is None else {"seed": self.seed}
         reply = chat.ask(
-            with_images(messages, pages),
+            with_images(messages, map(url, keys)),
             max_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=1.0,
             **options,
         )
-        return _ranking(reply, len(pages), time.perf_counter() - started)
+        return _ranking(reply, len(keys), time.perf_counter() - started)
 
 
 def _ranking(reply: Reply, n: int, seconds: float) -> Ranking:

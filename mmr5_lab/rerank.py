@@ -81,6 +81,8 @@ class RemoteError(RuntimeError):
 class Ranker:
     """What ranks pages: a loaded model, a server (`remote`), or a strategy over either (`strategies`)."""
 
+    _sizes: Sizes | None = None  # of pages that were found good, where a ranker remembers them
+
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
     ) -> Iterator[tuple[int, Ranking]]:
@@ -89,7 +91,7 @@ class Ranker:
 
     def check(self, pairs: Sequence[Pair]) -> None:
         """Raises ValueError, naming pair and page, for pages that cannot be ranked, before any work is done."""
-        Pages(pairs)
+        Pages(pairs, self._sizes)
 
     def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
         """Rank the pages (paths, image bytes or PIL images) of one query.
@@ -143,7 +145,7 @@ class Reranker(Ranker):
             if temperature > 0
             else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
-        self._sizes: Sizes = {}  # of pages that were found good
+        self._sizes = {}
         self._blank: dict[tuple[tuple[int, int], ...], list[float]] = {}
 
     @classmethod
@@ -193,10 +195,6 @@ class Reranker(Ranker):
             seconds = (time.perf_counter() - started) / len(batch)
             for i, values in zip(batch, rankings, strict=True):
                 yield i, Ranking(**values, seconds=seconds)
-
-    def check(self, pairs: Sequence[Pair]) -> None:
-        """As `Ranker.check`; what was found good is not decoded again."""
-        Pages(pairs, self._sizes)
 
     def _checked(self, pairs: Sequence[Pair], mode: str, batch_size: int) -> tuple[Pages, list[str], list[int]]:
         """The pages, and each pair's prompt and its tokens. Raises ValueError, naming the pair."""
@@ -257,15 +255,12 @@ class Reranker(Ranker):
             return dict(inputs)
         seen = self.page_cache.encoded(list(chain.from_iterable(keys)), pages.image, self.processor)
         expanded, _ = self.processor.get_text_with_replacements(list(texts), [page["text"] for page in seen])
-        inputs = dict(
-            self.processor.tokenizer(
-                expanded, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
-            ).to(device)
-        )
-        kinds = "token_type_ids" if "token_type_ids" in self.processor.model_input_names else "mm_token_type_ids"
+        lists = self.processor.tokenizer(expanded, padding=True, padding_side="left", add_special_tokens=False)
         if self.processor.return_mm_token_type_ids:
-            kind_ids = self.processor.create_mm_token_type_ids(inputs["input_ids"])
-            inputs[kinds] = torch.tensor(kind_ids, device=device)
+            of_text = "token_type_ids" in self.processor.model_input_names
+            kinds = self.processor.create_mm_token_type_ids(lists["input_ids"])
+            lists["token_type_ids" if of_text else "mm_token_type_ids"] = kinds
+        inputs: dict[str, Any] = {name: torch.tensor(values, device=device) for name, values in lists.items()}
         if seen[0]["grid"] is not None:
             inputs["image_grid_thw"] = torch.stack([page["grid"] for page in seen]).to(device)
         return inputs | {"mm_encoder_outputs": {"image": self.page_cache.joined(seen)}}
