@@ -60,7 +60,7 @@ def _add_demo(commands) -> None:
     command = commands.add_parser(
         "demo",
         help="the whole method on the miniature",
-        description="Run notebooks 01 to 05 in a chain, print the result table and write runs/report.html. "
+        description="Run notebooks 01 to 06 in a chain, print the result table and write runs/report.html. "
         "An interrupted run continues when started again; a finished one is shown at once.",
     )
     command.add_argument(

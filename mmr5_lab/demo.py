@@ -1,4 +1,4 @@
-"""The whole method in one go: notebooks 01 to 05 in a chain, then one HTML report and the result table.
+"""The whole method in one go: notebooks 01 to 06 in a chain, then one HTML report and the result table.
 
 `make demo` calls this with the miniature's profile. Interrupted, it goes on where it was: finished notebooks are
 not run again, and a notebook that was stopped continues from its last checkpoint.
@@ -14,11 +14,10 @@ from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
 
 from mmr5_lab.corpus import replacing
-from mmr5_lab.execute import CHAIN, parents, read_profile, run_notebook
+from mmr5_lab.execute import CHAIN, parents, read_profile, run_notebook, without_widgets
 from mmr5_lab.runs import inside_project, project_root, results
 from mmr5_lab.typeset import html_page
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
 table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; border: 0; display: block; overflow-x: auto; }
@@ -79,13 +78,13 @@ def write_report(folders: dict[str, Path], path: Path) -> Path:
 
 def _body(path: Path) -> str:
     """A notebook's prose and results as HTML."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = without_widgets(nbformat.read(path, as_version=4))
     formulas: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _cut_formulas(cell.source, formulas)
-        else:  # progress bars and warnings are of no use to a reader
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", ())]
+        else:  # warnings are of no use to a reader
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
     body = exporter.from_notebook_node(notebook)[0]
     return re.sub(r"FORMULA(\d+)ALUMROF", lambda match: formulas[int(match[1])], body)

@@ -40,7 +40,10 @@ CHAIN = {  # notebook, in order -> the parameter by which later ones name its ru
     "03_grpo": "GRPO_RUN",
     "04_inference": "INFERENCE_RUN",
     "05_evaluation": "",
+    "06_error_analysis": "",
 }
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 logger = logging.getLogger(__name__)
 logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are errors of ours
@@ -202,11 +205,21 @@ def _write_html(folder: Path) -> None:
     if html.exists() or not executed.exists():
         return
     try:
-        body, _ = HTMLExporter(template_name="classic", embed_images=True).from_filename(str(executed))
+        notebook = without_widgets(nbformat.read(executed, as_version=4))
+        body, _ = HTMLExporter(template_name="classic", embed_images=True).from_notebook_node(notebook)
         with replacing(html) as new:
             new.write_text(body, encoding="utf-8")
     except (OSError, nbformat.reader.NotJSONError) as error:
         logger.warning("%s is finished, but its HTML could not be written: %s", html.parent, error)
+
+
+def without_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook without live widgets: no kernel answers in its HTML, and to draw them a script would be loaded."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", ())]
+    notebook.metadata.pop("widgets", None)
+    return notebook
 
 
 def _kernel_config() -> Config:

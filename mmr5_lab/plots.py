@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as PlainFigure
 from PIL import Image
 
-from mmr5_lab.typeset import data_url, escape_html
+from mmr5_lab.typeset import data_url, escape_html, visible
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # jfly.uni-koeln.de/color
 GOLD_MARK = "★"
@@ -50,7 +50,7 @@ def page_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = Non
 def trace_figure(images: Sequence[Image.Image], positive_ids: Sequence[int], think: str, question: str) -> Figure:
     """Candidate pages in prompt order (positives framed and starred), the reasoning line of each below it."""
     figure = Figure(figsize=(2.4 * len(images), 4.2), layout="constrained")
-    figure.suptitle(question, fontsize=11)
+    figure.suptitle(_plain(question), fontsize=11)
     lines = {line.split(":")[0]: line for line in think.splitlines()}
     for i, (axes, image) in enumerate(zip(figure.subplots(1, len(images), squeeze=False).flat, images, strict=True), 1):
         line = lines.get(f"Image {i}", f"Image {i}")
@@ -104,12 +104,12 @@ def before_after(
     images: in candidate order; orders: system -> 0-based permutation of them; gold: 0-based places in them.
     """
     figure = Figure(figsize=(2.0 * len(images), 2.6 * len(orders) + 0.4), layout="constrained")
-    figure.suptitle(question, fontsize=11)
+    figure.suptitle(_plain(question), fontsize=11)
     grid = figure.subplots(len(orders), len(images), squeeze=False)
     for row, (name, order) in zip(grid, orders.items(), strict=True):
         for rank, (axes, k) in enumerate(zip(row, order, strict=True), 1):
             _page(axes, images[k], f"{rank}. candidate {k + 1}", k in gold)
-        row[0].set_ylabel(name, fontsize=11)
+        row[0].set_ylabel(_plain(name), fontsize=11)
         row[0].axis("on")
         row[0].set(xticks=[], yticks=[])
     places = {name: [r for r, k in enumerate(order, 1) if k in gold] for name, order in orders.items()}
@@ -134,7 +134,7 @@ def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceil
             axes.errorbar(places, table[column], yerr=errors, fmt="none", color="black", capsize=3)
     if ceiling is not None:
         axes.axhline(ceiling, color=GREY, linestyle=":", label="ceiling of R@1")
-    axes.set_xticks([x + width * (len(table.columns) - 1) / 2 for x in range(len(table))], table.index)
+    axes.set_xticks([x + width * (len(table.columns) - 1) / 2 for x in range(len(table))], map(_plain, table.index))
     axes.set(ylabel="micro recall", ylim=(0, 1.08))
     figure.legend(loc="outside upper center", ncols=4)
     means = "; ".join(
@@ -159,7 +159,7 @@ def frontier(table: pd.DataFrame, retriever: float, questions: int, cost: str = 
     if "low" in table:
         axes.errorbar(table[cost], table["R@1"], yerr=_whiskers(table, "R@1"), fmt="none", color=BLUE, capsize=3)
     for k, (name, row) in enumerate(table.sort_values(cost).iterrows()):
-        axes.annotate(str(name), (row[cost], row["R@1"]), (6, 6 if k % 2 else -12), textcoords="offset points")
+        axes.annotate(_plain(str(name)), (row[cost], row["R@1"]), (6, 6 if k % 2 else -12), textcoords="offset points")
     axes.set(xscale="log", xlabel=cost, ylabel="micro recall@1", ylim=(0, 1))
     intervals = ", 95 % intervals over documents" if "low" in table else ""
     axes.set_title(f"{questions} questions{intervals}", fontsize=10)
@@ -178,13 +178,13 @@ def outcome_bars(counts: pd.DataFrame, title: str = "") -> Figure:
     figure = Figure(figsize=(9, 0.36 * len(groups) + 1.4), layout="constrained")
     axes = figure.subplots()
     left = pd.Series(0.0, index=shares.index)
-    names = [f"{name} (n = {n})" for name, n in groups["questions"].items()]
+    names = [_plain(f"{name} (n = {n})") for name, n in groups["questions"].items()]
     for column, (colour, hatch) in zip(shares, OUTCOMES, strict=True):
         if shares[column].any():
             axes.barh(names, shares[column], left=left, label=column, color=colour, hatch=hatch, edgecolor="white")
         left += shares[column]
     axes.invert_yaxis()
-    axes.set(xlabel="share of the questions", xlim=(0, 1), title=title)
+    axes.set(xlabel="share of the questions", xlim=(0, 1), title=_plain(title))
     figure.legend(loc="outside upper center", ncols=3)
     told = "; ".join(
         f"{name} " + ", ".join(f"{column} {int(n)}" for column, n in row.items() if n)
@@ -207,8 +207,8 @@ def group_bars(tables: dict[str, pd.DataFrame], measure: str = "R@1") -> Figure:
     for (name, table), colour, marker in zip(
         tables.items(), (GREY, ORANGE, BLUE, GREEN, PURPLE), "osD^v", strict=False
     ):
-        axes.scatter(table[measure], places, color=colour, marker=marker, label=name, zorder=3, alpha=0.85)
-    axes.set_yticks(places, [f"{group} (n = {n:.0f})" for group, n in first["questions"].items()])
+        axes.scatter(table[measure], places, color=colour, marker=marker, label=_plain(name), zorder=3, alpha=0.85)
+    axes.set_yticks(places, [_plain(f"{group} (n = {n:.0f})") for group, n in first["questions"].items()])
     axes.invert_yaxis()
     axes.grid(axis="y", alpha=0.3)
     axes.set(xlabel=measure, xlim=(-0.03, 1.03))
@@ -331,9 +331,14 @@ def _sortable(value: object) -> tuple[bool, float, str]:
     return (True, 0.0, str(value)) if not isinstance(value, numbers.Real) else (False, float(value), "")
 
 
+def _plain(text: str) -> str:
+    """Text of others for a figure: dollar signs begin no formula, control characters are shown as escapes."""
+    return visible(text).replace("$", r"\$")
+
+
 def _page(axes: Axes, image: Image.Image, caption: str, gold: bool) -> None:
     axes.imshow(image)
-    axes.set_title((f"{GOLD_MARK} gold\n" if gold else "") + caption, fontsize=8, y=-0.05, va="top")
+    axes.set_title((f"{GOLD_MARK} gold\n" if gold else "") + _plain(caption), fontsize=8, y=-0.05, va="top")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=ORANGE if gold else "#bbbbbb", linewidth=3 if gold else 0.8)

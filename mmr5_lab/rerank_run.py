@@ -145,12 +145,13 @@ def _pair(
 
 
 def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
+    pages = [int(page) for page in pages]  # of a run from a parquet file they are numpy's, which JSON does not take
     positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
     # a text about some of the candidates (the last window) cannot be paid by all of them
     rewarded = bool(positive_ids) and bool(ranking.text) and ranking.shown is None
     return {
         "question_id": question["question_id"],
-        "candidates": list(pages),
+        "candidates": pages,
         "order": ranking.order,
         "pages": [pages[k] for k in ranking.order],
         "text": ranking.text,

@@ -196,6 +196,13 @@ def test_questions_that_cannot_be_probed_are_left_out(corpus, run, right, tmp_pa
         probe(Reads(right), corpus, Run({questions[0]: [gold[0]]}), tmp_path / "b")
 
 
+def test_candidates_may_come_from_a_parquet_file(corpus, run, tmp_path):
+    """Where they are arrays of numpy's numbers."""
+    pages = {question: np.array(pages) for question, pages in run.pages.items()}
+    orders = order_audit(First(), corpus, Run({q: list(p) for q, p in pages.items()}), tmp_path, shuffles=2)
+    assert orders["candidates"][0] == run.pages[orders["question_id"][0]]
+
+
 def test_an_audit_needs_two_orders(corpus, run, tmp_path):
     with pytest.raises(ValueError, match="at least two orders"):
         order_audit(First(), corpus, run, tmp_path, shuffles=1)

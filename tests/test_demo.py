@@ -32,6 +32,7 @@ def small(tiny_model, tmp_path_factory):
         },
         "04_inference": {**corpus, "BASE": base, "MAX_NEW_TOKENS": 40},
         "05_evaluation": {**corpus, "SAMPLES": 100},
+        "06_error_analysis": {**corpus, "SAMPLES": 100, "PROBED": 3, "SHUFFLES": 2, "MAX_NEW_TOKENS": 20},
     }  # fmt: skip
     (folder / "profile.yaml").write_text(yaml.safe_dump(profile))
     return folder
@@ -80,8 +81,10 @@ def test_a_killed_demo_continues_and_finishes(small):
     assert f"{table.loc['BM25', 'micro R@1']:.3f}" in output
 
     report = (small / "runs" / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 8, "figures are embedded"
-    assert report.count("<img alt=") == 8, "each figure is described"
+    assert report.count("<img alt=") == 15, "each figure is described"
+    assert report.count("data:image/png;base64,") == 15 + 1, "and embedded; one stands above the browser of orders too"
+    assert report.count("<iframe srcdoc=") == 4, "browsers are static pages"
+    assert "widget-view" not in report
     assert "No description has been provided" not in report
     assert "<mfrac>" in report
     assert "FORMULA" not in report

@@ -83,3 +83,20 @@ def test_a_figure_that_a_notebook_shows_comes_with_its_description():
     data, metadata = shell.display_formatter.format(plots.page_sheet(PAGES, ["a", "b", "c"]))
     assert metadata["image/png"]["alt"] == "3 page images: a, b, c"
     assert set(data) == {"image/png", "text/plain"}
+
+
+def test_texts_of_others_are_neither_formulas_nor_controls():
+    """A question with two dollar signs would be a formula, and one that matplotlib cannot read an error."""
+    question, name = "From $5_{ to $^6, \x1b[1m how much?", "Costs in $ and $_{"
+    figures = [
+        plots.before_after(PAGES, {name: [0, 1, 2]}, [2], question),
+        plots.trace_figure(PAGES, [2], f"Image 2: {question}", question),
+        plots.page_sheet(PAGES, [name] * 3),
+        plots.group_bars({"BM25": GROUPS.rename(index={"Table": name})}),
+        plots.outcome_bars(OUTCOMES.rename(index={"Laws": name}), question),
+        plots.frontier(COST.rename(index={"one": name}), 0.25, 40, "tokens a query"),
+        plots.recall_bars(TABLE.rename(index={"SFT": name})),
+    ]
+    for figure in figures:
+        figure._repr_mimebundle_()
+    assert figures[0]._suptitle.get_text() == r"From \$5_{ to \$^6, \x1b[1m how much?"
