@@ -1,15 +1,16 @@
-"""Data construction and first-stage retrieval: late interaction from disk, traces from a teacher on a server.
+"""Rendering, MMDocIR at its size, late interaction from disk, traces from a teacher on a server.
 
     python benchmarks/data.py [--quick] [--json OUT] [--only PART…]
 
 Each part is a function in `PARTS` that adds its rows to the report; baselines are named in the rows. Files are made in
-the system's temporary folder (3.7 GB for `maxsim`; `--quick` makes a tenth) and deleted.
+the system's temporary folder (3.7 GB for `maxsim`, 1.6 GB for `opening`; `--quick` makes a tenth) and deleted.
 """
 
 import argparse
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import openai
+import pyarrow.parquet as pq
 import torch
 from common import Peak, Report, interleaved
 from PIL import Image
@@ -28,6 +30,7 @@ from PIL import Image
 from mmr5_lab.account import Account
 from mmr5_lab.chat import Chat
 from mmr5_lab.corpus import Corpus, load_corpus, write_corpus
+from mmr5_lab.ingest import build_corpus
 from mmr5_lab.page_vectors import PageVectors
 from mmr5_lab.prompts import teacher_prompt
 from mmr5_lab.retrieve import Run
@@ -210,7 +213,86 @@ def teacher(report: Report, quick: bool) -> None:
         report.write("teacher: concurrency ÷ latency, less failures", ideal, ours, "calls/s")
 
 
-PARTS = {"maxsim": maxsim, "teacher": teacher}
+def rendering(report: Report, quick: bool) -> None:
+    """Rendering with two processes against one: MMDocIR's PDFs where they are, or else drawn ones."""
+    shared = Path(os.environ.get("MMR5_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "mmdocir" / "pdfs"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "pdfs"
+        source.mkdir()
+        found = sorted(shared.glob("*.pdf")) or [_drawn(Path(folder) / f"{n}.pdf") for n in range(12)]
+        for copy in range(1 if quick else 3):  # as many pages as a folder of thirty reports
+            for pdf in found:
+                (source / f"{copy}_{pdf.name}").symlink_to(pdf)
+
+        def way(workers: int) -> Callable:
+            def run():
+                out = Path(folder) / f"out{workers}"
+                shutil.rmtree(out, ignore_errors=True)
+                return build_corpus(source, out, ocr="none", workers=workers)
+
+            return run
+
+        seconds, results = interleaved({"one": way(1), "two": way(2)}, 1 if quick else 2)
+        pages = len(results["one"].pages)
+        for name in results["one"].documents["doc_name"]:
+            assert results["one"].page_bytes(name, 0) == results["two"].page_bytes(name, 0), "workers changed a page"
+        note = f"{pages} pages; start of the processes and the corpus file included"
+        report.add("rendering, 2 processes: 1 process", seconds["one"], seconds["two"], pages, "pages/s", note)
+
+
+def _drawn(path: Path) -> Path:
+    """A PDF of 25 pages with text and a picture on each."""
+    from matplotlib import pyplot as plt
+    from matplotlib.backends.backend_pdf import PdfPages
+
+    with PdfPages(path) as pdf:
+        for number in range(25):
+            figure, axes = plt.subplots(2, figsize=(8, 11))
+            axes[0].imshow(np.random.default_rng(number).random((300, 300)))
+            axes[1].text(0, 0, "\n".join(f"line {line} of page {number}" for line in range(30)))
+            pdf.savefig(figure)
+            plt.close(figure)
+    return path
+
+
+def opening(report: Report, quick: bool) -> None:
+    """Opening a corpus of MMDocIR's size, its first and last page, against reading the columns that this needs."""
+    documents, pages = (31, 65) if quick else (313, 65)
+    generator = np.random.default_rng(0)
+    noise = generator.bytes(150_000)
+    words = " ".join(f"word{n}" for n in range(400))
+
+    def rows():
+        for document in range(documents):
+            for page in range(pages):
+                start = (document * 977 + page * 131) % 70_000
+                yield {"doc_name": f"{document}.pdf", "image_binary": noise[start : start + 78_000],
+                       "ocr_text": f"{document} {page} {words}", "vlm_text": f"{page} {words}"}  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        questions = [{"Q": "?", "A": "", "page_id": [64], "type": "text-only", "layout_mapping": []}] * 5
+        records = [{"doc_name": f"{n}.pdf", "domain": "Laws", "questions": questions} for n in range(documents)]
+        write_corpus(folder, records, rows())
+        path = Path(folder) / "MMDocIR_pages.parquet"
+
+        def whole():
+            table = pq.read_table(path, columns=["doc_name", "image_binary"])
+            return [table["image_binary"][row].as_py() for row in (0, len(table) - 1)]
+
+        def ours():
+            corpus = load_corpus(folder)
+            return [corpus.page_bytes("0.pdf", 0), corpus.page_bytes(f"{documents - 1}.pdf", pages - 1)]
+
+        with Peak() as peak:
+            seconds, results = interleaved({"ours": ours}, 3)
+        plain, wanted = interleaved({"whole": whole}, 1 if quick else 3)
+        assert results["ours"] == wanted["whole"]
+        size = f"{path.stat().st_size / 1e9:.2f} GB, {documents * pages} pages"
+        note = f"{size}: {np.median(seconds['ours']):.2f} s, peak {peak.megabytes:.0f} MB"
+        report.add("opening, two pages: reading the images", plain["whole"], seconds["ours"], 1, "openings/s", note)
+
+
+PARTS = {"rendering": rendering, "opening": opening, "maxsim": maxsim, "teacher": teacher}
 
 
 def main() -> None:

@@ -96,9 +96,9 @@ def _add_ingest(commands) -> None:
     command.add_argument("--workers", type=_positive, metavar="N", help="rendering processes (default: one a core)")
     command.add_argument(
         "--ocr",
-        choices=["auto", "rapidocr", "tesseract", "none"],
+        choices=["auto", "tesseract", "rapidocr", "none"],
         default="auto",
-        help="who reads pages without a text layer (default: auto, the first of rapidocr and tesseract installed)",
+        help="who reads pages without a text layer (default: auto, the first of tesseract and rapidocr installed)",
     )
     command.set_defaults(command=_ingest)
 

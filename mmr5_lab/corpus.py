@@ -18,7 +18,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,8 +53,8 @@ _ROWS_PER_GROUP = 32  # one page read costs at most so many
 _LARGEST_GROUP = 512 << 20  # bytes of one column
 _DOCUMENT_KEYS = {"doc_name", "domain", "page_indices", "questions", "split"}
 _QUESTION_KEYS = {"Q", "A", "page_id", "type", "layout_mapping"}
-_DOCUMENT_COLUMNS = ["doc_name", "domain", "split", "num_pages", "first_row", "extra"]
-_QUESTION_COLUMNS = [
+DOCUMENT_COLUMNS = ["doc_name", "domain", "split", "num_pages", "first_row", "extra"]
+QUESTION_COLUMNS = [
     *("question_id", "doc_name", "domain", "split", "type"),
     *("question", "answer", "gold_pages", "boxes", "extra"),
 ]
@@ -121,11 +121,22 @@ def replacing(path: Path) -> Iterator[Path]:
 class PageStore:
     """Rows of a pages parquet file, read one row group and column at a time.
 
+    names: other names of columns in the file, by ours (MMDocIR's training files say `image` for `image_binary`)
+    needed: columns that must be there
+
     Keeps the groups last used, `cache_bytes` of them, and never the whole file. Safe to share among threads.
     """
 
-    def __init__(self, path: Path, cache_bytes: int = 128 << 20):
+    def __init__(
+        self,
+        path: Path,
+        cache_bytes: int = 128 << 20,
+        names: Mapping[str, str] | None = None,
+        needed: Sequence[str] = ("doc_name", "image_binary", "ocr_text"),
+    ):
         self.path = path
+        self._names = dict(names or {})
+        self.order: np.ndarray | None = None  # row of the file at each of our rows, where they differ
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
@@ -134,7 +145,7 @@ class PageStore:
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
         self.columns = self._file.schema_arrow.names
-        missing = [name for name in ("doc_name", "image_binary", "ocr_text") if name not in self.columns]
+        missing = [self._names.get(name, name) for name in needed if self._names.get(name, name) not in self.columns]
         if missing:
             raise CorpusError(f"{path} lacks the columns {', '.join(missing)}")
         metadata = self._file.metadata
@@ -153,10 +164,13 @@ class PageStore:
 
     def column(self, name: str) -> list[Any]:
         """A whole column. Meant for names and texts; the images of a corpus need not fit in memory."""
+        name = self._names.get(name, name)
         return self._file.read(columns=[name]).column(name).to_pylist()
 
     def value(self, row: int, name: str) -> Any:
         """One cell. Raises CorpusError for an unknown column or a row group too large to hold."""
+        name = self._names.get(name, name)
+        row = row if self.order is None else int(self.order[row])
         if name not in self.columns:
             raise CorpusError(f"{self.path} lacks the column {name}")
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -173,7 +187,7 @@ class PageStore:
         if column.total_uncompressed_size > _LARGEST_GROUP:
             raise CorpusError(
                 f"{self.path} keeps {column.total_uncompressed_size >> 20} MB of {name} in one row group, "
-                "too much to read for one page; rewrite it once with mmr5_lab.corpus.regroup_pages(folder)"
+                f"too much to read for one page; rewrite it once with mmr5_lab.corpus.regroup_pages({str(self.path)!r})"
             )
         try:
             return self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
@@ -233,6 +247,8 @@ class Corpus:
     def page_bytes(self, doc_name: str, page: int) -> bytes:
         """The page's image file (JPEG or PNG) as stored. Raises CorpusError if it is empty or not there."""
         data = self._value(doc_name, page, "image_binary")
+        if isinstance(data, dict):  # as the datasets library keeps images
+            data = data.get("bytes")
         if not data:
             raise CorpusError(f"page {page} of {doc_name!r}: the image is empty (0 bytes)")
         return data
@@ -305,20 +321,20 @@ def load_corpus(folder: str | Path) -> Corpus:
         raise CorpusError(f"{folder} is not a corpus folder: {ANNOTATIONS} is missing")
     documents: list[dict[str, Any]] = []
     questions: list[dict[str, Any]] = []
-    for where, record in _read_annotations(path):
+    for where, record in read_annotations(path):
         if not is_pair(record.get("page_indices")):
             raise CorpusError(f"{where}: page_indices is not [first row, last row]")
         document, its_questions = parse_document(record, where)
         documents.append(document)
         questions += its_questions
-    frame = pd.DataFrame(documents, columns=_DOCUMENT_COLUMNS)
+    frame = pd.DataFrame(documents, columns=DOCUMENT_COLUMNS)
     repeated = frame["doc_name"][frame["doc_name"].duplicated()]
     if len(repeated):
         raise CorpusError(f"{path}: document {repeated.iloc[0]!r} is annotated twice")
     store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
     if store is not None:
         _check_rows(frame, store)
-    return Corpus(folder, frame, pd.DataFrame(questions, columns=_QUESTION_COLUMNS), store)
+    return Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
 
 
 def write_corpus(
@@ -374,12 +390,13 @@ def write_corpus(
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def regroup_pages(folder: str | Path) -> None:
+def regroup_pages(path: str | Path) -> None:
     """Rewrite a page file in small row groups, streaming; needed once where all rows are one huge group.
 
+    path: the parquet file, or the corpus folder that holds it
     Takes as much free disk as the file itself. Raises CorpusError if the file is missing or not parquet.
     """
-    path = Path(folder) / PAGES
+    path = Path(path) / PAGES if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise CorpusError(f"{path} is missing")
     try:
@@ -392,7 +409,7 @@ def regroup_pages(folder: str | Path) -> None:
         raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
 
 
-def _read_annotations(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_annotations(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file, line n", record) of each line that is not blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -515,7 +532,7 @@ def annotation_records(
         path = Path(annotations)
         if not path.is_file():
             raise CorpusError(f"the annotation file {path} does not exist")
-        pairs = list(_read_annotations(path))
+        pairs = list(read_annotations(path))
     else:
         pairs = [(f"annotation {number}", record) for number, record in enumerate(annotations)]
     records: dict[str, dict[str, Any]] = {}

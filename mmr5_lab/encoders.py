@@ -248,8 +248,9 @@ class DenseEncoder:
         return list(vectors[:, None])
 
     def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
-        prompt = {} if self._query_prompt is None else {"prompt": self._query_prompt}
-        vectors = self.model.encode_query(list(queries), normalize_embeddings=True, show_progress_bar=False, **prompt)
+        vectors = self.model.encode_query(
+            list(queries), prompt=self._query_prompt, normalize_embeddings=True, show_progress_bar=False
+        )
         return list(vectors[:, None])
 
 

@@ -68,7 +68,7 @@ def build_corpus(
     max_pixels: width × height of a page image is as large as possible within this, in the page's aspect.
     workers: processes that render and read, a few pages at a time. More than one need the calling script to be
       importable (`if __name__ == "__main__":`), as always with multiprocessing.
-    ocr: who reads pages without a text layer: "rapidocr", "tesseract", "none", or "auto", the first that is there.
+    ocr: who reads pages without a text layer: "tesseract", "rapidocr", "none", or "auto", the first that is there.
 
     `ocr_text` is the PDF's text layer, else what the OCR read; pages without words are kept, and `Corpus.pages` flags
     them. A PDF that cannot be used (corrupt, encrypted, no pages, a page count that contradicts its `page_indices`) is

@@ -163,18 +163,19 @@ class PageVectors:
         maxima = torch.empty((len(places), len(query)), device=device)
         blocks = self._blocks(places)
         largest = max((int(self.starts[places[b - 1] + 1] - self.starts[places[a]]) for a, b in blocks), default=0)
+        width = query.shape[1]
         scratch = threading.local()
         file = os.open(self._vectors, os.O_RDONLY)
 
         def compare(block: tuple[int, int]) -> None:
             if not hasattr(scratch, "half"):  # made once a thread: fresh memory for each block fragments the heap
-                scratch.half = np.empty((largest, self.dimensions), dtype=np.float16)
-                scratch.single = torch.empty((largest, self.dimensions), device=device)
+                scratch.half = np.empty((largest, width), dtype=np.float16)
+                scratch.single = torch.empty((largest, width), device=device)
                 scratch.dots = torch.empty((largest, len(query)), device=device)
             offsets = self.starts[places[block[0]] : places[block[1] - 1] + 2]
             first, count = int(offsets[0]), int(offsets[-1] - offsets[0])
             half = scratch.half[:count]
-            _read_into(file, half, first * half.itemsize * half.shape[1], self._vectors)
+            _read_into(file, half, first * half.itemsize * width, self._vectors)
             single = scratch.single[:count].copy_(torch.from_numpy(half))
             dots = torch.mm(single, transposed, out=scratch.dots[:count])
             for place, (begin, end) in enumerate(zip(offsets[:-1] - first, offsets[1:] - first, strict=True), block[0]):
@@ -205,7 +206,7 @@ class PageVectors:
 
 def _read_into(file: int, array: np.ndarray, offset: int, path: Path) -> None:
     """Fill an array from a place in an open file, safely among threads."""
-    view = memoryview(array).cast("B")
+    view = array.data.cast("B")
     done = 0
     while done < len(view):
         count = os.preadv(file, [view[done:]], offset + done)

@@ -53,16 +53,16 @@ def test_a_reader_that_fails_leaves_the_page_unread(scan, monkeypatch):
 def test_auto_takes_what_is_there(monkeypatch):
     monkeypatch.setattr(pdf.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(pdf.shutil, "which", lambda name: "/usr/bin/tesseract")
+    assert choose_ocr("auto") == "tesseract"
+    monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
     assert choose_ocr("auto") == "rapidocr"
     monkeypatch.setattr(pdf.importlib.util, "find_spec", lambda name: None)
-    assert choose_ocr("auto") == "tesseract"
     with pytest.raises(PdfError, match=r'rapidocr is not installed: pip install "mmr5-lab\[ocr\]"'):
         choose_ocr("rapidocr")
-    monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
     assert choose_ocr("auto") == "none"
     with pytest.raises(PdfError, match="tesseract is not installed: apt-get install tesseract-ocr"):
         choose_ocr("tesseract")
-    with pytest.raises(PdfError, match="unknown OCR 'eyes'; there is: auto, rapidocr, tesseract, none"):
+    with pytest.raises(PdfError, match="unknown OCR 'eyes'; there is: auto, tesseract, rapidocr, none"):
         choose_ocr("eyes")
 
 
