@@ -21,6 +21,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from mmr5_lab.corpus import (
+    ANNOTATIONS,
     PAGES,
     Corpus,
     CorpusError,
@@ -64,7 +65,8 @@ def build_corpus(
     """Turn the PDFs of a folder (not of its subfolders) into a corpus folder.
 
     annotations: an MMDocIR annotation file or its records. Documents that are not in the folder are left out;
-      PDFs without annotation become documents without questions, domain "PDF".
+      PDFs without annotation become documents without questions, domain "PDF". None: those of an earlier run, with
+      the questions that were added since (`annotate`).
     max_pixels: width × height of a page image is as large as possible within this, in the page's aspect.
     workers: processes that render and read, a few pages at a time. More than one need the calling script to be
       importable (`if __name__ == "__main__":`), as always with multiprocessing.
@@ -92,6 +94,11 @@ def build_corpus(
     if not pdfs:
         raise CorpusError(f"{folder} holds no PDF files")
     records = annotation_records(annotations)
+    if annotations is None and (out / ANNOTATIONS).is_file():  # questions labelled in the corpus itself stay
+        records = {
+            name: {key: value for key, value in record.items() if key not in ("page_indices", "layout_indices")}
+            for name, record in annotation_records(out / ANNOTATIONS).items()
+        }
     parts = out / ".parts"
     if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
         raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
