@@ -48,7 +48,7 @@ def test_notebook_01_runs_top_to_bottom_and_is_reused(tmp_path):
     folder = run_notebook("01_data_construction", {"MAX_TRACES": 5}, tmp_path)
     found = results(folder)
     assert found["traces"] == 5
-    assert found["bm25_micro_r1"]["eval"] == pytest.approx(0.4856, abs=1e-4)
+    assert found["bm25_micro_r1"]["eval"] == pytest.approx(0.5341, abs=1e-4)
     assert "No description has been provided" not in (folder / "notebook.html").read_text(), "figures are described"
     stamp = (folder / "results.json").stat().st_mtime_ns
     assert run_notebook("01_data_construction", {"MAX_TRACES": 5}, tmp_path) == folder
