@@ -9,12 +9,14 @@ by whom, and which PDFs were left out and why.
 import hashlib
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +40,18 @@ from mmr5_lab.pdf import (
     TEXT_LAYER,
     PdfError,
     Rendering,
+    as_line,
     choose_ocr,
     has_words,
     open_pdf,
     page_files,
-    write_all,
     write_pages,
 )
 
 logger = logging.getLogger(__name__)
 
 INGEST_REPORT = "ingest_report.json"
-_PAGES_A_JOB = 32  # at most: each opens its PDF anew
+_PAGES_A_JOB = 64  # at most: each opens its PDF anew
 
 
 def build_corpus(
@@ -68,8 +70,7 @@ def build_corpus(
       PDFs without annotation become documents without questions, domain "PDF". None: those of an earlier run, with
       the questions that were added since (`annotate`).
     max_pixels: width × height of a page image is as large as possible within this, in the page's aspect.
-    workers: processes that render and read, a few pages at a time. More than one need the calling script to be
-      importable (`if __name__ == "__main__":`), as always with multiprocessing.
+    workers: processes that render and read, a few pages at a time.
     ocr: who reads pages without a text layer: "tesseract", "rapidocr", "none", or "auto", the first that is there.
 
     `ocr_text` is the PDF's text layer, else what the OCR read; pages without words are kept, and `Corpus.pages` flags
@@ -129,7 +130,7 @@ def build_corpus(
         made[name] = part
         reports[name], rows[name] = recipe | {"pages": num_pages}, _part_rows(name, part, num_pages)
         # Small jobs end together; one process takes a document at once.
-        size = num_pages if workers <= 1 else min(_PAGES_A_JOB, max(4, num_pages // (4 * workers)))
+        size = num_pages if workers <= 1 else min(_PAGES_A_JOB, max(8, num_pages // (2 * workers)))
         jobs += [
             Rendering(path, part, range(start, min(start + size, num_pages)), max_pixels, jpeg_quality, reader)
             for start in range(0, num_pages, size)
@@ -271,25 +272,47 @@ def _run(jobs: list[Rendering], workers: int) -> Iterator[tuple[str, str]]:
                 except PdfError as error:
                     yield job.pdf.name, str(error)
             return
-        # PDFium is not safe among threads, and forking a process that runs threads (torch) can hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(write_all, job): job for job in jobs}
+        processes: list[subprocess.Popen[str]] = []
+        own = threading.local()
+
+        def ask(job: Rendering) -> str | None:
+            if not hasattr(own, "process"):
+                own.process = _start()
+                processes.append(own.process)
             try:
+                own.process.stdin.write(as_line(job))
+                own.process.stdin.flush()
+                for line in own.process.stdout:
+                    if line != "page\n":
+                        return json.loads(line)
+                    progress.update()
+            except OSError:  # it died before this job
+                pass
+            raise RuntimeError(
+                f"the process that rendered pages {job.pages[0]} to {job.pages[-1]} of {job.pdf} died (no memory left, "
+                "or the PDF crashes PDFium); start again to go on, without that PDF if it happens again"
+            )
+
+        # PDFium is not safe among threads, so each thread has a process. They are not multiprocessing's: those would
+        # import the caller's script once more, and all that it imports.
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                futures = {pool.submit(ask, job): job for job in jobs}
                 for future in as_completed(futures):
-                    try:
-                        future.result()
-                    except PdfError as error:
-                        yield futures[future].pdf.name, str(error)
-                    progress.update(len(futures[future].pages))
-            except BrokenProcessPool:
-                left = [f"{job.pdf.name} pages {job.pages[0]} to {job.pages[-1]}" for job in jobs if _missing(job)]
-                raise RuntimeError(
-                    f"a rendering process died (no memory left, or a PDF that crashes PDFium) at or after "
-                    f"{', '.join(left[: 2 * workers])}; start again to go on, without that PDF if it dies again"
-                ) from None
+                    if failure := future.result():
+                        yield futures[future].pdf.name, failure
             finally:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in processes:
+                    process.kill()
+                    process.wait()
 
 
-def _missing(job: Rendering) -> bool:
-    return any(not page_files(job.folder, number)[1].exists() for number in job.pages)
+def _start() -> subprocess.Popen[str]:
+    """A process that does jobs, from the package that runs here."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", "mmr5_lab.pdf"]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment, bufsize=1
+    )

@@ -128,7 +128,7 @@ class PageVectors:
         rows: the pages, in the order of the scores; None: all, in the order of the files
         device: where to multiply; the vectors go there block by block
 
-        The file is read in blocks of about 1 MB, by as many threads as torch has, so memory does not grow with it.
+        The file is read in blocks of about 1 MB by a few threads more than torch has, so memory does not grow with it.
         Raises VectorsError for pages without vectors and for queries of other dimensions.
         """
         if rows is None:
@@ -184,7 +184,8 @@ class PageVectors:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # of each worker below
         try:
-            with torch.inference_mode(), ThreadPoolExecutor(threads if device == "cpu" else 2) as pool:
+            # Two more than can compute: they wait for the disk.
+            with torch.inference_mode(), ThreadPoolExecutor(threads + 2 if device == "cpu" else 2) as pool:
                 for _ in pool.map(compare, blocks):
                     pass
         finally:

@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -148,7 +149,7 @@ class Rendering:
 
     pdf: Path
     folder: Path
-    pages: Sequence[int]
+    pages: range
     max_pixels: int
     jpeg_quality: int
     ocr: str
@@ -174,11 +175,6 @@ def write_pages(job: Rendering) -> Iterator[int]:
         document.close()
 
 
-def write_all(job: Rendering) -> int:
-    """`write_pages` to its end, for a process of a pool; how many pages the job has."""
-    return len(list(write_pages(job)))
-
-
 def _write_page(document: pypdfium2.PdfDocument, number: int, job: Rendering) -> None:
     try:
         page = document[number]
@@ -193,3 +189,31 @@ def _write_page(document: pypdfium2.PdfDocument, number: int, job: Rendering) ->
         new = path.with_name(f"{path.name}.new")
         new.write_bytes(data)
         new.replace(path)
+
+
+def serve() -> None:
+    """Do the jobs that come on standard input, a JSON line each: a line "page" as each page is there, and at the job's
+    end one with the reason why it failed, in JSON, or null.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not stand among the answers
+    for line in sys.stdin:
+        given = json.loads(line)
+        paths = {name: Path(given.pop(name)) for name in ("pdf", "folder")}
+        failure = None
+        try:
+            for _ in write_pages(Rendering(pages=range(*given.pop("pages")), **paths, **given)):
+                print("page", file=answers, flush=True)
+        except PdfError as error:
+            failure = str(error)
+        print(json.dumps(failure), file=answers, flush=True)
+
+
+def as_line(job: Rendering) -> str:
+    """A job as `serve` takes it."""
+    given = vars(job) | {"pdf": str(job.pdf.absolute()), "folder": str(job.folder.absolute())}
+    return json.dumps(given | {"pages": [job.pages.start, job.pages.stop]}) + "\n"
+
+
+if __name__ == "__main__":
+    serve()
