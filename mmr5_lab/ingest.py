@@ -17,6 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,17 +296,21 @@ def _run(jobs: list[Rendering], workers: int) -> Iterator[tuple[str, str]]:
 
         # PDFium is not safe among threads, so each thread has a process. They are not multiprocessing's: those would
         # import the caller's script once more, and all that it imports.
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                futures = {pool.submit(ask, job): job for job in jobs}
-                for future in as_completed(futures):
-                    if failure := future.result():
-                        yield futures[future].pdf.name, failure
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in processes:
-                    process.kill()
-                    process.wait()
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                try:
+                    futures = {pool.submit(ask, job): job for job in jobs}
+                    for future in as_completed(futures):
+                        if failure := future.result():
+                            yield futures[future].pdf.name, failure
+                finally:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for process in processes:
+                        process.kill()
+        finally:
+            for process in processes:
+                with suppress(OSError), process:  # closes its pipes and waits for it
+                    pass
 
 
 def _start() -> subprocess.Popen[str]:

@@ -198,11 +198,11 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not stand among the answers
     for line in sys.stdin:
-        given = json.loads(line)
-        paths = {name: Path(given.pop(name)) for name in ("pdf", "folder")}
+        given: dict[str, Any] = json.loads(line)
+        given |= {"pdf": Path(given["pdf"]), "folder": Path(given["folder"]), "pages": range(*given["pages"])}
         failure = None
         try:
-            for _ in write_pages(Rendering(pages=range(*given.pop("pages")), **paths, **given)):
+            for _ in write_pages(Rendering(**given)):
                 print("page", file=answers, flush=True)
         except PdfError as error:
             failure = str(error)
