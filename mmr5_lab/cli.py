@@ -493,15 +493,26 @@ def _add_sweep(commands) -> None:
     command.add_argument("--dry-run", action="store_true", help="check and tell what would be run, and stop")
     command.add_argument("--cores", type=_positive, metavar="N", help="cores for all runs together (default: all)")
     command.add_argument("--memory", type=_positive, metavar="GB", help="memory for all runs (default: what is free)")
+    command.add_argument(
+        "--backend",
+        choices=["processes", "ray"],
+        default="processes",
+        help="where runs are made (default: %(default)s)",
+    )
+    command.add_argument("--address", help="of a running Ray cluster (default: one is started on this machine)")
     command.set_defaults(command=_sweep)
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.schedule import Processes, Terminal, run_sweep
+    from mmr5_lab.schedule import Processes, Terminal, Workers, run_sweep
     from mmr5_lab.sweep import as_text, plan_sweep, read_grid
 
     plan = plan_sweep(read_grid(arguments.grid), arguments.runs)
-    workers = Processes(arguments.cores, arguments.memory)
+    workers: Workers = Processes(arguments.cores, arguments.memory)
+    if arguments.backend == "ray" and not arguments.dry_run:
+        from mmr5_lab.ray_workers import RayWorkers
+
+        workers = RayWorkers(arguments.address, arguments.cores)
     print(as_text(plan, workers.cores), flush=True)
     if arguments.dry_run:
         return

@@ -7,14 +7,13 @@ are skipped; all others go on. Whatever ends a sweep, the same call continues it
 go on from what is in their folder.
 """
 
-import errno
 import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -119,9 +118,10 @@ class Terminal:
 
 
 class Workers(Protocol):
-    """What runs jobs: `Processes` on this machine, `ray_workers.RayWorkers` on a cluster."""
+    """What runs jobs: `Processes` on this machine, `ray_workers.RayWorkers` on a cluster of them."""
 
-    cores: float
+    @property
+    def cores(self) -> float: ...
 
     def check(self, job: Job) -> None:
         """Raises GridError for a job that can never run here."""
@@ -134,15 +134,12 @@ class Workers(Protocol):
         """Jobs that ended since the last call, with an error ("" for none, BUSY for another process at that run);
         waits up to `TICK` for one."""
 
-    def end(self, job: Job) -> None:
-        """Ends a job that runs."""
-
     def stop(self) -> None:
         """Ends all jobs that run."""
 
 
 def run_sweep(plan: Plan, workers: Workers, show: Callable[[Sweep], None] = lambda sweep: None) -> Sweep:
-    """Run all jobs of a plan that are not finished; `show` is called whenever something may have changed.
+    """Run all jobs of a plan that are not finished; `show` is called about every half second, and at the end.
 
     Returns the sweep with each job's state; failed ones have `log.txt` and `failed.txt` in their folders. Raises
     GridError, before anything starts, for a job that needs more than there is. On KeyboardInterrupt the runs that
@@ -159,7 +156,9 @@ def run_sweep(plan: Plan, workers: Workers, show: Callable[[Sweep], None] = lamb
             show(sweep)
             for job, error in workers.ended():
                 _note_end(sweep, job, error)
-            _note_time(sweep, workers)
+            for state in states.values():
+                if state.state == "running":
+                    state.seconds = time.monotonic() - state.started
     finally:
         workers.stop()
     show(sweep)
@@ -191,22 +190,12 @@ def _note_end(sweep: Sweep, job: Job, error: str) -> None:
         return
     state.state, state.message = ("failed", error) if error else ("done", "")
     if error:
-        with suppress(OSError), (job.folder / "failed.txt").open("x", encoding="utf-8") as file:  # or it did so itself
-            file.write(error + "\n")
+        with suppress(OSError):  # the disk may be full
+            (job.folder / "failed.txt").write_text(error + "\n", encoding="utf-8")
         return
     for folder, other in sweep.states.items():  # the newest run of its kind tells best what others will take
         if other.job.notebook == job.notebook and sweep.seconds.get(folder) is None:
             sweep.seconds[folder] = state.seconds
-
-
-def _note_time(sweep: Sweep, workers: Workers) -> None:
-    for state in sweep.states.values():
-        if state.state == "running":
-            state.seconds = time.monotonic() - state.started
-            limit = state.job.limits["timeout"]
-            if limit and state.seconds > 60 * limit:
-                workers.end(state.job)
-                _note_end(sweep, state.job, f"it took longer than its {limit:g} minutes and was ended")
 
 
 class Processes:
@@ -258,17 +247,17 @@ class Processes:
                 found.append((job, _last_word(process, receiver)))
                 self._forget(job)
             elif (limit := job.limits["memory"]) and _memory(process.pid) > limit * GB:
-                self.end(job)
+                self._end(job)
                 found.append((job, f"it took more than its {limit:g} GB of memory and was ended"))
         return found
 
-    def end(self, job: Job) -> None:
-        _kill_tree(self._running[job.folder][1].pid)
-        self._forget(job)
-
     def stop(self) -> None:
         for job, _, _ in list(self._running.values()):
-            self.end(job)
+            self._end(job)
+
+    def _end(self, job: Job) -> None:
+        _kill(_tree(self._running[job.folder][1].pid))
+        self._forget(job)
 
     def _forget(self, job: Job) -> None:
         _, process, receiver = self._running.pop(job.folder)
@@ -289,17 +278,32 @@ def work(job: Job, root: Path, project: Path) -> str:
     """Make one run, in a process for it alone. Returns why it failed ("" if it did not), or BUSY."""
     os.chdir(project)
     os.environ.update(dict.fromkeys(THREADS, str(int(job.limits["cores"]))))
+    minutes = job.limits["timeout"]
+    too_long = threading.Event()
+
+    def end() -> None:
+        too_long.set()
+        kill_children()
+
+    clock = threading.Timer(60 * minutes, end) if minutes else None
     try:
         if run_folder(job.notebook, job.parameters, root) != job.folder:
             return "code, data or notebook changed after the sweep had been planned: start it again"
+        if clock:
+            clock.start()
         run_notebook(job.notebook, job.parameters, root)
     except RunBusyError:
         return BUSY
     except Exception as error:
-        with suppress(OSError):  # the disk may be full
-            traceback.print_exc()
-        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error)
+        if too_long.is_set():
+            return f"it took longer than its {minutes:g} minutes and was ended"
+        with suppress(OSError), (job.folder / LOG).open("a", encoding="utf-8") as log:  # the disk may be full
+            traceback.print_exc(file=log)
+        full = "No space left on device" in str(error)
         return (str(error) or type(error).__name__) + "\nfree some space and start the sweep again" * full
+    finally:
+        if clock:
+            clock.cancel()
     return ""
 
 
@@ -324,31 +328,34 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        _kill_tree(os.getpid())
+        _kill(_tree(os.getpid()))
 
 
-def _kill_tree(pid: int | None) -> None:
-    """End a process and all that it started (its kernel has a group of its own), the children first."""
+def kill_children() -> None:
+    """End all that this process has started."""
+    _kill(_tree(os.getpid())[:-1])
+
+
+def _tree(pid: int | None) -> list[psutil.Process]:
+    """A process's descendants (its kernel has a process group of its own) and, last, itself; [] if it is gone."""
     try:
         process = psutil.Process(pid)
-        tree = [*process.children(recursive=True), process]
+        return [*process.children(recursive=True), process]
     except psutil.NoSuchProcess:
-        return
-    for one in tree:
+        return []
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            one.kill()
-    psutil.wait_procs([one for one in tree if one.pid != os.getpid()], timeout=10)
+            process.kill()
+    psutil.wait_procs([process for process in processes if process.pid != os.getpid()], timeout=10)
 
 
 def _memory(pid: int | None) -> int:
     """Bytes that a process and its children hold."""
-    try:
-        process = psutil.Process(pid)
-        tree = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
     held = 0
-    for one in tree:
+    for process in _tree(pid):
         with suppress(psutil.NoSuchProcess):
-            held += one.memory_info().rss
+            held += process.memory_info().rss
     return held
