@@ -500,11 +500,12 @@ def _add_sweep(commands) -> None:
         help="where runs are made (default: %(default)s)",
     )
     command.add_argument("--address", help="of a running Ray cluster (default: one is started on this machine)")
+    command.add_argument("--tracker", metavar="NAME", help="also log to trackio, tensorboard, wandb or mlflow")
     command.set_defaults(command=_sweep)
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.schedule import Processes, Terminal, Workers, run_sweep
+    from mmr5_lab.schedule import Processes, Sweep, Terminal, Workers, run_sweep
     from mmr5_lab.sweep import as_text, plan_sweep, read_grid
 
     plan = plan_sweep(read_grid(arguments.grid), arguments.runs)
@@ -516,7 +517,12 @@ def _sweep(arguments: argparse.Namespace) -> None:
     print(as_text(plan, workers.cores), flush=True)
     if arguments.dry_run:
         return
-    sweep = run_sweep(plan, workers, Terminal())
+    shown: list[Callable[[Sweep], None]] = [Terminal()]
+    if arguments.tracker:
+        from mmr5_lab.trackers import Tracked
+
+        shown.append(Tracked(arguments.tracker))
+    sweep = run_sweep(plan, workers, *shown)
     if bad := [state for state in sweep.states.values() if not state.good]:
         raise RuntimeError(
             f"{sweep.count('failed')} of {len(sweep.states)} runs failed and {sweep.count('skipped')} were skipped for "

@@ -188,6 +188,35 @@ def leaderboard(root: str | Path = "runs", conditions: Sequence[str] = ()) -> pd
     system's lineage, in which the rows differ; "seeds"; the figures of the evaluations' tables (means over seeds), and
     "sd" of the micro R@1 over seeds (NaN for one).
     """
+    groups, differing = _by_setting(_evaluated(root, conditions))
+    table = pd.DataFrame(
+        [
+            {name.partition(".")[2]: group[0]["settings"].get(name) for name in differing}
+            | {"seeds": len(group)}
+            | pd.DataFrame([row["figures"] for row in group]).mean().to_dict()
+            | {"sd": pd.Series([row["figures"].get("micro R@1") for row in group], dtype=float).std()}
+            for group in groups
+        ],
+        index=pd.Index([group[0]["system"] for group in groups], name="system"),
+    )
+    return table.sort_values("micro R@1", ascending=False, kind="stable") if "micro R@1" in table else table
+
+
+def by_seed(
+    root: str | Path = "runs", conditions: Sequence[str] = (), figure: str = "micro R@1"
+) -> dict[str, list[float]]:
+    """A figure of each row of the leaderboard, seed by seed, under the system's name and settings."""
+    groups, differing = _by_setting(_evaluated(root, conditions))
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        settings = {name.partition(".")[2]: group[0]["settings"].get(name) for name in differing}
+        told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+        found[f"{group[0]['system']}{f' ({told})' if told else ''}"] = [row["figures"][figure] for row in group]
+    return found
+
+
+def _evaluated(root: str | Path, conditions: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a system of each finished evaluation: system, figures, settings. Raises LedgerError for none."""
     rows = []
     read = cache(read_run)  # runs have many children
     for evaluation in runs_table(root, ["notebook=05_evaluation", "state=done", *conditions])["folder"]:
@@ -200,7 +229,7 @@ def leaderboard(root: str | Path = "runs", conditions: Sequence[str] = ()) -> pd
                 rows.append({"system": named, "figures": figures, "settings": _of_system(figures, settings)})
     if not rows:
         raise LedgerError(f"no finished run of 05_evaluation in {root}/ fits: run a sweep that ends with it")
-    return _averaged(rows)
+    return rows
 
 
 def _of_system(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,35 +238,23 @@ def _of_system(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
     return {name: value for name, value in settings.items() if not (untrained and name[:2] in ("02", "03", "04"))}
 
 
-def _averaged(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _by_setting(rows: Sequence[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], list[str]]:
+    """Rows that differ in their seeds alone, together, and the settings in which one system's groups differ."""
+
     def key(row: Mapping[str, Any], names: Iterable[str]) -> str:
         return json.dumps([row["system"], [row["settings"].get(name) for name in names]], default=str)
 
     names = sorted({name for row in rows for name in row["settings"]})
     fixed = [name for name in names if not name.endswith(".SEED")]
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in {key(row, names): row for row in rows}.values():  # the retriever stands in many evaluations
         groups.setdefault(key(row, fixed), []).append(row)
-    firsts = [group[0] for group in groups.values()]
-    differing = [
-        name
-        for name in fixed
-        if any(
-            len({str(row["settings"].get(name)) for row in firsts if row["system"] == system}) > 1
-            for system in {row["system"] for row in firsts}
-        )
-    ]
-    table = pd.DataFrame(
-        [
-            {name.partition(".")[2]: group[0]["settings"].get(name) for name in differing}
-            | {"seeds": len(group)}
-            | pd.DataFrame([row["figures"] for row in group]).mean().to_dict()
-            | {"sd": pd.Series([row["figures"].get("micro R@1") for row in group], dtype=float).std()}
-            for group in groups.values()
-        ],
-        index=pd.Index([group[0]["system"] for group in groups.values()], name="system"),
-    )
-    return table.sort_values("micro R@1", ascending=False, kind="stable") if "micro R@1" in table else table
+    values: dict[tuple[str, str], set[str]] = {}
+    for group in groups.values():
+        for name in fixed:
+            values.setdefault((name, group[0]["system"]), set()).add(str(group[0]["settings"].get(name)))
+    differing = {name for (name, _), seen in values.items() if len(seen) > 1}
+    return list(groups.values()), [name for name in fixed if name in differing]
 
 
 def write_leaderboard(table: pd.DataFrame, path: str | Path) -> Path:

@@ -138,8 +138,8 @@ class Workers(Protocol):
         """Ends all jobs that run."""
 
 
-def run_sweep(plan: Plan, workers: Workers, show: Callable[[Sweep], None] = lambda sweep: None) -> Sweep:
-    """Run all jobs of a plan that are not finished; `show` is called about every half second, and at the end.
+def run_sweep(plan: Plan, workers: Workers, *show: Callable[[Sweep], None]) -> Sweep:
+    """Run all jobs of a plan that are not finished; each of `show` is called about every half second, and at the end.
 
     Returns the sweep with each job's state; failed ones have `log.txt` and `failed.txt` in their folders. Raises
     GridError, before anything starts, for a job that needs more than there is. On KeyboardInterrupt the runs that
@@ -153,7 +153,8 @@ def run_sweep(plan: Plan, workers: Workers, show: Callable[[Sweep], None] = lamb
     try:
         while not all(state.over for state in states.values()):
             _start_what_can(sweep, workers)
-            show(sweep)
+            for told in show:
+                told(sweep)
             for job, error in workers.ended():
                 _note_end(sweep, job, error)
             for state in states.values():
@@ -161,7 +162,8 @@ def run_sweep(plan: Plan, workers: Workers, show: Callable[[Sweep], None] = lamb
                     state.seconds = time.monotonic() - state.started
     finally:
         workers.stop()
-    show(sweep)
+    for told in show:
+        told(sweep)
     return sweep
 
 
