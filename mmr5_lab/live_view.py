@@ -8,6 +8,7 @@ import time
 from IPython.display import HTML, display
 
 from mmr5_lab.schedule import Sweep
+from mmr5_lab.sweep import in_words
 from mmr5_lab.typeset import escape_html
 
 EVERY = 1.0  # seconds between two updates
@@ -18,9 +19,10 @@ STYLE = """
 <style>
 .sweep { font: 13px/1.45 system-ui, sans-serif; max-width: 60rem; color: #222; background: #fff; padding: .3rem; }
 .sweep meter { width: 100%; height: 1.1rem; }
-.sweep table { border-collapse: collapse; margin-top: .4rem; font-variant-numeric: tabular-nums; }
+.sweep table { font: inherit; border-collapse: collapse; margin-top: .4rem; font-variant-numeric: tabular-nums; }
 .sweep th, .sweep td { text-align: left; padding: .1rem .8rem .1rem 0; border-bottom: 1px solid #ddd; }
-.sweep td.n { text-align: right; }
+.sweep td { vertical-align: top; white-space: nowrap; } .sweep td.n { text-align: right; }
+.sweep td:last-child { white-space: normal; }
 .sweep .failed { color: #B00020; font-weight: bold; } .sweep .running { color: #0059A0; }
 </style>
 """
@@ -47,7 +49,7 @@ def as_html(sweep: Sweep) -> str:
     over = sum(state.over for state in sweep.states.values())
     rows = "".join(
         f'<tr><td class="{row.state}">{MARKS[row.state]} {row.state}</td><td>{escape_html(row.notebook)}</td>'
-        f"<td><code>{row.run}</code></td><td class='n'>{row.seconds:.0f} s</td>"
+        f"<td><code>{row.run}</code></td><td class='n'>{in_words(row.seconds) if row.seconds else ''}</td>"
         f"<td>{escape_html(row.progress or row.message)}</td></tr>"
         for row in table.head(ROWS).itertuples()
     )

@@ -84,7 +84,7 @@ class Sweep:
         counts = {name: self.count(name) for name in ("running", "failed", "skipped")}
         told = "".join(f", {count} {name}" for name, count in counts.items() if count)
         over = sum(state.over for state in self.states.values())
-        left = f", {'about' if known else 'at least'} {in_words(seconds)} left" if known or seconds else ""
+        left = f", {'about' if known else 'at least'} {in_words(seconds)} left" if seconds else ""
         return f"{over}/{len(self.states)} runs{told}{left}"
 
     def table(self) -> pd.DataFrame:

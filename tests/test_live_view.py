@@ -4,7 +4,9 @@ import json
 
 from IPython.core.interactiveshell import InteractiveShell
 
+from mmr5_lab.execute import run_notebook
 from mmr5_lab.live_view import LiveView, as_html
+from mmr5_lab.runs import results
 from mmr5_lab.schedule import State, Sweep
 from mmr5_lab.sweep import plan_sweep, read_grid
 
@@ -41,3 +43,14 @@ def test_the_view_is_updated_in_place(toy, capsys):
     view(sweep_of(toy, running=""))  # within a second: not again
     view(sweep_of(toy, done=""))  # but the end is shown
     assert ["1/1 runs" in page for page in shown] == [False, True]
+
+
+def test_notebook_08_runs_top_to_bottom(tmp_path):
+    given = {"CANDIDATES": [5], "MAX_TRACES": 5, "ROOT": str(tmp_path / "runs")}
+    folder = run_notebook("08_sweep", given, tmp_path)
+    found = results(folder)
+    assert (found["runs"], found["failed"]) == (2, 0)
+    assert 0.5 < found["ceiling"] < 1
+    page = (folder / "notebook.html").read_text()
+    assert "2/2 runs" in page
+    assert "No description has been provided" not in page
