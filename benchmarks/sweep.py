@@ -25,7 +25,7 @@ notebooks: [01_data_construction]
 axes:
   - NUM_CANDIDATES: {candidates}
   - SEED: [0, 1]
-parameters: {{01_data_construction: {{MAX_TRACES: 200}}}}
+parameters: {{01_data_construction: {{MAX_TRACES: 20}}}}
 """
 CHAIN = ("01_data_construction", "02_sft", "03_grpo", "04_inference", "05_evaluation")
 PARENT = ("", "DATA_RUN", "SFT_RUN", "GRPO_RUN", "INFERENCE_RUN")
