@@ -45,9 +45,10 @@ from mmr5_lab.execute import (
     is_done,
     parents,
     read_profile,
+    run_folder,
 )
 from mmr5_lab.ledger import past_seconds
-from mmr5_lab.runs import inside_project, project_root, run_hash
+from mmr5_lab.runs import inside_project, project_root
 
 KEYS = ("about", "notebooks", "profile", "parameters", "axes", "without", "cores", "memory", "timeout", "gpus")
 LIMITS = {"cores": 1, "memory": 0, "timeout": 0, "gpus": 0}  # 0: no limit, none asked for
@@ -242,13 +243,13 @@ def plan_sweep(grid: Grid, root: str | Path = "runs") -> Plan:
                     f"{NOT_TAKEN} where it does without"
                 )
             given = given | {parameter: str(inside_project(made[parent])) for parameter, parent in taken.items()}
-            checked = checked_parameters(_source(name), given)
-            folder = project_root() / root / name / run_hash(name, checked)
-            made[name] = folder
+            folder = made[name] = run_folder(name, given, root)
             if folder not in jobs:
                 limits = {limit: values[name] for limit, values in grid.limits.items()}
                 takes = tuple(made[parent] for parent in taken.values())
-                jobs[folder] = Job(name, checked, folder, takes, limits, is_done(folder))
+                jobs[folder] = Job(
+                    name, checked_parameters(_source(name), given), folder, takes, limits, is_done(folder)
+                )
         folders.append(made)
     return Plan(grid, project_root() / root, jobs, tuple(folders))
 
