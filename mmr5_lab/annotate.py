@@ -71,19 +71,21 @@ class Annotator(w.HBox):
             raise CorpusError(f"{folder} has no documents to ask about")
         self.corpus: Corpus = corpus
         self.right: set[int] = set()
-        wide = w.Layout(width="100%")
+        wide = w.Layout(width="auto")
         self.document = w.Dropdown(options=names, description="Document", layout=wide)
         self.page = w.BoundedIntText(min=1, description="Page", layout=w.Layout(width="11rem"))
         self.back = w.Button(icon="chevron-left", tooltip="page before", layout=w.Layout(width="2.6rem"))
         self.on = w.Button(icon="chevron-right", tooltip="next page", layout=w.Layout(width="2.6rem"))
         self.count = w.HTML()
         self.mark = w.ToggleButton(description="This page answers", icon="star", layout=w.Layout(width="12rem"))
-        self.image = w.Image(layout=w.Layout(width="100%", border="1px solid #999", object_fit="contain"))
+        self.image = w.Image(layout=w.Layout(width="98%", border="1px solid #999", object_fit="contain"))
         self.image.add_class("mmr5-annotated")
         self.question = w.Textarea(placeholder="What would a reader ask?", description="Question", layout=wide)
         self.answer = w.Text(placeholder="as the document states it", description="Answer", layout=wide)
         self.types = w.SelectMultiple(options=TYPES, rows=len(TYPES), description="Stands in", layout=wide)
-        self.save = w.Button(description="Save the question", button_style="primary", icon="check")
+        self.save = w.Button(
+            description="Save the question", button_style="primary", icon="check", layout=w.Layout(width="14rem")
+        )
         self.told, self.marked, self.saved = w.HTML(), w.HTML(), w.HTML()
         turn = w.HBox([self.back, self.page, self.on, self.count, self.mark], layout=w.Layout(flex_flow="row wrap"))
         look = w.VBox([self.document, turn, self.image], layout=w.Layout(flex="3 1 20rem", min_width="18rem"))
@@ -149,7 +151,9 @@ class Annotator(w.HBox):
         mine = self.corpus.questions[self.corpus.questions["doc_name"] == self.document.value]
         items = "".join(
             f"<li>{escape_html(row['question'])} <i>(page {', '.join(str(p + 1) for p in row['gold_pages'])})</i></li>"
-            for _, row in mine.iterrows()
+            for _, row in mine[::-1].iterrows()
         )
         heading = f"<b>{len(mine)} questions about this document</b>"
-        self.saved.value = f"{heading}<ol style='max-height: 14rem; overflow: auto'>{items}</ol>"
+        self.saved.value = (
+            f"{heading}<ol reversed style='line-height: 1.4; max-height: 14rem; overflow: auto'>{items}</ol>"
+        )
