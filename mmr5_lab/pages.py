@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mmr5_lab.corpus import as_rgb
+from mmr5_lab.typeset import visible
 
 Page = str | Path | bytes | Image.Image
 Pair = tuple[str, Sequence[Page]]
@@ -75,10 +76,13 @@ class Pages:
 def read_page(page: Page, where: str) -> bytes:
     """The bytes of a page that is a path or bytes. Raises ValueError, naming it, where there are none."""
     if isinstance(page, str | Path):
-        where = f"{where}, {page},"
-        if not Path(page).is_file():
-            raise ValueError(f"{where} does not exist")
-        page = Path(page).read_bytes()
+        where = f"{where}, {visible(str(page)):.200},"
+        try:
+            page = Path(page).read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"{where} does not exist") from None
+        except (OSError, ValueError) as error:  # a folder, no permission, a name that no file can have
+            raise ValueError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(page, bytes):
         raise ValueError(f"{where} is a {type(page).__name__}; expected a path, image bytes or a PIL image")
     if not page:
@@ -93,14 +97,19 @@ def open_page(page: Page, where: str) -> Image.Image:
     data = read_page(page, where)
     try:
         return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:  # whose own words name an object in memory
+        raise ValueError(f"{where} is not a readable image: its {len(data)} bytes are of no known format") from error
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where} is not a readable image: {error}") from error
 
 
 def decoded(page: Page, where: str) -> Image.Image:
     """The page decoded, in RGB. Raises ValueError, naming it, where it cannot be."""
+    image = open_page(page, where)
+    if not (image.width and image.height):
+        raise ValueError(f"{where} has no pixels ({image.width} × {image.height})")
     try:
-        return as_rgb(open_page(page, where))
+        return as_rgb(image)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{where} is truncated or corrupt: {error}") from error
 

@@ -212,8 +212,8 @@ class Reranker(Ranker):
             where = name_pair(i, query)
             try:
                 text = self._prompt(query, len(keys), mode)
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{where}: {error}") from None
             visual = []
             for k, key in enumerate(keys):
                 size = pages.sizes[key]
@@ -236,7 +236,8 @@ class Reranker(Ranker):
         return pages, prompts, lengths
 
     def _prompt(self, query: str, count: int, mode: str) -> str:
-        for token in self._special:  # what this model takes for a token, beside the usual ones
+        for token in self._special if isinstance(query, str) else ():
+            # what this model takes for a token, beside the usual ones
             query = query.replace(token, f"{token[0]} {token[1:]}")
         messages = build_pointwise_messages(query) if mode == "pointwise" else build_messages(query, count)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -108,8 +108,12 @@ BOMB = encoded(Image.new("1", (20_000, 20_000)))
     ("given", "message"),
     [
         ([b""], r"page 0 is empty \(0 bytes\)"),
-        ([b"not an image"], "page 0 is not a readable image"),
+        ([b"not an image"], "page 0 is not a readable image: its 12 bytes are of no known format"),
         (["nowhere.png"], "nowhere.png, does not exist"),
+        (["."], "page 0, ., cannot be read: Is a directory"),
+        (["x" * 5000], "page 0, x{200}, cannot be read: File name too long"),
+        (["a\0b"], r"page 0, a\\x00b, cannot be read: embedded null byte"),
+        ([Image.new("RGB", (0, 5))], r"page 0 has no pixels \(0 × 5\)"),
         ([7], "page 0 is a int"),
         ([encoded(NOISE, "JPEG")[:2000]], "page 0 is truncated or corrupt"),
         ([BOMB], "page 0 is not a readable image: Image size .* could be decompression bomb"),
@@ -159,6 +163,12 @@ def test_tiny_large_and_equal_pages_are_ranked(reranker):
 def test_a_query_that_says_nothing_is_refused(reranker, query):
     with pytest.raises(ValueError, match=r"query is (empty|not valid Unicode)"):
         reranker.rank(query, pages(2))
+
+
+@pytest.mark.parametrize("query", [None, 7])
+def test_a_query_that_is_no_text_is_named(reranker, query):
+    with pytest.raises(TypeError, match=rf"pair 0 \({query}\): query is a {type(query).__name__}, expected a string"):
+        reranker.rank(query, pages(2), "score")
 
 
 def test_more_than_the_context_holds_is_refused_with_what_would_fit(reranker):
