@@ -5,7 +5,8 @@
     budget.check()          # ValueError, with settings that would fit, where it does not
 
 Only the model's configuration and processor are read. Memory counts weights and the cache of keys and values, which
-follow from the configuration; activations come on top and are not known beforehand.
+follow from the configuration; activations come on top and are not known beforehand. `plan_training` estimates them, and
+time, for LoRA training.
 """
 
 from collections.abc import Sequence
@@ -173,6 +174,103 @@ def plan(
         cache=cache_bytes_a_token(config, dtype) * (sum(pages) + words + max_new_tokens) * batch_size,
         memory=_free(device) if memory is None else memory,
         fitting_pixels=None if room is None or sum(pages) <= room else _fitting(processor, image_sizes, room),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingBudget:
+    """What LoRA training takes on one device, estimated; bytes, and floating-point operations of one example.
+
+    An example is a trace (SFT) or a completion (GRPO). adapter: LoRA's weights with gradients and Adam's two moments in
+    float32, 16 bytes a parameter; activations: with checkpointing, of one pass; cache: keys and values while a pass's
+    completions are sampled; operations: of learning, sampled_tokens: written one after another for a pass
+    """
+
+    request: Budget
+    adapter_parameters: int
+    activations: int
+    operations: float
+    sampled_tokens: int
+
+    @property
+    def adapter(self) -> int:
+        return 16 * self.adapter_parameters
+
+    @property
+    def memory(self) -> int:
+        """Bytes at once: learning and sampling take turns."""
+        cache = self.request.cache if self.sampled_tokens else 0
+        return self.request.weights + self.adapter + max(self.activations, cache)
+
+    def hours(self, examples: int, devices: int = 1, operations: float = 4e14, bandwidth: float = 2e12) -> float:
+        """Hours for so many examples, with devices that reach so many operations and bytes of memory a second.
+
+        A sampled token of a batch reads all weights once: with transformers it is bandwidth that counts.
+        """
+        learning = examples * self.operations / operations
+        passes = examples / self.request.batch_size
+        sampling = passes * self.sampled_tokens * (self.request.weights + self.request.cache / 2) / bandwidth
+        return (learning + sampling) / devices / 3600
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.request.weights, "adapter": self.adapter, "activations": self.activations,
+            "keys and values": self.request.cache if self.sampled_tokens else 0, "at once": self.memory,
+        }  # fmt: skip
+        told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+        return f"{self.request.tokens} tokens an example; GiB on a device: {told}"
+
+
+def plan_training(
+    model: str | Path,
+    image_sizes: Sequence[tuple[int, int]],
+    *,
+    lora_rank: int,
+    completion: int,
+    batch_size: int,
+    generations: int = 0,
+    iterations: int = 1,
+    max_pixels: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    shared: bool = True,
+) -> TrainingBudget:
+    """Estimate LoRA training on prompts with pages of these (height, width); weights on every device, as with DDP.
+
+    completion: tokens of a completion; batch_size: examples a device and pass; generations: 0 for SFT, else G of GRPO
+    with a KL term; shared: a prompt is encoded once for its group (`mmr5_lab.shared_prompt`)
+
+    A token costs 2 operations a parameter and pass. Learning takes three passes through the language model (forward,
+    its repetition by checkpointing, gradients of activations; those of frozen weights are not computed) and one
+    through the frozen vision tower. Activations: each layer's input, and 34 × hidden size bytes a token for the layer
+    that is repeated (arXiv 2205.05198, table 2, without the attention's matrix).
+    """
+    request = plan(
+        model,
+        image_sizes,
+        max_new_tokens=completion,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        dtype=dtype,
+        memory=0,
+    )
+    config = AutoConfig.from_pretrained(model)
+    text = config.get_text_config()
+    with torch.device("meta"):
+        whole = AutoModelForImageTextToText.from_config(config)
+    language = next(module for name, module in whole.named_modules() if name.endswith("language_model"))
+    linear = [module for module in language.modules() if isinstance(module, torch.nn.Linear)]
+    weights = sum(layer.weight.numel() for layer in linear)
+    seeing = sum(p.numel() for name, p in whole.named_parameters() if ".visual." in name)
+    group = generations if generations and shared else 1
+    prompt = (request.tokens - completion) / group
+    learnt = prompt + completion  # tokens an example, where a prompt's are shared
+    passes = 3 * iterations + (2 if generations else 0)  # the starting model's probabilities, and those when sampled
+    return TrainingBudget(
+        request=request,
+        adapter_parameters=sum(lora_rank * (layer.in_features + layer.out_features) for layer in linear),
+        activations=round(batch_size * learnt * text.hidden_size * (text.num_hidden_layers * dtype.itemsize + 34)),
+        operations=2 * weights * learnt * passes + 2 * seeing * 4 * sum(request.page_tokens) / group,
+        sampled_tokens=completion if generations else 0,
     )
 
 

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tables(commands)
     _add_sweep(commands)
     _add_runs(commands)
+    _add_export(commands)
     return parser
 
 
@@ -67,13 +68,16 @@ def _add_demo(commands) -> None:
         "--profile", default="notebooks/profiles/mini.yaml", metavar="FILE", help="parameters (default: %(default)s)"
     )
     command.add_argument("--runs", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
+    command.add_argument(
+        "--until", default="", metavar="NOTEBOOK", help="stop after it, such as 02_sft, without a report"
+    )
     command.set_defaults(command=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     from mmr5_lab.demo import run_demo
 
-    run_demo(Path(arguments.profile), arguments.runs)
+    run_demo(Path(arguments.profile), arguments.runs, arguments.until)
 
 
 def _add_ingest(commands) -> None:
@@ -631,6 +635,25 @@ def _runs_prune(arguments: argparse.Namespace) -> None:
         print(f"{row.folder}: {row.state}, {row.MB:.1f} MB")
     done = "deleted" if arguments.delete else "would be deleted: say --delete to do so"
     print(f"{len(rows)} runs, {rows['MB'].sum():.1f} MB, {done}")
+
+
+def _add_export(commands) -> None:
+    command = commands.add_parser(
+        "export",
+        help="a trained model with adapter and model card",
+        description="Copy the model of a finished run of notebook 02 or 03 to a new folder: merged weights that "
+        "transformers loads, the adapter, and a card with data, parameters and results.",
+    )
+    command.add_argument("run", metavar="RUN", help="run folder, such as runs/03_grpo/0123456789ab")
+    command.add_argument("out", metavar="OUT", help="folder to write; new or empty")
+    command.add_argument("--evaluation", metavar="RUN", help="run of notebook 05 for the card (default: found beside)")
+    command.set_defaults(command=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from mmr5_lab.export import export_model
+
+    print(export_model(arguments.run, arguments.out, arguments.evaluation))
 
 
 def _corpus(arguments: argparse.Namespace):

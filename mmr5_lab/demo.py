@@ -30,8 +30,10 @@ section { border-top: 3px solid #0072B2; margin-top: 3rem; }
 """
 
 
-def run_demo(profile: Path, root: str | Path = "runs") -> Path:
+def run_demo(profile: Path, root: str | Path = "runs", until: str = "") -> Path:
     """Run the chain with a profile's parameters, print the results, return the path of the report.
+
+    until: stop after this notebook, without a report, and return its run folder; empty: the whole chain
 
     Raises NotebookError for bad parameters, NotebookFailedError where a notebook fails.
     """
@@ -39,6 +41,8 @@ def run_demo(profile: Path, root: str | Path = "runs") -> Path:
     unknown = sorted(set(parameters) - set(CHAIN))
     if unknown:
         raise ValueError(f"{profile} has parameters for {', '.join(unknown)}; the chain is {', '.join(CHAIN)}")
+    if until and until not in CHAIN:
+        raise ValueError(f"there is no notebook {until} to stop after; the chain is {', '.join(CHAIN)}")
     folders: dict[str, Path] = {}
     for number, name in enumerate(CHAIN, 1):
         started = time.monotonic()
@@ -48,6 +52,8 @@ def run_demo(profile: Path, root: str | Path = "runs") -> Path:
         print(f"[{number}/{len(CHAIN)}] {name}", flush=True)
         folders[name] = inside_project(run_notebook(name, given, root))
         print(f"      {time.monotonic() - started:.0f} s, in {folders[name]}", flush=True)
+        if name == until:
+            return folders[name]
     print("\n" + result_table(folders["05_evaluation"]).to_string(float_format="{:.3f}".format, na_rep=""))
     report = write_report(folders, project_root() / root / "report.html")
     print(f"\nReport of the whole run: {report}")

@@ -32,7 +32,17 @@ from tqdm.auto import tqdm
 from traitlets.config import Config
 
 from mmr5_lab.corpus import replacing
-from mmr5_lab.runs import FOLDER, PROGRESS, inside_project, lock_of, project_root, read_progress, read_run, run_hash
+from mmr5_lab.runs import (
+    FOLDER,
+    PROGRESS,
+    inside_project,
+    lock_of,
+    project_root,
+    read_progress,
+    read_run,
+    results,
+    run_hash,
+)
 
 CHAIN = {  # notebook, in order -> the parameter by which later ones name its run ("": none does)
     "01_data_construction": "DATA_RUN",
@@ -232,6 +242,24 @@ def _kernel_config() -> Config:
         return Config()
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/mmr5-{uuid.uuid4().hex[:12]}"}})
+
+
+def chain_run(notebook: str, profile: Path, root: str | Path) -> tuple[dict[str, Any], Path]:
+    """Parameters and run folder that a notebook has in the chain of a profile (`mmr5 demo --profile`).
+
+    Raises NotebookError for bad parameters, FileNotFoundError where a notebook before it has not been run.
+    """
+    project, chosen = project_root(), read_profile(profile)
+    folders: dict[str, Path] = {}
+    for name in CHAIN:
+        source = project / "notebooks" / f"{name}.ipynb"
+        taken = {parameter: str(inside_project(folders[before])) for before, parameter in parents(source).items()}
+        parameters = checked_parameters(source, {**chosen.get(name, {}), **taken})
+        folders[name] = run_folder(name, parameters, root)
+        if name == notebook:
+            break
+        results(folders[name])  # or say that it is to be run first
+    return parameters, folders[notebook]
 
 
 class Follower:

@@ -96,6 +96,59 @@ def reward_curves(
     return figure
 
 
+def answer_curves(log: pd.DataFrame, smooth: int = 5) -> Figure:
+    """GRPO, step by step: what is right, which faults, the answers' likeness to the input order, entropy and KL."""
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    panels = figure.subplots(1, 4)
+    styles = [(BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (PURPLE, "-.")]
+    faults = [name for name in log if name.startswith("faults/")]
+    worst = log[faults].mean().sort_values(ascending=False).index[:4]
+    chosen = {
+        "answers": ["answers/valid", "answers/first_right"],
+        "commonest faults": list(worst),
+        "likeness to the input order": ["order/tau", "order/copied"],
+        "uncertainty (nats)": ["entropy", "kl"],
+    }
+    for axes, (title, names) in zip(panels, chosen.items(), strict=True):
+        shown = [name for name in names if name in log]
+        for name, (colour, style) in zip(shown, styles, strict=False):
+            _smoothed(axes, log, name, smooth, colour, style, name.split("/")[-1])
+        axes.set(title=title, xlabel="step")
+        axes.legend(fontsize=8)
+    panels[0].set_ylim(0, 1.02)
+    panels[1].set_ylim(0, None)
+    edge = max(1, len(log) // 4)
+    told = [name for names in chosen.values() for name in names if name in log]
+    ends = [f"{name} {log[name].head(edge).mean():.2f}, {log[name].tail(edge).mean():.2f}" for name in told]
+    figure.alt = f"Means of the first and the last quarter of {len(log)} steps: {'; '.join(ends)}"
+    return figure
+
+
+def reward_bars(summary: pd.DataFrame) -> Figure:
+    """Rewards replayed on saved completions (`reward_lab.summary`): what each sees no difference in, and gets right."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, (name, title) in zip(
+        panels,
+        [
+            ("no_variance", "groups without variance"),
+            ("best_right", "best paid is right"),
+            ("agreement", f"agreement with {summary.index[0]}"),
+        ],
+        strict=True,
+    ):
+        bars = axes.bar(list(summary.index), summary[name].fillna(0), color=BLUE, hatch="//", edgecolor="white")
+        axes.bar_label(bars, [f"{value:.2f}" for value in summary[name]], fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.set_ylim(min(0, summary[name].min()), 1.15)
+    told = [
+        f"{name}: without variance {r.no_variance:.2f}, best is right {r.best_right:.2f}, agreement {r.agreement:.2f}"
+        for name, r in summary.iterrows()
+    ]
+    figure.alt = f"Replayed rewards. {'; '.join(told)}"
+    return figure
+
+
 def before_after(
     images: Sequence[Image.Image], orders: dict[str, Sequence[int]], gold: Sequence[int], question: str
 ) -> Figure:

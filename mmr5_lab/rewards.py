@@ -170,6 +170,11 @@ def _texts(completions: Sequence[Completion], positive_ids: Sequence[Any], num_c
             f"columns differ in length: {lengths[0]} completions, {lengths[1]} positive_ids, "
             f"{lengths[2]} num_candidates; the first index without a partner is {min(lengths)}"
         )
+    return completion_texts(completions)
+
+
+def completion_texts(completions: Sequence[Completion]) -> list[str]:
+    """The text of each completion. Raises TypeError, naming its index, for one that is neither text nor messages."""
     return [_text(i, completion) for i, completion in enumerate(completions)]
 
 

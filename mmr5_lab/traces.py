@@ -16,6 +16,7 @@ import itertools
 import json
 import random
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -67,13 +68,23 @@ def training_candidates(
     for turn, (question_id, ranked) in itertools.product(range(max(1, shuffles)), run.pages.items()):
         question, pages = rows[question_id], ranked[:num_candidates]
         if shuffles:
-            pages = random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
-        positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
-        if positive_ids:
-            chosen.setdefault((question_id, tuple(pages)), Candidates(question, pages, positive_ids))
+            pages = shuffled(pages, seed, question_id, turn)
+        candidates = labelled(question, pages)
+        if candidates.positive_ids:
+            chosen.setdefault((question_id, tuple(pages)), candidates)
     if not chosen:
         raise ValueError(f"no question has a positive among its first {num_candidates} candidates: nothing to train on")
     return list(chosen.values())
+
+
+def labelled(question: pd.Series, pages: list[int]) -> Candidates:
+    """These pages of a question, in this order, with the places of the right ones."""
+    return Candidates(question, pages, [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]])
+
+
+def shuffled(pages: Sequence[int], seed: int, question_id: str, turn: int) -> list[int]:
+    """The pages in an order that depends on these alone: the same in any run, on any number of devices."""
+    return random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
 
 
 def make_traces(
@@ -176,26 +187,48 @@ def sft_dataset(path: str | Path) -> datasets.Dataset:
             "completion": [{"role": "assistant", "content": [{"type": "text", "text": completion}]}],
             "images": [str(Path(path).parent / image) for image in trace["images"]],
         })  # fmt: skip
-    return _with_images(rows)
+    return datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
 
 
-def rl_dataset(corpus: Corpus, candidates: list[Candidates]) -> datasets.Dataset:
-    """Prompts as trl's `GRPOTrainer` takes them: `prompt`, `images`, `positive_ids`, `num_candidates`."""
-    return _with_images([
-        {
-            "prompt": build_messages(c.question["question"], len(c.pages)),
-            "images": [{"bytes": corpus.page_bytes(c.question["doc_name"], page), "path": None} for page in c.pages],
-            "positive_ids": c.positive_ids,
-            "num_candidates": len(c.pages),
-            "query_id": c.question["question_id"],
-        }
-        for c in candidates
-    ])  # fmt: skip
+class PromptReader:
+    """Makes trl's examples of rows of prompts when they are drawn: pages are read then, in the order of the epoch.
+
+    With a `seed` every `epoch` has orders of its own (`shuffled`, by turns); with None the candidates' order stays.
+    """
+
+    def __init__(self, corpus: Corpus, seed: int | None):
+        self.corpus, self.seed, self.epoch = corpus, seed, 0
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images: dict[tuple[str, int], Any] = {}  # a prompt stands in a batch once for each of its completions
+        examples = []
+        for question_id, pages in zip(rows["query_id"], rows["pages"], strict=True):
+            question = self.corpus.by_id[question_id]
+            doc_name = question["doc_name"]
+            if self.seed is not None:
+                pages = shuffled(pages, self.seed, question_id, self.epoch)
+            for page in pages:
+                if (doc_name, page) not in images:
+                    images[doc_name, page] = self.corpus.page_image(doc_name, page)
+            examples.append({
+                "prompt": build_messages(question["question"], len(pages)),
+                "images": [images[doc_name, page] for page in pages],
+                "positive_ids": labelled(question, pages).positive_ids,
+                "num_candidates": len(pages),
+                "query_id": question_id,
+                "candidates": pages,
+            })  # fmt: skip
+        return {name: [example[name] for example in examples] for name in examples[0]}
 
 
-def _with_images(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    data = datasets.Dataset.from_list(rows)
-    return data.cast_column("images", datasets.List(datasets.Image()))
+def rl_dataset(corpus: Corpus, candidates: list[Candidates], seed: int | None = None) -> datasets.Dataset:
+    """Prompts as trl's `GRPOTrainer` takes them, made by a `PromptReader` as they are drawn.
+
+    Columns: `prompt` (messages), `images`, `positive_ids`, `num_candidates`, `query_id`, `candidates` (0-based pages in
+    the prompt's order). seed: of the orders, new ones each epoch; None: the candidates' order stays
+    """
+    rows = [{"query_id": c.question["question_id"], "pages": c.pages} for c in candidates]
+    return datasets.Dataset.from_list(rows).with_transform(PromptReader(corpus, seed))
 
 
 def _key(query_id: str, pages: list[int]) -> tuple[str, tuple[int, ...]]:

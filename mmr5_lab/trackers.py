@@ -6,16 +6,13 @@ Each run is logged once, with its parameters and the numbers of its results, by 
 wandb send theirs is for their own settings (MLFLOW_TRACKING_URI, `wandb offline`).
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from mmr5_lab.ledger import flat, settings_of
 from mmr5_lab.runs import Record, read_run
 from mmr5_lab.schedule import Sweep
-
-PROJECT = "mmr5-lab"
-TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
+from mmr5_lab.training_log import PROJECT, check_tracker
 
 
 class Tracked:
@@ -25,10 +22,7 @@ class Tracked:
     """
 
     def __init__(self, tracker: str):
-        if tracker not in TRACKERS:
-            raise ValueError(f"there is no tracker {tracker!r}: choose one of {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(tracker) is None:
-            raise ValueError(f"{tracker} is not installed: pip install {tracker}")
+        check_tracker(tracker)
         self.tracker = tracker
         self._logged: set[Path] = set()
 

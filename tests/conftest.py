@@ -1,5 +1,7 @@
-"""What several test files need: the smallest model of the real class, and a project with notebooks of seconds."""
+"""What several test files need: the smallest model of the real class, what to train it on, one trained stage, and a
+project with notebooks of seconds."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -8,10 +10,12 @@ from architectures import BUILD, save
 from nbformat.v4 import new_code_cell, new_notebook
 
 import mmr5_lab
+from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.rerank import Reranker
 
 TINY = {"hidden": 64, "layers": 1, "vision_hidden": 32, "vision_layers": 1}  # options of `build_model`
+SFT = {"learning_rate": 1e-2, "epochs": 1, "batch_size": 2, "lora_rank": 4, "lora_alpha": 8, "save_steps": 2}
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +72,49 @@ def toy(tmp_path, monkeypatch) -> Path:
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@dataclass(frozen=True)
+class Material:
+    """A tiny model's folder and what to train it on; can be sent to another process."""
+
+    model: Path
+    folder: Path  # with corpus/ and traces.jsonl
+
+    @property
+    def traces(self):
+        from mmr5_lab.traces import sft_dataset
+
+        return sft_dataset(self.folder / "traces.jsonl")
+
+    @property
+    def prompts(self):
+        from mmr5_lab.corpus import load_corpus
+        from mmr5_lab.retrieve import retrieve
+        from mmr5_lab.traces import rl_dataset, training_candidates
+
+        corpus = load_corpus(self.folder / "corpus").split("sft")
+        return rl_dataset(corpus, training_candidates(corpus, retrieve(corpus, top_k=5), shuffles=0), seed=0)
+
+
+@pytest.fixture(scope="session")
+def material(tiny_model, tmp_path_factory) -> Material:
+    from mmr5_lab.retrieve import retrieve
+    from mmr5_lab.teachers import EvidenceTeacher
+    from mmr5_lab.traces import make_traces, training_candidates
+
+    folder = tmp_path_factory.mktemp("material")
+    corpus = make_corpus(folder / "corpus", seed=4, splits={"sft": (2, 5), "rl": (2, 3)}).split("sft")
+    candidates = training_candidates(corpus, retrieve(corpus, top_k=5))
+    make_traces(corpus, candidates, EvidenceTeacher(corpus), folder / "traces.jsonl")
+    return Material(tiny_model, folder)
+
+
+@pytest.fixture(scope="session")
+def sft(material, tmp_path_factory) -> Path:
+    """A folder in which SFT has finished."""
+    from mmr5_lab.training import train_sft
+
+    folder = tmp_path_factory.mktemp("sft")
+    train_sft(material.model, material.traces, folder, **SFT)
+    return folder

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from mmr5_lab.budget import GIB, cache_bytes_a_token, plan, visual_tokens
+from mmr5_lab.budget import GIB, cache_bytes_a_token, plan, plan_training, visual_tokens
+from mmr5_lab.mini.model import build_processor
 from mmr5_lab.models import load_model
 from mmr5_lab.prompts import build_messages
+from mmr5_lab.runs import project_root
 
 SIZES = [(168, 140), (300, 90), (56, 56), (1000, 800)]
 
@@ -77,3 +79,48 @@ def test_nothing_is_loaded(tiny_model, monkeypatch):
 def test_no_pages_are_refused(tiny_model):
     with pytest.raises(ValueError, match="no pages to plan for"):
         plan(tiny_model, [])
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    """The configuration of Qwen2.5-VL-7B, without its weights, and a processor that cuts pages as its own does."""
+    folder = tmp_path_factory.mktemp("seven")
+    text = {
+        "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "intermediate_size": 18944, "vocab_size": 152064, "max_position_embeddings": 128000,
+    }  # fmt: skip
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+        "patch_size": 14, "spatial_merge_size": 2,
+    }  # fmt: skip
+    Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False).save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
+def test_training_at_full_size_is_as_the_docs_say(seven):
+    pages = [(1164, 824)] * 5
+    budget = {"completion": 320, "max_pixels": 1_003_520}
+    sft = plan_training(seven, pages, lora_rank=8, batch_size=1, **budget)
+    assert sft.request.page_tokens == [1218] * 5
+    assert sft.request.parameters == 8_292_166_656, "the published 8.29 billion"
+    assert sft.adapter_parameters == 20_185_088, "7 matrices of 28 layers, rank × (in + out)"
+    grpo = plan_training(seven, pages, lora_rank=64, batch_size=4, generations=4, iterations=2, **budget)
+    told = (project_root() / "docs" / "full_size.md").read_text()
+    for start, planned, examples, cache in (
+        ("SFT, `paper` (7,200 traces, rank 8)", sft, 7200, ""),
+        ("GRPO, `paper` (12,000 completions)", grpo, 12000, f"{grpo.request.cache / GIB:.1f}"),
+    ):
+        sizes = [f"{size / GIB:.1f}" for size in (planned.request.weights, planned.adapter, planned.activations)]
+        hours = [f"{planned.hours(examples, devices):.1f}" for devices in (1, 4)]
+        row = [start, *sizes, cache, f"{planned.memory / GIB:.1f} GiB", *hours]
+        assert "| " + " | ".join(row).replace("|  |", "| |") + " |" in told
+
+
+def test_sharing_a_prompt_saves_most_of_a_completion_s_work(tiny_model):
+    options = {"lora_rank": 4, "completion": 10, "batch_size": 8, "generations": 8}
+    plain = plan_training(tiny_model, [(168, 140)] * 5, shared=False, **options)
+    shared = plan_training(tiny_model, [(168, 140)] * 5, **options)
+    tokens = plain.request.tokens - 10
+    assert shared.activations / plain.activations == pytest.approx((tokens / 8 + 10) / (tokens + 10), rel=1e-3)
+    assert shared.hours(100) < plain.hours(100)

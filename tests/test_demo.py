@@ -14,8 +14,8 @@ import yaml
 from mmr5_lab.demo import _cut_formulas, result_table, run_demo
 from mmr5_lab.execute import CHAIN, run_notebook
 from mmr5_lab.mini.documents import make_corpus
-from mmr5_lab.runs import project_root
-from mmr5_lab.training import completions
+from mmr5_lab.runs import project_root, results
+from mmr5_lab.training_log import completions
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def small(tiny_model, tmp_path_factory):
     corpus, base = {"CORPUS": str(folder / "corpus")}, str(tiny_model)
     profile = {
         "01_data_construction": corpus,
-        "02_sft": {"MODEL": base, "EPOCHS": 6.0, "BATCH_SIZE": 2, "SAVE_STEPS": 2, "PROBES": 2},
+        "02_sft": {"MODEL": base, "EPOCHS": 2.0, "BATCH_SIZE": 2, "SAVE_STEPS": 2, "PROBES": 2},
         "03_grpo": {
             **corpus, "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 1, "MAX_COMPLETION": 20,
         },
@@ -80,9 +80,14 @@ def test_a_killed_demo_continues_and_finishes(small):
     assert (table.loc["SFT", "micro R@1"] <= table.loc["ceiling: candidates", "micro R@1"]).all()
     assert f"{table.loc['BM25', 'micro R@1']:.3f}" in output
 
+    lab = run_notebook("07_reward_lab", {"GRPO_RUN": str(grpo)}, small / "runs")
+    assert results(lab)["completions"] == 8
+    assert results(lab)["exploits_that_pay"] == {"strict": 0, "ndcg": 0, "released": 5, "mine": 0}
+    assert "No description has been provided" not in (lab / "notebook.html").read_text()
+
     report = (small / "runs" / "report.html").read_text()
-    assert report.count("<img alt=") == 15, "each figure is described"
-    assert report.count("data:image/png;base64,") == 15 + 1, "and embedded; one stands above the browser of orders too"
+    assert report.count("<img alt=") == 17, "each figure is described"
+    assert report.count("data:image/png;base64,") == 17 + 1, "and embedded; one stands above the browser of orders too"
     assert report.count("<iframe srcdoc=") == 4, "browsers are static pages"
     assert "widget-view" not in report
     assert "No description has been provided" not in report
@@ -115,6 +120,9 @@ def test_a_profile_with_an_unknown_notebook_is_refused(tmp_path):
     (tmp_path / "p.yaml").write_text("02_stf: {}\n")
     with pytest.raises(ValueError, match="has parameters for 02_stf; the chain is 01_data_construction"):
         run_demo(tmp_path / "p.yaml", tmp_path)
+    (tmp_path / "p.yaml").write_text("02_sft: {}\n")
+    with pytest.raises(ValueError, match="there is no notebook 02 to stop after"):
+        run_demo(tmp_path / "p.yaml", tmp_path, "02")
 
 
 def test_formulas_are_cut_out_as_mathml():

@@ -12,6 +12,13 @@ GRPO = pd.DataFrame({
     "rewards/format_reward/mean": [1.0] * 4, "frac_reward_zero_std": [0.5] * 4, "completions/mean_length": [80.0] * 4,
 })  # fmt: skip
 BOARD = pd.DataFrame({"RANK": [8, 16, 32], "teacher": ["a", "a", "b"], "micro R@1": [0.5, 0.9, 0.8]})
+ANSWERS = pd.DataFrame({
+    "step": [1, 2], "answers/valid": [0.5, 1.0], "faults/missing": [0.5, 0.0], "order/tau": [0.0, 0.1],
+    "entropy": [1, 2],
+})  # fmt: skip
+REPLAYED = pd.DataFrame(
+    {"no_variance": [0.25, 0.5], "best_right": [1.0, 0.9], "agreement": [1.0, 0.8]}, index=["strict", "mine"]
+)
 TABLE = pd.DataFrame({"R@1": [0.5, 0.75], "R@3": [0.8, 0.9]}, index=["BM25", "SFT"])
 COST = pd.DataFrame(
     {"tokens a query": [80.0, 240.0], "R@1": [0.5, 0.75], "low": [0.4, 0.7], "high": [0.6, 0.8]}, ["one", "three"]
@@ -41,6 +48,11 @@ GROUPS = pd.DataFrame(
         (lambda: plots.trace_figure(PAGES, [2], "Image 2: it", "Why?"), "'Why?', right: image 2. Image 2: it"),
         (lambda: plots.loss_curve(pd.DataFrame({"step": [1, 2], "loss": [1.5, 0.25]})), "1.50 at first, 0.25 at last"),
         (lambda: plots.reward_curves(GRPO), "rank_reward 0.20, 0.80; format_reward 1.00, 1.00"),
+        (lambda: plots.answer_curves(ANSWERS), "valid 0.50, 1.00; faults/missing 0.50, 0.00; order/tau 0.00, 0.10"),
+        (
+            lambda: plots.reward_bars(REPLAYED),
+            "strict: without variance 0.25, best is right 1.00, agreement 1.00; mine: without variance 0.50",
+        ),
         (
             lambda: plots.before_after(PAGES, {"BM25": [0, 1, 2], "SFT": [2, 0, 1]}, [2], "Why?"),
             "BM25 at rank 3; SFT at rank 1",

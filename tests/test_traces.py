@@ -98,6 +98,27 @@ def test_datasets_hold_prompts_images_and_labels(corpus, candidates, tmp_path):
     assert rl[0]["images"][0].size == sft[0]["images"][0].size == (140, 168)
 
 
+def test_prompts_come_in_new_orders_each_epoch_and_the_same_in_any_run(corpus):
+    kept = training_candidates(corpus, retrieve(corpus, top_k=5), 5, shuffles=0)
+    epochs = []
+    for _ in range(2):  # two runs
+        data = rl_dataset(corpus, kept, seed=3)
+        reader = data.format["format_kwargs"]["transform"]
+        for reader.epoch in (0, 1, 2):
+            epochs.append([row["candidates"] for row in data])
+            for row, chosen in zip(data, kept, strict=True):
+                assert sorted(row["candidates"]) == sorted(chosen.pages)
+                assert [row["candidates"][i - 1] for i in row["positive_ids"]] == [
+                    page for page in row["candidates"] if page in chosen.question["gold_pages"]
+                ]
+    assert epochs[:3] == epochs[3:]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert epochs[0] == [c.pages for c in training_candidates(corpus, retrieve(corpus, top_k=5), 5, seed=3)]
+    row = rl_dataset(corpus, kept, seed=3)[0]
+    page = corpus.page_image(kept[0].question["doc_name"], row["candidates"][2])
+    assert row["images"][2].tobytes() == page.tobytes()
+
+
 class Says:
     """A teacher that says the same of every page, after failing in given ways, one a page."""
 
