@@ -124,6 +124,7 @@ def train_grpo(
     temperature: float = 1.0,
     beta: float = 0.0,
     epsilon: float = 0.2,
+    top_entropy: float = 1.0,
     loss_type: str = "dapo",
     scale_rewards: str = "group",
     rewards: str | Sequence[Reward] = "strict",
@@ -147,6 +148,8 @@ def train_grpo(
     max_steps: optimisation steps; -1: as many as `epochs` passes over the prompts take
     iterations: optimisation steps a batch of completions (mu)
     beta: weight of the KL divergence to the starting model; 0 keeps no reference model, and logs no KL
+    top_entropy: share of the tokens, the most uncertain ones, that the loss is of (arXiv 2506.01939); the others are
+        what the model is sure of, and moving them is mostly noise
     loss_type: as in trl; "grpo" divides by each completion's length and so favours long wrong answers
     rewards: a name of `mmr5_lab.rewards.REWARD_SETS` or functions of that module's signature, summed with
         `reward_weights` (1 each)
@@ -185,6 +188,7 @@ def train_grpo(
         temperature=temperature,
         beta=beta,
         epsilon=epsilon,
+        top_entropy_quantile=top_entropy,
         loss_type=loss_type,
         scale_rewards=scale_rewards,
         reward_weights=list(reward_weights) if reward_weights else None,
