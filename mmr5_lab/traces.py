@@ -247,27 +247,31 @@ def _check_same(path: Path, made: list[dict[str, Any]], teacher: str, refined: b
 def _sort_out(corpus: Corpus, path: Path, candidates: list[Candidates], max_words: int) -> None:
     """Put both files in order, each trace into the one where it belongs; traces that are not asked for now come last.
 
-    Rejected first: a kill between the two leaves a trace in both, which is sorted out again next time.
+    A trace that changes files is in both before it leaves one, so that a kill loses none; the next run sorts it out.
     """
-    rejected = rejected_path(path)
     order = {_key(c.question["question_id"], c.pages): place for place, c in enumerate(candidates)}
-    made = {
-        _key(trace["query_id"], trace["candidates"]): trace for trace in [*read_traces(path), *read_traces(rejected)]
-    }
-    traces = sorted(made.values(), key=lambda t: order.get(_key(t["query_id"], t["candidates"]), len(order)))
-    sound, faulty = [], []
-    for trace in traces:
-        trace.pop("faults", None)
+    before = {_key(t["query_id"], t["candidates"]): t for t in read_traces(rejected_path(path))}
+    made = {_key(t["query_id"], t["candidates"]): t for t in read_traces(path)} | before
+    sound, faulty, returned = [], [], []
+    for key, made_trace in sorted(made.items(), key=lambda item: order.get(item[0], len(order))):
+        trace = {name: value for name, value in made_trace.items() if name not in ("faults", "repeats")}
         faults = faults_of(trace, _page_texts(corpus, trace), max_words)
         if faults:
             faulty.append(trace | {"faults": faults})
         else:
             sound.append(trace)
+            returned += [trace | {"faults": []}] if key in before else []
     again = near_duplicates(sound)
     faulty += [sound[k] | {"faults": ["near_duplicate"], "repeats": sound[j]["query_id"]} for k, j in again.items()]
-    for file, rows in ((rejected, faulty), (path, [t for k, t in enumerate(sound) if k not in again])):
-        with replacing(file) as new:
-            new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    _rewrite(rejected_path(path), [*faulty, *returned])
+    _rewrite(path, [trace for k, trace in enumerate(sound) if k not in again])
+    if returned:
+        _rewrite(rejected_path(path), faulty)
+
+
+def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+    with replacing(path) as new:
+        new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def _page_texts(corpus: Corpus, trace: dict[str, Any]) -> list[str]:
