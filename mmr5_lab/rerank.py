@@ -248,12 +248,12 @@ class Reranker(Ranker):
         device = self.model.device
         if self.page_cache is None:
             images = [[pages.image(key) for key in row] for row in keys]
-            inputs = self.processor(
+            plain = self.processor(
                 text=texts, images=images, padding=True, padding_side="left", return_tensors="pt",
                 add_special_tokens=False,
             ).to(device)  # fmt: skip
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-            return dict(inputs)
+            plain["pixel_values"] = plain["pixel_values"].to(self.model.dtype)
+            return dict(plain)
         seen = self.page_cache.encoded(list(chain.from_iterable(keys)), pages.image, self.processor)
         expanded, _ = self.processor.get_text_with_replacements(list(texts), [page["text"] for page in seen])
         lists = self.processor.tokenizer(expanded, padding=True, padding_side="left", add_special_tokens=False)
