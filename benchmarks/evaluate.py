@@ -1,4 +1,4 @@
-"""Evaluation of many runs against a plain loop over scores and against ir_measures, and the document bootstrap.
+"""Evaluation of many runs against a plain loop over scores and against ir_measures, the bootstrap, and browsing.
 
     python benchmarks/evaluate.py [--quick] [--json OUT]
 
@@ -14,10 +14,19 @@ Recall at 1, 3 and 5, macro and micro. Baselines:
   gets lists of pages, ranked before. It gives micro averages only.
 
 Each way's answers are checked against ours.
+
+Browsing: the reasoning browser over 1,658 invented questions with ten candidates each and pages of 1,000 × 1,294 pixels
+on disk (`browse.py`, a process of its own), against what it may take: 2 s until it is drawn (kernel and Chromium
+added), 200 ms a switch, 500 MB.
 """
 
+import io
+import json
 import math
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +35,9 @@ import ir_measures
 import numpy as np
 import pandas as pd
 from common import Report, arguments, interleaved
+from PIL import Image, ImageDraw, ImageFont
 
-from mmr5_lab.corpus import load_corpus
+from mmr5_lab.corpus import load_corpus, write_corpus
 from mmr5_lab.metrics import bootstrap_interval, bootstrap_intervals, evaluate_runs, per_question
 from mmr5_lab.runs import project_root
 
@@ -121,6 +131,61 @@ def same(a, b) -> bool:
     return all(np.allclose(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in KS)
 
 
+def pages_and_run(folder: Path, pages_each: int) -> None:
+    """A corpus of the size of MMDocIR's questions, with pages full of words, and a run of ten candidates."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(8):
+        page = Image.new("RGB", (1000, 1294), "white")
+        draw = ImageDraw.Draw(page)
+        for line in range(31):
+            words = ("".join(map(chr, rng.integers(97, 123, rng.integers(2, 11)))) for _ in range(22))
+            draw.text((60, 40 + 40 * line), " ".join(words)[:70], "black", ImageFont.load_default(15))
+        file = io.BytesIO()
+        page.save(file, "JPEG", quality=90)
+        images.append(file.getvalue())
+    asked = [1658 // 313 + (k < 1658 % 313) for k in range(313)]
+    annotations = [
+        {
+            "doc_name": f"{k}.pdf", "domain": f"domain {k % 10}", "questions": [
+                {"Q": f"What is said of item {q} in report {k}?", "A": "", "page_id": [int(rng.integers(pages_each))],
+                 "type": "['Chart']", "layout_mapping": []} for q in range(asked[k])
+            ],
+        } for k in range(313)
+    ]  # fmt: skip
+    names = [annotation["doc_name"] for annotation in annotations for _ in range(pages_each)]
+    pages = ({"doc_name": name, "image_binary": images[k % 8]} for k, name in enumerate(names))
+    write_corpus(folder, annotations, pages)
+    rows = []
+    for question in load_corpus(folder).questions["question_id"]:
+        candidates = rng.permutation(pages_each)[:10].tolist()
+        order = rng.permutation(len(candidates)).tolist()
+        think = "\n".join(f"Image {k}: {'it shows a table of other years and measures, ' * 3}" for k in range(1, 11))
+        text = f"<think>{think}</think><answer>{[k + 1 for k in order]}</answer>"
+        rows.append({"question_id": question, "candidates": candidates, "pages": [candidates[k] for k in order],
+                     "text": text, "think": think, "faults": [], "tokens": 400, "seconds": 1.0})  # fmt: skip
+    pd.DataFrame(rows).to_parquet(folder / "run.generations.parquet")
+
+
+def browsing(report: Report, pages_each: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pages_and_run(Path(folder), pages_each)
+        command = [sys.executable, str(Path(__file__).with_name("browse.py")), folder]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    first = found["built"] + (found["drawn"] or 0)
+    told = "no Chromium: kernel only" if found["drawn"] is None else f"of which Chromium {found['drawn']:.2f} s"
+    report.write("browser, first paint", 1 / 2, 1 / first, "paints/s", f"{first:.2f} s, {told}; limit 2 s")
+    median, slow = np.quantile(found["switches"], [0.5, 0.99])
+    report.write(
+        "browser, switching a question", 1 / 0.2, 1000 / slow, "switches/s",
+        f"{slow:.0f} ms (99th percentile), {median:.0f} ms (median), thumbnails not made yet; limit 200 ms",
+    )  # fmt: skip
+    report.write(
+        "browser, all questions looked at", 1658 / 500, 1658 / found["memory"], "questions/MB",
+        f"{found['memory']:.0f} MB, {found['before']:.0f} MB before the widget; limit 500 MB",
+    )  # fmt: skip
+
+
 def main() -> None:
     given = arguments(__doc__.split("\n")[0])
     corpus, source = the_corpus()
@@ -199,6 +264,7 @@ def main() -> None:
         "samples/s",
         f"{took:.2f} s, against one run at a time; same intervals",
     )
+    browsing(report, 12 if given.quick else 16)
     report.finish(given.json)
 
 

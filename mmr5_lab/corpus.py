@@ -253,11 +253,17 @@ class Corpus:
             raise CorpusError(f"page {page} of {doc_name!r}: the image is empty (0 bytes)")
         return data
 
-    def page_image(self, doc_name: str, page: int) -> Image.Image:
-        """The page as an RGB image. Raises CorpusError, naming document and page, if it cannot be decoded."""
+    def page_image(self, doc_name: str, page: int, size: tuple[int, int] | None = None) -> Image.Image:
+        """The page as an RGB image. Raises CorpusError, naming document and page, if it cannot be decoded.
+
+        size: (width, height) in pixels that are enough; a larger JPEG is then decoded at a fraction of its own
+        """
         data = self.page_bytes(doc_name, page)
         try:
-            return as_rgb(Image.open(io.BytesIO(data)))
+            image = Image.open(io.BytesIO(data))
+            if size is not None:
+                image.draft("RGB", size)
+            return as_rgb(image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise CorpusError(
                 f"page {page} of {doc_name!r}: the image ({len(data)} bytes) is truncated or corrupt: {error}"

@@ -20,6 +20,7 @@ from mmr5_lab.rerank import Ranker, Ranking
 from mmr5_lab.rerank_run import rerank_run
 from mmr5_lab.retrieve import retrieve
 from mmr5_lab.teachers import evidence_teacher
+from mmr5_lab.thumbnails import Thumbnails
 from mmr5_lab.traces import make_traces, read_traces, training_candidates
 from mmr5_lab.typeset import visible
 from mmr5_lab.widgets import completion_viewer, order_browser, reasoning_browser, run_comparison, trace_browser
@@ -268,6 +269,14 @@ def test_thumbnails_are_made_once(corpus, runs, monkeypatch):
     for row in (1, 2, 0, 1):
         browser.selected = row
     assert len(read) == len(set(read)), "no page is read twice"
+
+
+def test_thumbnails_take_bounded_memory(corpus):
+    made = Thumbnails(corpus, most_bytes=1)
+    first, second = made.url("eval-000", 0), made.url("eval-000", 1)
+    assert first != second
+    assert list(made._made) == [("eval-000", 1)]
+    assert made.url("eval-000", 0) == first
 
 
 def test_closed_widgets_leave_nothing_behind(corpus, runs):
