@@ -35,14 +35,14 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
-from mmr5_lab.corpus import load_corpus, replacing
+from mmr5_lab.corpus import Corpus, load_corpus, replacing
 from mmr5_lab.handover import check_start, merge, start_of
 from mmr5_lab.models import best_dtype, load_model
 from mmr5_lab.page_cache import PageCache
 from mmr5_lab.retrieve import read_trec
 from mmr5_lab.rewards import REWARD_SETS
 from mmr5_lab.rl_prompts import select_prompts
-from mmr5_lab.runs import FOLDER, inside_project, open_run
+from mmr5_lab.runs import FOLDER, inside_project, open_run, project_root, results
 from mmr5_lab.shared_prompt import SharedPromptGRPOTrainer
 from mmr5_lab.traces import PromptReader, rl_dataset, sft_dataset, training_candidates
 from mmr5_lab.training_log import ReportProgress, Reward, StopWhenBroken, tracker_options, watched
@@ -394,12 +394,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def corpus_of(data_run: str | Path) -> Corpus:
+    """The corpus that a finished run of 01 was made from."""
+    return load_corpus(project_root() / results(data_run)["corpus"])
+
+
 def grpo_material(parameters: Mapping[str, Any], folder: Path) -> tuple[str, str | None, datasets.Dataset]:
     """What notebook 03 trains on: the model to start from, an adapter to continue or None, and the prompts."""
     model, adapter = parameters["MODEL"], None
     if not model:
         model, adapter = start_of(parameters["SFT_RUN"], parameters["HANDOVER"])
-    corpus = load_corpus(parameters["CORPUS"]).split(PROMPT_SPLIT)
+    corpus = corpus_of(parameters["DATA_RUN"]).split(PROMPT_SPLIT)
     ranking = read_trec(Path(parameters["DATA_RUN"]) / f"{PROMPT_SPLIT}.trec", corpus)
     candidates = training_candidates(corpus, ranking, parameters["NUM_CANDIDATES"], shuffles=0)
     prompts = select_prompts(

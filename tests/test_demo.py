@@ -28,7 +28,7 @@ def small(tiny_model, tmp_path_factory):
         "01_data_construction": corpus,
         "02_sft": {"MODEL": base, "EPOCHS": 2.0, "BATCH_SIZE": 2, "SAVE_STEPS": 2, "PROBES": 2},
         "03_grpo": {
-            **corpus, "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 1, "MAX_COMPLETION": 20,
+            "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 1, "MAX_COMPLETION": 20,
         },
         "04_inference": {**corpus, "BASE": base, "MAX_NEW_TOKENS": 40},
         "05_evaluation": {**corpus, "SAMPLES": 100},

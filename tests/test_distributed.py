@@ -40,7 +40,7 @@ def profile(material, tmp_path_factory):
         "01_data_construction": {**corpus, "SPLITS": ["sft", "rl"], "MAX_TRACES": 8},
         "02_sft": {"MODEL": str(material.model), "EPOCHS": 1.0, "BATCH_SIZE": 1, "ACCUMULATION": 2, "LORA_RANK": 4},
         "03_grpo": {
-            **corpus, "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 2, "MAX_COMPLETION": 8,
+            "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 2, "MAX_COMPLETION": 8,
             "LORA_RANK": 4,
         },
     }  # fmt: skip
