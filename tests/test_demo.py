@@ -86,8 +86,8 @@ def test_a_killed_demo_continues_and_finishes(small):
     assert "No description has been provided" not in (lab / "notebook.html").read_text()
 
     report = (small / "runs" / "report.html").read_text()
-    assert report.count("<img alt=") == 17, "each figure is described"
-    assert report.count("data:image/png;base64,") == 17 + 1, "and embedded; one stands above the browser of orders too"
+    assert report.count("<img alt=") == 16, "each figure is described"
+    assert report.count("data:image/png;base64,") == 16 + 1, "and embedded; one stands above the browser of orders too"
     assert report.count("<iframe ") == 4, "browsers are static pages"
     assert "widget-view" not in report
     assert "No description has been provided" not in report
