@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint lab clean
+.PHONY: help demo test lint lab site clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,11 @@ endif
 lab: $(READY) ## open the notebooks in JupyterLab
 	@echo "Opening notebooks/ in JupyterLab (Ctrl-C ends it)..."
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+site: $(READY) ## documents, notebooks and reference as HTML, in build/site
+	@echo "Building the site..."
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html"
 
 clean: ## remove .venv, caches and build files; runs/ and data/ stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
