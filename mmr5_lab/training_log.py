@@ -158,7 +158,8 @@ def completions(folder: str | Path) -> pd.DataFrame:
 
     Columns: step, query_id, candidates (0-based pages in the prompt's order), positive_ids (1-based), num_candidates,
     text and its parts (think, answer: ids as written or None, order: 0-based permutation, faults), tokens, each
-    reward under its name, advantage. Rows of one step, query_id and candidates are a group.
+    reward under its name, advantage; prompt and completion as trl has them (messages).
+    Rows of one step, query_id and candidates are a group.
     """
     files = sorted(Path(folder).glob("checkpoints/completions/*.parquet"))
     if not files:
@@ -166,10 +167,10 @@ def completions(folder: str | Path) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for file in files:  # a step that learns again from the completions before it repeats them
         table = pd.read_parquet(file)
-        table.insert(1, "text", completion_texts(list(table.pop("completion"))))
+        table.insert(1, "text", completion_texts(list(table["completion"])))
         if not (tables and _sampled(table).equals(_sampled(tables[-1]))):
             tables.append(table)
-    return pd.concat(tables, ignore_index=True).drop(columns="prompt")
+    return pd.concat(tables, ignore_index=True)
 
 
 def _sampled(table: pd.DataFrame) -> pd.DataFrame:

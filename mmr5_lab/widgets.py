@@ -173,13 +173,15 @@ def order_browser(corpus: Corpus, orders: pd.DataFrame, figure: str = "") -> Bro
 def completion_viewer(completions: pd.DataFrame, figure: str = "") -> Browser:
     """What a model wrote while it was trained: the groups of completions of every GRPO step, with what each was paid.
 
-    completions: `training.completions` of a run: step, prompt, completion, a column a reward, advantage
+    completions: `training_log.completions` of a run: step, prompt, completion, a column a reward, advantage
 
     Raises ValueError where columns are missing or there are no rows.
     """
     lacking = [name for name in ("step", "prompt", "completion", "advantage") if name not in completions]
     if lacking:
-        raise ValueError(f"the completions lack the columns {', '.join(lacking)}: give what training.completions reads")
+        raise ValueError(
+            f"the completions lack the columns {', '.join(lacking)}: give what training_log.completions reads"
+        )
     if completions.empty:
         raise ValueError("there are no completions: train a step first")
     rewards = [name for name in completions if name.endswith("_reward")]
