@@ -94,7 +94,7 @@ def notebook_page(path: Path, runs: str) -> str:
         source = latest(path.stem, ROOT / runs) / "notebook.ipynb"
         told = "With the results of the newest run."
     except FileNotFoundError:
-        source, told = path, "Without results: `make demo` makes them, and this page shows them when it is built again."
+        source, told = path, "Without results: a site that is built after the notebook has run shows them."
     parts = []
     for cell in without_widgets(nbformat.read(source, as_version=4)).cells:
         if cell.cell_type == "markdown":
