@@ -17,7 +17,7 @@ from mmr5_lab.sweep import read_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md")]
-ELSEWHERE = {"accelerate", "make", "source", "trl", "vllm"}  # programs beside ours
+ELSEWHERE = {"accelerate", "make", "python", "source", "trl", "vllm"}  # programs beside ours
 
 
 def blocks(path: Path, language: str = "") -> list[str]:
@@ -51,6 +51,8 @@ OURS = [(name, words) for name, words in SHOWN if words[0] == "mmr5"]
 def test_documents_show_only_programs_that_are_known():
     assert {words[0] for _, words in SHOWN} - ELSEWHERE == {"mmr5"}
     assert len(OURS) > 20  # the blocks are found
+    for name, words in SHOWN:
+        assert words[0] != "python" or (ROOT / words[1]).is_file(), (name, words)
 
 
 @pytest.mark.parametrize(
