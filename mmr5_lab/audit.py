@@ -27,7 +27,7 @@ from mmr5_lab.corpus import Corpus
 from mmr5_lab.metrics import bootstrap_interval, per_question
 from mmr5_lab.parsing import reasoning_by_image
 from mmr5_lab.rerank import Ranker
-from mmr5_lab.rerank_run import rerank_run
+from mmr5_lab.rerank_run import records, rerank_run
 from mmr5_lab.retrieve import Run
 from mmr5_lab.strategies import fused, shuffled, stability
 
@@ -210,9 +210,9 @@ def probe_effects(probes: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     """
     rows = []
     for question, group in probes.groupby("question_id", sort=False):
-        records = {record["probe"]: record for record in group.to_dict("records")}
-        before = _said(records[AS_SHOWN])
-        for name, record in records.items():
+        probed = {record["probe"]: record for record in records(group)}
+        before = _said(probed[AS_SHOWN])
+        for name, record in probed.items():
             said, target, first = _said(record), record["target"], record["pages"][0]
             called = {page: verdict(text) for page, text in said.items()}
             relevant = [page for page, says in called.items() if says]
@@ -221,7 +221,7 @@ def probe_effects(probes: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
             rows.append({
                 "question_id": question, "doc_name": corpus.by_id[question]["doc_name"],
                 "domain": corpus.by_id[question]["domain"], "probe": name,
-                "top page stays": float(first == records[AS_SHOWN]["pages"][0]),
+                "top page stays": float(first == probed[AS_SHOWN]["pages"][0]),
                 "right page first": float(first == target) if here else np.nan,
                 "called relevant": _number(called.get(target)) if here else np.nan,
                 "calls some relevant": float(bool(relevant)) if called else np.nan,

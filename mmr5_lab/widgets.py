@@ -24,6 +24,7 @@ from mmr5_lab.gold_ranks import first_few
 from mmr5_lab.parsing import parse_ranking, reasons_in_order
 from mmr5_lab.plots import GOLD_MARK
 from mmr5_lab.prompts import asked_question
+from mmr5_lab.rerank_run import records
 from mmr5_lab.trace_quality import FAULTS
 from mmr5_lab.typeset import escape_html, html_table
 
@@ -154,7 +155,7 @@ def order_browser(corpus: Corpus, orders: pd.DataFrame, figure: str = "") -> Bro
     def render(k: int) -> str:
         question = corpus.by_id[questions[k]]
         parts = []
-        for number, turn in enumerate(by_question[questions[k]].to_dict("records")):
+        for number, turn in enumerate(records(by_question[questions[k]])):
             ranks = {page: rank for rank, page in enumerate(turn["pages"], 1)}
             notes = [f'<span class="rank">{ranks[page]}</span>' for page in turn["candidates"]]
             top = turn["pages"][0]
@@ -283,11 +284,7 @@ def _systems(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> dict[str, _Sys
             outcomes = classify(frame, corpus.with_questions(frame.get("question_id", ())))
         except ValueError as error:
             raise ValueError(f"run {name!r}: {error}") from None
-        rows = {
-            row["question_id"]: {key: list(v) if isinstance(v, np.ndarray) else v for key, v in row.items()}
-            for row in frame.to_dict("records")
-        }
-        systems[name] = _System(outcomes, rows)
+        systems[name] = _System(outcomes, {row["question_id"]: row for row in records(frame)})
     (first, one), *others = systems.items()
     for name, other in others:
         if apart := [q for q in {**one.rows, **other.rows} if (q in one.rows) != (q in other.rows)]:

@@ -320,6 +320,15 @@ def test_a_twin_may_run_its_own_script_only_and_load_nothing(corpus, runs):
     assert not re.search(r"https?://|\bsrc=\"(?!data:)", page)
 
 
+def test_a_text_without_reasoning_among_others_is_shown(corpus, runs, tmp_path):
+    mixed = runs["last"].copy()
+    mixed["think"], mixed["text"] = [None, *mixed["think"][1:]], ["", *mixed["text"][1:]]
+    mixed.to_parquet(tmp_path / "mixed.parquet")
+    for frame in (mixed, pd.read_parquet(tmp_path / "mixed.parquet")):  # None, and the NaN that a table makes of it
+        browser = reasoning_browser(corpus, {"mixed": frame})
+        assert ["it answers." in html(browser, k) for k in range(9)].count(False) == 1
+
+
 def test_an_empty_list_is_a_browser_too():
     browser = Browser("nothing", ["Domain"], [], lambda row: "")
     assert browser.detail == {"row": -1}
