@@ -88,7 +88,7 @@ def test_a_killed_demo_continues_and_finishes(small):
     report = (small / "runs" / "report.html").read_text()
     assert report.count("<img alt=") == 16, "each figure is described"
     assert report.count("data:image/png;base64,") == 16 + 1, "and embedded; one stands above the browser of orders too"
-    assert report.count("<iframe ") == 4, "browsers are static pages"
+    assert report.count("<iframe ") == 5, "browsers are static pages: of traces in 01, four in 06"
     assert "widget-view" not in report
     assert "No description has been provided" not in report
     assert "<mfrac>" in report
