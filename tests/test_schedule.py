@@ -38,8 +38,9 @@ def sweep_process(folder, *options) -> subprocess.Popen:
     """`mmr5 sweep` as a user starts it."""
     command = [sys.executable, "-m", "mmr5_lab.cli", "sweep", "grid.yaml", "--cores", "2", *options]
     return subprocess.Popen(
-        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )  # fmt: skip
 
 
 def until(condition, seconds=180):
