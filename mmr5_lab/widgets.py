@@ -9,7 +9,7 @@ is to see of the one selected. `twin()` is the same as a static page. All texts 
 visible, whoever wrote them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +62,7 @@ def reasoning_browser(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> Brows
 
     def render(k: int) -> str:
         question = corpus.by_id[questions[k]]
-        rows = {name: system.rows[questions[k]] for name, system in systems.items()}
-        shared, own = _candidates(question, rows)
-        parts = [
-            f"<section>{_told(name, row, systems[name].outcomes.loc[k])}{own[name]}{_cards(question, row)}"
-            f"{_written(row)}</section>"
-            for name, row in rows.items()
-        ]
-        return f'{_head(question)}{shared}<div class="runs">{"".join(parts)}</div>'
+        return _side_by_side(question, systems, k, lambda name, row: _cards(question, row))
 
     questions = next(iter(systems.values())).outcomes["question_id"].tolist()
     rows = [row(k, corpus.by_id[question]) for k, question in enumerate(questions)]
@@ -104,14 +97,7 @@ def run_comparison(
 
     def render(k: int) -> str:
         question = corpus.by_id[questions[k]]
-        rows = {name: system.rows[questions[k]] for name, system in systems.items()}
-        shared, own = _candidates(question, rows)
-        parts = [
-            f"<section>{_told(name, row, systems[name].outcomes.loc[k])}{own[name]}"
-            f"{_strip(question, row['pages'], f'Order of {name}')}{_written(row)}</section>"
-            for name, row in rows.items()
-        ]
-        return f'{_head(question)}{shared}<div class="runs">{"".join(parts)}</div>'
+        return _side_by_side(question, systems, k, lambda name, row: _strip(question, row["pages"], f"Order of {name}"))
 
     rankings = {
         name: {question: row["pages"] for question, row in system.rows.items()} for name, system in systems.items()
@@ -290,6 +276,20 @@ def _systems(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> dict[str, _Sys
         if apart := [q for q in {**one.rows, **other.rows} if (q in one.rows) != (q in other.rows)]:
             raise ValueError(f"only one of {first!r} and {name!r} has the questions {first_few(apart)}: rank the same")
     return systems
+
+
+def _side_by_side(
+    question: pd.Series, systems: Mapping[str, _System], k: int, pages: Callable[[str, dict[str, Any]], str]
+) -> str:
+    """The k-th question and a section a run, in which `pages` (of its name and row) shows how it ranked."""
+    rows = {name: system.rows[question["question_id"]] for name, system in systems.items()}
+    shared, own = _candidates(question, rows)
+    parts = [
+        f"<section>{_told(name, row, systems[name].outcomes.loc[k])}{own[name]}{pages(name, row)}"
+        f"{_written(row)}</section>"
+        for name, row in rows.items()
+    ]
+    return f'{_head(question)}{shared}<div class="runs">{"".join(parts)}</div>'
 
 
 def _question_row(
