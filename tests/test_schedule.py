@@ -126,7 +126,8 @@ def test_a_killed_sweep_leaves_nothing_running_and_continues(toy):
     assert not kernels_in(toy)
 
 
-def test_results_that_cannot_be_trusted_are_set_aside_and_made_again(toy, caplog):
+def test_results_that_cannot_be_trusted_are_set_aside_and_made_again(toy, caplog, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the sweep gives its runs
     folder = run_notebook(DATA, {"X": 4})
     manifest = folder / "manifest.json"
     whole = manifest.read_text()
