@@ -83,12 +83,18 @@ def last_position_only(model: Any) -> Iterator[None]:
 
 @torch.inference_mode()
 def write(
-    model: Any, inputs: dict[str, Any], ends: set[int], allowed: Sequence[AllowedIds] | None = None, **options: Any
+    model: Any,
+    inputs: dict[str, Any],
+    ends: set[int],
+    allowed: Sequence[AllowedIds] | None = None,
+    draws: torch.Generator | None = None,
+    **options: Any,
 ) -> list[list[int]]:
     """The tokens that each row of a left-padded batch writes.
 
     ends: tokens that end a row, and stand at its end
     allowed: what may follow in each row, which ends before its end token, when nothing is left to choose
+    draws: what sampled tokens are drawn with; None: PyTorch's own generator
     options: as `generate` takes them (max_new_tokens, do_sample, temperature, …)
     """
     written: list[list[int]] = [[] for _ in inputs["input_ids"]]
@@ -110,7 +116,7 @@ def write(
                 everyone[rows] = logits
                 logits = logits_processor(input_ids, everyone)[rows]
             if generation_config.do_sample:
-                chosen = torch.multinomial(logits.softmax(-1), 1)[:, 0].tolist()
+                chosen = torch.multinomial(logits.softmax(-1), 1, generator=draws)[:, 0].tolist()
             else:
                 chosen = logits.argmax(-1).tolist()
             for row, token in zip(rows, chosen, strict=True):

@@ -7,6 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
+from mmr5_lab.cpu_layers import use_onednn
+
 
 def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -74,6 +76,8 @@ def load_model(
         set_max_pixels(processor, max_pixels)
     if not four_bit:  # quantised weights are placed when they are loaded
         loaded.to(torch.device(device))  # type: ignore[arg-type]
+    if device == "cpu":
+        use_onednn(loaded)
     return loaded.eval(), processor
 
 

@@ -14,6 +14,7 @@ a page sooner, by its file: then it is not even scaled and cut into patches a se
 
 import functools
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -46,6 +47,7 @@ class PageCache:
             raise TypeError(f"{type(model).__name__} has no get_image_features: its pages cannot be kept")
         self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
         self._kept: OrderedDict[Key, Features] = OrderedDict()
+        self._lock = threading.RLock()
         self._module = encoders[-1]  # modules() lists a model before what is inside it
         self._encode = self._module.get_image_features
         if hasattr(self._encode, "page_cache"):
@@ -133,17 +135,18 @@ class PageCache:
 
     def _found(self, keys: Sequence[Key], encode: Callable[[list[int]], list[Features]]) -> list[Features]:
         """The pages of these keys; `encode` makes those that are not kept, and is told where each first stands."""
-        found = {key: self._kept[key] for key in keys if key in self._kept}
-        new: dict[Key, int] = {}
-        for i, key in enumerate(keys):
-            if key not in found:
-                new.setdefault(key, i)
-        self.misses += len(new)
-        self.hits += len(keys) - len(new)
-        if new:
-            found |= zip(new, encode(list(new.values())), strict=True)
-        for key in keys:
-            self._keep(key, found[key])
+        with self._lock:  # batches side by side do not encode a page twice
+            found = {key: self._kept[key] for key in keys if key in self._kept}
+            new: dict[Key, int] = {}
+            for i, key in enumerate(keys):
+                if key not in found:
+                    new.setdefault(key, i)
+            self.misses += len(new)
+            self.hits += len(keys) - len(new)
+            if new:
+                found |= zip(new, encode(list(new.values())), strict=True)
+            for key in keys:
+                self._keep(key, found[key])
         return [found[key] for key in keys]
 
     def _encoded(self, pixels: torch.Tensor, tiles: list[int], **options: Any) -> list[Features]:

@@ -16,11 +16,14 @@ Modes:
 An answer that cannot be used is repaired and named in `faults`, never hidden.
 """
 
+import copy
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -34,6 +37,7 @@ from mmr5_lab.page_cache import PageCache
 from mmr5_lab.pages import Page, Pages, Pair, Sizes, name_pair
 from mmr5_lab.parsing import parse_ranking
 from mmr5_lab.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
+from mmr5_lab.side_by_side import cores_for_batches, side_by_side
 
 MODES = ("reason", "direct", "score", "pointwise")
 UNREASONED = "<think></think><answer>["  # what "direct" and "score" put into the model's mouth
@@ -146,6 +150,8 @@ class Reranker(Ranker):
             else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
         self._sizes = {}
+        self._lock = threading.RLock()  # tokenizers serve one thread at a time
+        self._allowed: dict[int, AllowedIds] = {}
         self._blank: dict[tuple[tuple[int, int], ...], list[float]] = {}
 
     @classmethod
@@ -186,15 +192,36 @@ class Reranker(Ranker):
         """
         pages, prompts, lengths = self._checked(pairs, mode, batch_size)
         order = sorted(range(len(pairs)), key=lambda i: lengths[i])
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            started = time.perf_counter()
-            rankings = self._rank_batch([prompts[i] for i in batch], [pages.keys[i] for i in batch], pages, mode)
-            seconds = (time.perf_counter() - started) / len(batch)
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        at_once = min(cores_for_batches(self.model), len(batches))
+        free: SimpleQueue[Reranker] = SimpleQueue()
+        for k in range(at_once):
+            free.put(self._twin() if k else self)
+
+        def ranked(batch: list[int]) -> tuple[list[dict[str, Any]], float]:
+            reranker, started = free.get(), time.perf_counter()
+            try:
+                values = reranker._rank_batch(
+                    [prompts[i] for i in batch], [pages.keys[i] for i in batch], pages, mode, self._draws(batch)
+                )
+            finally:
+                free.put(reranker)
+            return values, (time.perf_counter() - started) / len(batch) / at_once
+
+        for batch, (rankings, seconds) in side_by_side(ranked, batches, at_once):
             for i, values in zip(batch, rankings, strict=True):
                 yield i, Ranking(**values, seconds=seconds)
+
+    def _twin(self) -> "Reranker":
+        """A reranker with the same weights, whose model can work beside ours: models keep notes of their batch."""
+        twin = copy.copy(self)
+        shared = chain(self.model.parameters(), self.model.buffers())
+        twin.model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
+        return twin
+
+    def _draws(self, batch: list[int]) -> torch.Generator | None:
+        """What a batch's tokens are drawn with, whichever batch is worked on beside it."""
+        return None if self.seed is None else torch.Generator(self.model.device).manual_seed(self.seed + batch[0])
 
     def _checked(self, pairs: Sequence[Pair], mode: str, batch_size: int) -> tuple[Pages, list[str], list[int]]:
         """The pages, and each pair's prompt and its tokens. Raises ValueError, naming the pair."""
@@ -245,6 +272,10 @@ class Reranker(Ranker):
 
     def _inputs(self, texts: list[str], keys: list[list[bytes]], pages: Pages) -> dict[str, Any]:
         """What the model takes for these prompts and the pages in each."""
+        with self._lock:
+            return self._prepared(texts, keys, pages)
+
+    def _prepared(self, texts: list[str], keys: list[list[bytes]], pages: Pages) -> dict[str, Any]:
         device = self.model.device
         if self.page_cache is None:
             images = [[pages.image(key) for key in row] for row in keys]
@@ -267,14 +298,16 @@ class Reranker(Ranker):
         return inputs | {"mm_encoder_outputs": {"image": self.page_cache.joined(seen)}}
 
     @torch.inference_mode()
-    def _rank_batch(self, texts: list[str], keys: list[list[bytes]], pages: Pages, mode: str) -> list[dict[str, Any]]:
+    def _rank_batch(
+        self, texts: list[str], keys: list[list[bytes]], pages: Pages, mode: str, draws: torch.Generator | None
+    ) -> list[dict[str, Any]]:
         """The fields of each prompt's ranking."""
         if mode == "pointwise":
             return self._pointwise(texts, keys, pages)
         inputs = self._inputs(texts, keys, pages)
         sizes = [len(row) for row in keys]
         if mode != "score":
-            return self._generate(inputs, sizes, mode)
+            return self._generate(inputs, sizes, mode, draws)
         rows = self._score(inputs, sizes)
         if self.calibrate:
             rows = [
@@ -283,16 +316,18 @@ class Reranker(Ranker):
             ]
         return [_scored(row) for row in rows]
 
-    def _generate(self, inputs: dict[str, Any], sizes: list[int], mode: str) -> list[dict[str, Any]]:
+    def _generate(
+        self, inputs: dict[str, Any], sizes: list[int], mode: str, draws: torch.Generator | None
+    ) -> list[dict[str, Any]]:
         tokenizer = self.processor.tokenizer
         ends = _end_tokens(self.model, tokenizer)
+        allowed: Sequence[AllowedIds] | None
         if mode == "direct":
-            by_size = {n: AllowedIds(tokenizer, n) for n in set(sizes)}
-            longest = max(ids.longest for ids in by_size.values())
-            allowed = [by_size[n] for n in sizes]
-            rows = write(self.model, inputs, ends, allowed, max_new_tokens=longest, **self.generation)
+            allowed = [self._allowed_ids(n) for n in sizes]
+            longest = max(ids.longest for ids in allowed)
         else:
-            rows = write(self.model, inputs, ends, max_new_tokens=self.max_new_tokens, **self.generation)
+            allowed, longest = None, self.max_new_tokens
+        rows = write(self.model, inputs, ends, allowed, draws, max_new_tokens=longest, **self.generation)
         values = []
         for row, n in zip(rows, sizes, strict=True):
             ended = bool(row) and row[-1] in ends
@@ -311,9 +346,13 @@ class Reranker(Ranker):
             })  # fmt: skip
         return values
 
+    def _allowed_ids(self, n: int) -> AllowedIds:
+        with self._lock:
+            return self._allowed.setdefault(n, AllowedIds(self.processor.tokenizer, n))
+
     def _score(self, inputs: dict[str, Any], sizes: list[int]) -> list[list[float]]:
         """Log-probability that the answer begins with each id; ids of several tokens are read token by token."""
-        paths = {n: AllowedIds(self.processor.tokenizer, n).paths for n in set(sizes)}
+        paths = {n: self._allowed_ids(n).paths for n in sizes}
         scores = torch.zeros(len(sizes), max(sizes))
         prefixes = sorted({path[:k] for row in paths.values() for path in row for k in range(len(path))}, key=len)
         for prefix, found in zip(prefixes, next_logits(self.model, inputs, prefixes), strict=True):
