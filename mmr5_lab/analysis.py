@@ -8,6 +8,7 @@ Input is what `rerank_run.rerank_run` writes, one row a question.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,15 @@ def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     return frame
 
 
+def records(generations: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of generations as they were written: lists as lists, and None for what is missing.
+
+    In a table, and the more so in one from a parquet file, lists are arrays and a missing text is NaN.
+    """
+    rows = generations.astype(object).where(generations.notna(), None).to_dict("records")
+    return [{str(k): list(v) if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
+
+
 def count_outcomes(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame:
     """Questions of each outcome by "domain", "type" or "gold", a row a group and "all" for every question once.
 
@@ -125,8 +135,8 @@ def _counts(marked: pd.DataFrame, columns: list[str], by: str) -> pd.DataFrame:
     return table
 
 
-def _checked(generations: pd.DataFrame) -> dict[str, dict]:
-    """Rows by question, lists as lists (parquet gives arrays)."""
+def _checked(generations: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Rows by question."""
     if missing := [name for name in NEEDED if name not in generations.columns]:
         raise ValueError(
             f"the generations lack the columns {', '.join(missing)}: give the frame that `mmr5 rerank` writes "
@@ -141,11 +151,7 @@ def _checked(generations: pd.DataFrame) -> dict[str, dict]:
         )
     if "scores" in generations and (unsure := names[generations["scores"].map(_has_nan)]).size:
         raise ValueError(f"scores that are not numbers: {first_few(unsure)}; their order means nothing, rerank them")
-    rows = {}
-    for row in generations[list(NEEDED)].to_dict("records"):
-        for name in ("candidates", "pages", "faults"):
-            row[name] = list(row[name])
-        rows[row["question_id"]] = row
+    rows = {row["question_id"]: row for row in records(generations[list(NEEDED)])}
     if odd := [q for q, row in rows.items() if sorted(row["pages"]) != sorted(row["candidates"])]:
         raise ValueError(
             f"pages are not the candidates in another order: {first_few(odd)}; rerank these questions again"

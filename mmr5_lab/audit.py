@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from mmr5_lab.analysis import records
 from mmr5_lab.corpus import Corpus
 from mmr5_lab.metrics import bootstrap_interval, per_question
 from mmr5_lab.parsing import reasoning_by_image
 from mmr5_lab.rerank import Ranker
-from mmr5_lab.rerank_run import records, rerank_run
+from mmr5_lab.rerank_run import rerank_run
 from mmr5_lab.retrieve import Run
 from mmr5_lab.strategies import fused, shuffled, stability
 

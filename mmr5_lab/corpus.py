@@ -130,7 +130,7 @@ class PageStore:
     def __init__(
         self,
         path: Path,
-        cache_bytes: int = 128 << 20,
+        cache_bytes: int = 64 << 20,
         names: Mapping[str, str] | None = None,
         needed: Sequence[str] = ("doc_name", "image_binary", "ocr_text"),
     ):

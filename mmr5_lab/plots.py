@@ -13,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as PlainFigure
 from PIL import Image
 
-from mmr5_lab.typeset import data_url, escape_html, visible
+from mmr5_lab.typeset import GOLD_MARK, data_url, escape_html, visible
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # jfly.uni-koeln.de/color
-GOLD_MARK = "★"
 # hit, then the misses in the order of `analysis.MISSES`
 OUTCOMES = ((GREEN, ""), ("#999999", ".."), ("#cccccc", "//"), (PURPLE, "xx"), ("#E69F00", "\\\\"), (ORANGE, "--"))
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -89,15 +88,6 @@ def rerank_run(
     )
     frame.to_parquet(folder / f"{name}.generations.parquet", index=False)
     return frame
-
-
-def records(generations: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of generations as they were written: lists as lists, and None for what is missing.
-
-    In a table, and the more so in one from a parquet file, lists are arrays and a missing text is NaN.
-    """
-    rows = generations.astype(object).where(generations.notna(), None).to_dict("records")
-    return [{str(k): list(v) if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
 
 
 def compare_ways(

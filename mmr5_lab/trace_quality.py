@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
-from datasketch import MinHash, MinHashLSH
 
 from mmr5_lab.parsing import parse_ranking
 
@@ -124,6 +123,8 @@ def near_duplicates(traces: Sequence[dict[str, Any]], threshold: float = 0.9) ->
     question's pages repeat each other on purpose and do not count, nor does a question asked again word for word. In
     time about linear in the traces (MinHash with locality-sensitive hashing, datasketch).
     """
+    from datasketch import MinHash, MinHashLSH  # with scipy, 60 MB that nobody needs who looks at traces
+
     index = MinHashLSH(threshold=threshold - 0.05, num_perm=64)
     sets: list[frozenset[str]] = []
     found: dict[int, int] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+GOLD_MARK = "★"
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",

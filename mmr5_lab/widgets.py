@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmr5_lab.analysis import HIT, classify
+from mmr5_lab.analysis import HIT, classify, records
 from mmr5_lab.browser import Browser, Row
 from mmr5_lab.compare import compare, presented
 from mmr5_lab.corpus import Corpus, page_id
 from mmr5_lab.gold_ranks import first_few
 from mmr5_lab.parsing import parse_ranking, reasons_in_order
-from mmr5_lab.plots import GOLD_MARK
 from mmr5_lab.prompts import asked_question
-from mmr5_lab.rerank_run import records
 from mmr5_lab.trace_quality import FAULTS
-from mmr5_lab.typeset import escape_html, html_table
+from mmr5_lab.typeset import GOLD_MARK, escape_html, html_table
 
 NONE = "(none)"
 # how an outcome is marked: nothing that a reranker does would help with the middle ones

@@ -1,14 +1,18 @@
 """What the browsing widgets hold: rows, filters and rendered details. `tests/ui` clicks through them."""
 
 import gc
+import io
 import json
 import re
+import subprocess
+import sys
 
 import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
 import traitlets
+from PIL import Image
 
 from mmr5_lab.audit import order_audit
 from mmr5_lab.browser import Browser, Row
@@ -277,6 +281,35 @@ def test_thumbnails_take_bounded_memory(corpus):
     assert first != second
     assert list(made._made) == [("eval-000", 1)]
     assert made.url("eval-000", 0) == first
+
+
+def test_looking_takes_no_model_and_little_memory(tmp_path):
+    """In a process of its own: 100 questions on 160 pages of a size as scans have them, all looked at."""
+    file = io.BytesIO()
+    Image.effect_noise((1000, 1294), 60).save(file, "JPEG", quality=60)
+    asked = [{"Q": f"question {k}", "page_id": [k], "type": "[]"} for k in range(5)]
+    documents = [{"doc_name": f"{k}.pdf", "domain": "scans", "questions": asked} for k in range(20)]
+    pages = ({"doc_name": f"{k}.pdf", "image_binary": file.getvalue()} for k in range(20) for _ in range(8))
+    write_corpus(tmp_path, documents, pages)
+    code = """
+import sys
+import pandas as pd, psutil
+from mmr5_lab.corpus import load_corpus
+from mmr5_lab.widgets import reasoning_browser
+corpus = load_corpus(sys.argv[1])
+order = list(range(8))
+rows = [{"question_id": q, "candidates": order, "pages": order, "text": "", "faults": []} for q in corpus.by_id]
+browser = reasoning_browser(corpus, {"run": pd.DataFrame(rows)})
+seen = set()
+for browser.selected in range(100):
+    seen |= set(browser.detail["images"])
+print(len(seen), [name for name in ("torch", "transformers", "sklearn", "scipy", "matplotlib") if name in sys.modules])
+print(psutil.Process().memory_info().rss / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    loaded, megabytes = done.stdout.splitlines()
+    assert loaded == "160 []"
+    assert float(megabytes) < 350
 
 
 def test_closed_widgets_leave_nothing_behind(corpus, runs):
