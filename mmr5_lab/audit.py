@@ -261,6 +261,9 @@ _DENIES = re.compile(
     re.I,
 )
 
+# What announces the list of ids, where a text goes wrong and its last part runs into it: no judgement.
+_ANNOUNCES = re.compile(r"</?(?:answer|think)>|^\W*(?:final |my )?answer\W*(?:images?\b)?[\s\d,.\[\]]*$", re.I | re.M)
+
 
 def verdict(text: str) -> bool | None:
     """Does reasoning about a page call it relevant? None where no sentence of it judges.
@@ -271,7 +274,8 @@ def verdict(text: str) -> bool | None:
         >>> verdict("A table of 2014. It answers the question."), verdict("It does not help."), verdict("A chart.")
         (True, False, None)
     """
-    judging = [sentence for sentence in re.split(r"(?<=[.!?;])\s+|\n", text) if _JUDGES.search(sentence)]
+    sentences = re.split(r"(?<=[.!?;])\s+|\n", _ANNOUNCES.sub("", text))
+    judging = [sentence for sentence in sentences if _JUDGES.search(sentence)]
     return not _DENIES.search(judging[-1]) if judging else None
 
 

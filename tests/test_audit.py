@@ -247,6 +247,12 @@ def test_white_paper_keeps_its_size(corpus):
         ("Not a chart but a table. It answers the question.", True),  # the denial is of something else
         ("It seems relevant. However, it does not answer the question.", False),  # the last judgement counts
         ("The page is about cats.", None),
+        # answers that run into the last page's part are no judgement
+        ("A text with Vega (wrong). It does not help.\nAnswer: 2, 1.", False),
+        ("A text with Vega (wrong). It does not help.\nAnswer:", False),
+        ("Image 5]</answer>", None),
+        ("Answer: [2, 1]", None),
+        ("The answer is in the table of 2015.", True),
         ("", None),
     ],
 )
