@@ -37,6 +37,7 @@ lab: $(READY) ## open the notebooks in JupyterLab
 
 site: $(READY) ## documents, notebooks and reference as HTML, in build/site
 	@echo "Building the site..."
+	@$(BIN)/python -c "from mmr5_lab.execute import run_notebook; run_notebook('00_tour', {})"  # seconds
 	@$(BIN)/mkdocs build --strict --quiet
 	@echo "Open build/site/index.html"
 

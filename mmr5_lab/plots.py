@@ -149,24 +149,37 @@ def reward_bars(summary: pd.DataFrame) -> Figure:
 
 
 def before_after(
-    images: Sequence[Image.Image], orders: dict[str, Sequence[int]], gold: Sequence[int], question: str
+    images: Sequence[Image.Image],
+    orders: Mapping[str, Sequence[int]],
+    gold: Sequence[int],
+    question: str,
+    reasons: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
     """One row a system: the candidate pages in its order; gold pages are framed and starred.
 
-    images: in candidate order; orders: system -> 0-based permutation of them; gold: 0-based places in them.
+    images: in candidate order; orders: system -> 0-based permutation of them; gold: 0-based places in them
+    reasons: system -> what it said of the pages, in its order; stands below them
     """
-    figure = Figure(figsize=(2.0 * len(images), 2.6 * len(orders) + 0.4), layout="constrained")
+    reasons = reasons or {}
+    heights = [2.6 + 0.9 * (name in reasons) for name in orders]
+    figure = Figure(figsize=(2.0 * len(images), sum(heights) + 0.4), layout="constrained")
     figure.suptitle(_plain(question), fontsize=11)
-    grid = figure.subplots(len(orders), len(images), squeeze=False)
+    grid = figure.subplots(len(orders), len(images), squeeze=False, height_ratios=heights)
     for row, (name, order) in zip(grid, orders.items(), strict=True):
-        for rank, (axes, k) in enumerate(zip(row, order, strict=True), 1):
-            _page(axes, images[k], f"{rank}. candidate {k + 1}", k in gold)
+        said = reasons.get(name, [""] * len(order))
+        for rank, (axes, k, reason) in enumerate(zip(row, order, said, strict=True), 1):
+            caption = f"{rank}. candidate {k + 1}" + "".join(f"\n{line}" for line in textwrap.wrap(reason, 30))
+            _page(axes, images[k], caption, k in gold)
         row[0].set_ylabel(_plain(name), fontsize=11)
         row[0].axis("on")
         row[0].set(xticks=[], yticks=[])
     places = {name: [r for r, k in enumerate(order, 1) if k in gold] for name, order in orders.items()}
     ranks = "; ".join(f"{name} at rank {', '.join(map(str, ranks))}" for name, ranks in places.items())
-    figure.alt = f"Candidate pages for {question!r} in each system's order. Right pages: {ranks}"
+    told = "".join(
+        f". {name} says: " + " ".join(f"{rank}: {reason}" for rank, reason in enumerate(said, 1) if reason)
+        for name, said in reasons.items()
+    )
+    figure.alt = f"Candidate pages for {question!r} in each system's order. Right pages: {ranks}{told}"
     return figure
 
 
@@ -179,11 +192,12 @@ def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceil
         zip(table.columns, (BLUE, ORANGE, GREEN), ("", "//", ".."), strict=False)
     ):
         places = [x + c * width for x in range(len(table))]
-        bars = axes.bar(places, table[column], width * 0.94, label=column, color=colour, hatch=hatch, edgecolor="white")
-        axes.bar_label(bars, fmt="%.2f", fontsize=8)
-        if c == 0 and intervals is not None:
-            errors = [table[column] - intervals["low"], intervals["high"] - table[column]]
-            axes.errorbar(places, table[column], yerr=errors, fmt="none", color="black", capsize=3)
+        errors = None if c or intervals is None else abs(intervals[["low", "high"]].sub(table[column], axis=0)).T
+        bars = axes.bar(
+            places, table[column], width * 0.94, yerr=errors, capsize=3, label=column, color=colour, hatch=hatch,
+            edgecolor="white",
+        )  # fmt: skip
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)  # above the whisker
     if ceiling is not None:
         axes.axhline(ceiling, color=GREY, linestyle=":", label="ceiling of R@1")
     axes.set_xticks([x + width * (len(table.columns) - 1) / 2 for x in range(len(table))], map(_plain, table.index))

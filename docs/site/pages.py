@@ -24,6 +24,7 @@ from mmr5_lab.runs import latest
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+IMAGES = sorted((ROOT / "docs" / "images").rglob("*.png"))
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "mmr5_lab").rglob("*.py")
@@ -32,6 +33,7 @@ MODULES = sorted(
 SITE = {  # file of the repository -> page of the site
     **TEXTS,
     **{f"docs/{path.name}": path.name for path in sorted((ROOT / "docs").glob("*.md"))},
+    **{f"docs/{path}": path for path in (p.relative_to(ROOT / "docs").as_posix() for p in IMAGES)},
     **{f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in NOTEBOOKS},
 }
 REPOSITORY = {page: file for file, page in SITE.items()}
