@@ -4,7 +4,8 @@
 
 SFT: traces of the miniature, two epochs. GRPO: 8 prompts × 8 completions a step, with a KL term. Baseline and ours
 start from the same weights and seeds, so they must log the same losses; the difference is in what is computed twice:
-pages (each epoch, each completion), prompts (each completion), and the output layer of tokens that have no label.
+pages (each epoch, each completion), prompts (each completion), and the output layer of tokens that have no label; and,
+on a CPU, in what multiplies matrices (`mmr5_lab.cpu_layers`).
 """
 
 import tempfile
@@ -12,8 +13,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import Peak, Report, arguments, interleaved, model_folder
-from transformers import PrinterCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from mmr5_lab.corpus import load_corpus
@@ -47,10 +49,18 @@ def trained(trainer) -> tuple[list[float], float, float]:
     return [row["loss"] for row in log if "loss" in row], log[-1]["train_runtime"], peak.megabytes
 
 
-def sft(model: str, data, folder: Path, ours: bool):
+def load_plain(model: str) -> tuple[Any, Any]:
+    return AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32), AutoProcessor.from_pretrained(model)
+
+
+def load_ours(model: str) -> tuple[Any, Any]:
     loaded, processor = load_model(model)
-    if ours:
-        PageCache(loaded)
+    PageCache(loaded)
+    return loaded, processor
+
+
+def sft(model: str, data, folder: Path, ours: bool):
+    loaded, processor = load_ours(model) if ours else load_plain(model)
     given = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=8, num_train_epochs=2, max_length=32_768, **SAME
     )
@@ -64,9 +74,7 @@ def sft(model: str, data, folder: Path, ours: bool):
 
 
 def grpo(model: str, data, folder: Path, ours: bool, steps: int):
-    loaded, processor = load_model(model)
-    if ours:
-        PageCache(loaded)
+    loaded, processor = load_ours(model) if ours else load_plain(model)
     given = GRPOConfig(
         output_dir=str(folder), per_device_train_batch_size=32, gradient_accumulation_steps=2, num_generations=8,
         max_steps=steps, beta=0.04, max_completion_length=220, **SAME,

@@ -150,7 +150,7 @@ class Reranker(Ranker):
             else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
         self._sizes = {}
-        self._lock = threading.RLock()  # tokenizers serve one thread at a time
+        self._lock = threading.RLock()  # a tokenizer serves one thread at a time: its padding is set anew for each call
         self._allowed: dict[int, AllowedIds] = {}
         self._blank: dict[tuple[tuple[int, int], ...], list[float]] = {}
 
@@ -190,7 +190,8 @@ class Reranker(Ranker):
 
         All pairs are checked before the first batch, so that bad input cannot cost finished work.
         """
-        pages, prompts, lengths = self._checked(pairs, mode, batch_size)
+        with self._lock:
+            pages, prompts, lengths = self._checked(pairs, mode, batch_size)
         order = sorted(range(len(pairs)), key=lambda i: lengths[i])
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         at_once = min(cores_for_batches(self.model), len(batches))
@@ -331,7 +332,8 @@ class Reranker(Ranker):
         values = []
         for row, n in zip(rows, sizes, strict=True):
             ended = bool(row) and row[-1] in ends
-            text = tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)
+            with self._lock:
+                text = tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)
             if mode == "direct":
                 text = f"{UNREASONED}{text}]</answer>"
             parsed = parse_ranking(text, n)
@@ -376,7 +378,8 @@ class Reranker(Ranker):
 
     def _pointwise(self, texts: list[str], keys: list[list[bytes]], pages: Pages) -> list[dict[str, Any]]:
         """Probability of the first of the two answers against the second, page by page, a pair's pages together."""
-        yes, no = _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
+        with self._lock:
+            yes, no = _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
         flat = [(text, [key]) for text, row in zip(texts, keys, strict=True) for key in row]
         flat_scores: list[float] = []
         step = 4 * len(keys)  # pages a pass, however many candidates there are
