@@ -13,7 +13,6 @@ Rankings are made with `rerank_run.rerank_run`, so they are kept as they come an
 
 import io
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -31,6 +30,7 @@ from mmr5_lab.rerank import Ranker
 from mmr5_lab.rerank_run import rerank_run
 from mmr5_lab.retrieve import Run
 from mmr5_lab.strategies import fused, shuffled, stability
+from mmr5_lab.trace_quality import verdict
 
 AS_SHOWN = "as shown"
 PROBES = ("blank", "swap", "remove")
@@ -202,7 +202,8 @@ def probe_effects(probes: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
 
     - "top page stays": the page ranked first is the one of `AS_SHOWN`;
     - "right page first": the target is ranked first;
-    - "called relevant": the text calls the target relevant (`verdict`);
+    - "called relevant": the text calls the target relevant (`trace_quality.verdict`, which reads words, not
+      meaning);
     - "calls some relevant": the text calls any page relevant;
     - "answer follows text": the page ranked first is one that the text calls relevant; NaN where it calls none.
 
@@ -251,32 +252,6 @@ def faithfulness(effects: pd.DataFrame, samples: int = 2000) -> pd.DataFrame:
                 rows.append({"probe": name, "measure": measure, "mean": mean, "low": low, "high": high,
                              "questions": len(known)})  # fmt: skip
     return pd.DataFrame(rows)
-
-
-# Words by which reasoning judges a page, and those that turn a sentence with one of them into its opposite.
-_JUDGES = re.compile(r"\b(?:answer\w*|relevan\w+|irrelevant|unrelated|help\w*|unhelpful|useful|useless)\b", re.I)
-_DENIES = re.compile(
-    r"\b(?:no|not|never|cannot|neither|nor|none|lacks?|lacking|without|fails?|less|least|little|hardly|barely|"
-    r"irrelevant|unrelated|unhelpful|useless)\b|n[’']t\b",
-    re.I,
-)
-
-# What announces the list of ids, where a text goes wrong and its last part runs into it: no judgement.
-_ANNOUNCES = re.compile(r"</?(?:answer|think)>|^\W*(?:final |my )?answer\W*(?:images?\b)?[\s\d,.\[\]]*$", re.I | re.M)
-
-
-def verdict(text: str) -> bool | None:
-    """Does reasoning about a page call it relevant? None where no sentence of it judges.
-
-    The last sentence with a word of judgement (answers, relevant, helps, useful …) decides; with a negation in it, it
-    is a no. A reading of words, not of meaning: look at some before trusting it on another model's style.
-
-        >>> verdict("A table of 2014. It answers the question."), verdict("It does not help."), verdict("A chart.")
-        (True, False, None)
-    """
-    sentences = re.split(r"(?<=[.!?;])\s+|\n", _ANNOUNCES.sub("", text))
-    judging = [sentence for sentence in sentences if _JUDGES.search(sentence)]
-    return not _DENIES.search(judging[-1]) if judging else None
 
 
 def blank_page(data: bytes) -> bytes:

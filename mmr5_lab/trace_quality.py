@@ -50,13 +50,16 @@ _CANNOT = re.compile(
     r"\b(?:can(?:not|['’]t| not)|(?:do|does|did|is|are|was)(?:n['’]t| not)|unable to|fails? to|lacks?|without)"
     r" (?:[\w'’-]+ ){0,4}?(?:help|answer|assist|contain|provide|address|include|mention|show|offer|give|state"
     r"|specif|relevant|related|relate|useful|sufficient|enough|information|data|details?)\w*"
-    r"|\b(?:irrelevant|unrelated|unhelpful|of no (?:help|use))\b"
+    r"|\b(?:irrelevant|unrelated|unhelpful|useless|of no (?:help|use)|(?:less|least|hardly|barely|little) relevant)\b"
+    r"|\b(?:none|neither|nothing)\b[^,]*?\b(?:relevant|helps?|answers?|useful)\b"
     r"|\bno (?:[\w-]+ ){0,2}?(?:information|mention|data|details?|evidence|answer)\b",
     re.IGNORECASE,
 )
 _CAN = re.compile(
     r"\b(?:can|could|will|does|directly|clearly|it|which|that|this|page|image(?: \d+)?|picture|table|figure|chart|graph"
     r"|text|data|information|and|thus|therefore) (?:\w+ly )?(?:helps?|answers?)\b"
+    r"|\b(?:is|are|looks?|seems?) (?:\w+ly |most |very |the most )?(?:relevant|useful|helpful)\b"
+    r"|\bthe answer (?:is|stands|lies|appears|can be (?:found|read|seen))\b"
     r"|\b(?:provides?|contains?|gives?|is|has) the (?:exact |required |needed |requested |very )?"
     r"(?:answer|information (?:needed|required|asked))\b",
     re.IGNORECASE,

@@ -17,7 +17,6 @@ from mmr5_lab.audit import (
     position_bias,
     probe,
     probe_effects,
-    verdict,
 )
 from mmr5_lab.compare import compare
 from mmr5_lab.mini.documents import make_corpus
@@ -233,28 +232,3 @@ def test_white_paper_keeps_its_size(corpus):
     paper = Image.open(BytesIO(blank_page(data)))
     assert paper.size == Image.open(BytesIO(data)).size
     assert paper.convert("L").getextrema() == (255, 255)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("A text with Omega (right) imports (right). It answers the question.", True),
-        ("A figure with Omega (wrong). It does not help.", False),
-        ("The table lists revenue by year, which is directly relevant to the question.", True),
-        ("This page isn't relevant.", False),
-        ("It is less relevant than the first one.", False),
-        ("It provides no information that would help to answer.", False),
-        ("Not a chart but a table. It answers the question.", True),  # the denial is of something else
-        ("It seems relevant. However, it does not answer the question.", False),  # the last judgement counts
-        ("The page is about cats.", None),
-        # answers that run into the last page's part are no judgement
-        ("A text with Vega (wrong). It does not help.\nAnswer: 2, 1.", False),
-        ("A text with Vega (wrong). It does not help.\nAnswer:", False),
-        ("Image 5]</answer>", None),
-        ("Answer: [2, 1]", None),
-        ("The answer is in the table of 2015.", True),
-        ("", None),
-    ],
-)
-def test_what_a_text_says_of_its_page(text, says):
-    assert verdict(text) is says

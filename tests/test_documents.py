@@ -12,6 +12,7 @@ from mmr5_lab.mini.documents import (
     describe,
     draw_page,
     make_corpus,
+    make_questions,
     random_content,
 )
 
@@ -57,3 +58,19 @@ def test_gold_pages_are_all_pages_that_state_the_asked_fact(tmp_path):
             and asked["year"] in page["years"]
         ]
         assert question["gold_pages"] == stating
+
+
+def test_the_evidence_frames_what_is_asked_for_and_its_value():
+    content = PageContent("text", ("Orion",), ("staff",), ("2014", "2015"), (31, 52))
+    drawn = draw_page(content, "News", 1, random.Random(0))
+    above, below = (drawn.values[fact] for fact in content.facts)
+    assert above[3] < below[1], "the years stand below each other"
+    boxes = {}
+    for question in make_questions([content], [drawn], 2, random.Random(0)):
+        fact = tuple(question["facts"].values())
+        [evidence] = question["layout_mapping"]
+        left, top, right, bottom = boxes[fact[2]] = evidence["bbox"]
+        for box in (*(box for word, box in drawn.words if word in fact), drawn.values[fact]):
+            assert left < box[0] < box[2] < right
+            assert top < box[1] < box[3] < bottom
+    assert above[3] < boxes["2014"][3] < below[1], "the other year is not part of it"

@@ -46,6 +46,19 @@ def trace(think: str, positives=(2,), count=2, query="What was the revenue in 20
         ("This page is unrelated to the question.", False),
         ("It lacks data that helps answer the question.", False),
         ("The firm could not repay its loans. This figure helps.", True),
+        ("A text with Omega (right) imports (right). It answers the question.", True),
+        ("The table lists revenue by year, which is directly relevant to the question.", True),
+        ("This page isn't relevant.", False),
+        ("It is less relevant than the first one.", False),
+        ("None of it is relevant.", False),
+        ("It provides no information that would help to answer.", False),
+        ("Not a chart but a table. It answers the question.", True),
+        ("It seems relevant. However, it does not answer the question.", False),
+        ("The answer is in the table of 2015.", True),
+        # what broken answers leave behind in reasoning is no judgement
+        ("A text with Vega (wrong). It does not help.\nAnswer: 2, 1.", False),
+        ("Image 5]</answer>", None),
+        ("", None),
     ],
 )
 def test_the_last_verdict_of_an_explanation_counts(said, expected):

@@ -91,6 +91,9 @@ MEASURES = [
 YEARS = [str(year) for year in range(2014, 2024)]
 KINDS = ("text", "table", "chart", "figure")
 
+Fact = tuple[str, str, str]  # entity, measure, year
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+
 # MMDocIR's ten domains, each with the colour of its headings, and its names for where the evidence stands.
 DOMAINS = {
     "Academic paper": (25, 25, 25),
@@ -180,7 +183,7 @@ class PageContent:
         return [*self.entities, self.measures[0], *self.years, *self.measures[1:]]
 
     @property
-    def facts(self) -> list[tuple[str, str, str]]:
+    def facts(self) -> list[Fact]:
         return list(itertools.product(self.entities, self.measures, self.years))
 
 
@@ -225,10 +228,12 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 @dataclass(frozen=True)
 class DrawnPage:
-    """A page image (RGB, WIDTH × HEIGHT) and its words with boxes ``(word, (left, top, right, bottom))``."""
+    """A page image (RGB, WIDTH × HEIGHT), its words with boxes ``(word, (left, top, right, bottom))``, and the boxes of
+    the values that it states, a bar's with its number."""
 
     image: Image.Image
-    words: list[tuple[str, tuple[int, int, int, int]]]
+    words: list[tuple[str, Box]]
+    values: dict[Fact, Box]
 
 
 def draw_page(content: PageContent, domain: str, number: int, rng: random.Random) -> DrawnPage:
@@ -237,17 +242,20 @@ def draw_page(content: PageContent, domain: str, number: int, rng: random.Random
     ink, colour = (25, 25, 30), DOMAINS[domain]
     image = Image.new("RGB", (WIDTH, HEIGHT), paper)
     draw = ImageDraw.Draw(image)
-    words: list[tuple[str, tuple[int, int, int, int]]] = []
+    words: list[tuple[str, Box]] = []
+    stated: dict[Fact, Box] = {}
 
-    def write(x: float, y: float, text: str, size: int, bold=False, fill=ink) -> None:
-        """Write a line and note where each of the vocabulary's words stands in it."""
+    def write(x: float, y: float, text: str, size: int, bold=False, fill=ink) -> Box:
+        """Write a line and note where each of the vocabulary's words stands in it; returns the last word's box."""
         for word in text.split(" "):
             draw.text((x, y), word, font=font(size, bold), fill=fill)
             plain = word.strip(".,:").lower()
+            box = font(size, bold).getbbox(word.strip(".,:"))
+            at = (int(x + box[0]), int(y + box[1]), int(x + box[2]), int(y + box[3]))
             if plain in WORDS:
-                box = font(size, bold).getbbox(word.strip(".,:"))
-                words.append((WORDS[plain], (int(x + box[0]), int(y + box[1]), int(x + box[2]), int(y + box[3]))))
+                words.append((WORDS[plain], at))
             x += font(size, bold).getlength(word + " ")
+        return at
 
     def fine_print(y: int, lines: int) -> None:
         """Small grey lines around the facts: a person sees body text, at a size that the model cannot read."""
@@ -265,14 +273,15 @@ def draw_page(content: PageContent, domain: str, number: int, rng: random.Random
         write(x0, first, content.entities[0], 13, True, colour)
     if content.kind == "text":
         y = first + CELL
-        for k, ((_, measure, year), value) in enumerate(values.items()):
+        for k, (fact, value) in enumerate(values.items()):
+            _, measure, year = fact
             parts = [
                 measure.capitalize() if k == 0 or len(content.measures) > 1 else "",
                 f"in {year}" if k == 0 else "",
             ]
             if k > 0 and len(content.years) > 1:
                 parts = ["", f"and in {year}"]
-            write(x0, y, " ".join(filter(None, parts)) + f": {value}", 11)
+            stated[fact] = write(x0, y, " ".join(filter(None, parts)) + f": {value}", 11)
             fine_print(y + 17, 1)
             y += CELL
         while y < HEIGHT - 30:
@@ -287,7 +296,8 @@ def draw_page(content: PageContent, domain: str, number: int, rng: random.Random
             y = first + CELL * (2 + row)
             write(x0, y, measure.capitalize(), 10)
             for x, year in zip(columns, content.years, strict=True):
-                draw.text((x + 4, y), str(values[content.entities[0], measure, year]), font=font(10), fill=ink)
+                fact = (content.entities[0], measure, year)
+                stated[fact] = write(x + 4, y, str(values[fact]), 10)
             draw.line([x0, y + 18, WIDTH - 6, y + 18], fill=(205, 205, 205))
         fine_print(first + CELL * 4 + 4, 3)
     elif content.kind == "chart":
@@ -302,10 +312,11 @@ def draw_page(content: PageContent, domain: str, number: int, rng: random.Random
         labels, base = content.years if by_year else content.entities, first + CELL * 4 - 4
         draw.line([x0, base, WIDTH - 8, base], fill=ink)
         shade = rng.choice([(86, 140, 200), (214, 139, 60), (90, 160, 110)])
-        for k, (label, value) in enumerate(zip(labels, content.values, strict=True)):
+        for k, (label, (fact, value)) in enumerate(zip(labels, values.items(), strict=True)):
             left, height = x0 + 8 + 64 * k, 10 + value * 40 // 100
             draw.rectangle([left, base - height, left + 30, base - 1], fill=shade)
             draw.text((left + 8, base - height - 9), str(value), font=font(7), fill=ink)
+            stated[fact] = (left, base - height - 9, left + 30, base)
             write(left - 2, base + 5, label, 10)
         fine_print(first + CELL * 5 - 4, 2)
     else:
@@ -315,9 +326,10 @@ def draw_page(content: PageContent, domain: str, number: int, rng: random.Random
         draw.ellipse([left, top + 3, left + 44, top + 47], fill=(250, 250, 250), outline=colour)
         draw.pieslice([left, top + 3, left + 44, top + 47], -90, -90 + share * 360 // 100, fill=colour)
         write(x0, first + CELL * 2 + 4, content.entities[0], 12, True)
-        write(x0, first + CELL * 3 + 2, f"{content.measures[0]} in {content.years[0]}: {share}%", 10)
+        line = f"{content.measures[0]} in {content.years[0]}: {share}%"
+        stated[content.facts[0]] = write(x0, first + CELL * 3 + 2, line, 10)
         fine_print(first + CELL * 4, 4)
-    return DrawnPage(image, words)
+    return DrawnPage(image, words, stated)
 
 
 WORDS = {
@@ -377,13 +389,9 @@ def make_questions(pages: list[PageContent], drawn: list[DrawnPage], count: int,
         entity, measure, year = fact
         boxes = []
         for k in where[fact]:
-            stated = [box for word, box in drawn[k].words if word in fact]
-            bbox = [
-                min(b[0] for b in stated),
-                min(b[1] for b in stated),
-                max(b[2] for b in stated),
-                max(b[3] for b in stated),
-            ]
+            stated = [*(box for word, box in drawn[k].words if word in fact), drawn[k].values[fact]]
+            lefts, tops, rights, bottoms = zip(*stated, strict=True)
+            bbox = [min(lefts) - 1, min(tops) - 1, max(rights) + 1, max(bottoms) + 1]
             boxes.append({"page": k, "page_size": [WIDTH, HEIGHT], "bbox": bbox})
         first = pages[where[fact][0]]
         questions.append({
