@@ -4,9 +4,12 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,18 @@ def interleaved(ways: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[s
             results[name] = way()
             seconds[name].append(time.perf_counter() - started)
     return seconds, results
+
+
+@contextmanager
+def chat_server(latency: float, failing: float = 0.0, answer: str = "") -> Iterator[str]:
+    """The address of a running `chat_server.py`."""
+    command = [sys.executable, Path(__file__).with_name("chat_server.py"), str(latency), str(failing), answer]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
+        finally:
+            process.kill()
 
 
 class Peak:

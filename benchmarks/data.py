@@ -11,8 +11,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,7 +22,7 @@ import numpy as np
 import openai
 import pyarrow.parquet as pq
 import torch
-from common import Peak, Report, interleaved
+from common import Peak, Report, chat_server, interleaved
 from PIL import Image
 
 from mmr5_lab.account import Account
@@ -185,22 +183,16 @@ def teacher(report: Report, quick: bool) -> None:
         run = {question: [gold, *(page for page in range(10) if page != gold)] for question, [gold] in golds}
         candidates = training_candidates(corpus, Run(run), 5)
         calls = sum(len(c.pages) for c in candidates)
-        command = [sys.executable, Path(__file__).with_name("teacher_server.py"), str(LATENCY), str(FAILING)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                url = f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-                released = folder / "released.jsonl"
-                account = Account(folder / "answers.sqlite")
-                server = ServerTeacher(corpus, Chat(url, "m", concurrency=CONCURRENCY), account)
-                path = folder / "ours" / "traces.jsonl"
-                ways = {
-                    "released": lambda: _released_way(url, corpus, candidates, released),
-                    "ours": lambda: make_traces(corpus, candidates, server, path),
-                }
-                seconds, results = interleaved(ways, 1)
-            finally:
-                process.kill()
+        with chat_server(LATENCY, FAILING) as url:
+            released = folder / "released.jsonl"
+            account = Account(folder / "answers.sqlite")
+            server = ServerTeacher(corpus, Chat(url, "m", concurrency=CONCURRENCY), account)
+            path = folder / "ours" / "traces.jsonl"
+            ways = {
+                "released": lambda: _released_way(url, corpus, candidates, released),
+                "ours": lambda: make_traces(corpus, candidates, server, path),
+            }
+            seconds, results = interleaved(ways, 1)
         made = len(read_traces(path)) + len(read_traces(rejected_path(path)))
         assert made == len(candidates), f"{made} of {len(candidates)} traces were made"
         assert account.summary().loc["m", "answers"] == calls, "each page was asked for once"

@@ -10,15 +10,12 @@ candidates each.
 """
 
 import io
-import json
 import re
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
-from common import Peak, Report, arguments, interleaved, model_folder
+from common import Peak, Report, arguments, chat_server, interleaved, model_folder
 from matplotlib.figure import Figure
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -33,6 +30,7 @@ from mmr5_lab.retrieve import retrieve
 from mmr5_lab.runs import project_root
 
 NEW_TOKENS = 220
+LATENCY = 0.2  # seconds of the server
 
 
 def released_way(model, processor, query: str, pages: list[bytes]) -> tuple[str, list[int]]:
@@ -58,28 +56,6 @@ def compared(report: Report, name: str, baseline, ours, work: int, rounds: int) 
         seconds, results = interleaved({"baseline": baseline, "ours": ours}, rounds)
     assert [r.order for r in results["ours"]] == [r.order for r in results["baseline"]], "batches changed a ranking"
     report.add(name, seconds["baseline"], seconds["ours"], work, "queries/s", f"peak {peak.megabytes:.0f} MB")
-
-
-class Slow(BaseHTTPRequestHandler):
-    """Answers every chat request after a fixed time."""
-
-    protocol_version = "HTTP/1.1"
-    latency = 0.2
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.latency)
-        message = {"role": "assistant", "content": "<think>x</think><answer>[1, 2, 3, 4, 5]</answer>"}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        body = json.dumps({"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": [choice]})
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *args):
-        pass
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -170,18 +146,15 @@ def main() -> None:
         batched = lambda n=n: engine.rank_many(part, "reason", n)  # noqa: E731
         compared(report, f"reason, batches of {n} against 1", alone, batched, len(part), 1)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    server.request_queue_size = 64
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    remote = RemoteReranker(f"http://127.0.0.1:{server.server_port}/v1", "m", concurrency=16)
-    many = [pairs[k % len(pairs)] for k in range(320)]
-    started = time.perf_counter()
-    remote.rank_many(many)
-    ideal = 16 / Slow.latency
-    report.write(
-        "remote: share of concurrency ÷ latency", ideal, len(many) / (time.perf_counter() - started), "queries/s"
-    )
-    server.shutdown()
+    with chat_server(LATENCY, answer="<think>x</think><answer>[1, 2, 3, 4, 5]</answer>") as url:
+        remote = RemoteReranker(url, "m", concurrency=16)
+        many = [pairs[k % len(pairs)] for k in range(320)]
+        remote.rank_many(many[:1])  # the server is up
+        started = time.perf_counter()
+        answered = remote.rank_many(many)
+        rate = len(many) / (time.perf_counter() - started)
+    assert not any(ranking.faults for ranking in answered)
+    report.write("remote: share of concurrency ÷ latency", 16 / LATENCY, rate, "queries/s")
     report.finish(given.json)
     if given.figure:
         draw(report.rows, given.figure)

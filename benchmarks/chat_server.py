@@ -1,8 +1,8 @@
-"""A stand-in for a teacher's API: answers after a fixed time, and fails now and then.
+"""A stand-in for a model's API, in a process of its own: answers after a fixed time, and fails now and then.
 
-    python benchmarks/teacher_server.py LATENCY FAILING    # seconds, share; prints the port
+    python benchmarks/chat_server.py LATENCY FAILING [ANSWER]    # seconds, share, text; prints the port
 
-Of the failures three fifths are status 503, the rest connections cut before an answer.
+Without ANSWER it is a teacher. Of the failures three fifths are status 503, the rest connections cut before an answer.
 """
 
 import json
@@ -12,7 +12,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-latency, failing = float(sys.argv[1]), float(sys.argv[2])
+latency, failing, answer = float(sys.argv[1]), float(sys.argv[2]), " ".join(sys.argv[3:])
 draw, lock = random.Random(0), threading.Lock()
 CAN, CANNOT = "It answers the question, by words about {}.", "It does not help, for it is about {}."
 
@@ -29,11 +29,11 @@ class Handler(BaseHTTPRequestHandler):
         if fate < 0.4 * failing:
             self.close_connection = True
             return
-        said = (CAN if b" can help answer" in body[:2000] else CANNOT).format(" ".join(word))
+        said = answer or (CAN if b" can help answer" in body[:2000] else CANNOT).format(" ".join(word))
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 1300, "completion_tokens": 40, "total_tokens": 1340}
-        answer = {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": [choice], "usage": usage}
-        status, data = (503, b"{}") if fate < failing else (200, json.dumps(answer).encode())
+        whole = {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": [choice], "usage": usage}
+        status, data = (503, b"{}") if fate < failing else (200, json.dumps(whole).encode())
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
