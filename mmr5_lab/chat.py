@@ -9,6 +9,7 @@ The key is read from the environment variable OPENAI_API_KEY and written nowhere
 
 import email.utils
 import io
+import json
 import os
 import random
 import threading
@@ -67,7 +68,7 @@ class Chat:
         concurrency: int = 8,
         timeout: float = 600.0,
         retries: int = 5,
-        pause: float = 1.0,
+        pause: float = 0.5,
         per_minute: float | None = None,
     ):
         if concurrency < 1:
@@ -96,14 +97,14 @@ class Chat:
         Raises the last error where the request was refused or all tries failed, StoppedError after `close`.
         """
         # not through chat.completions.create, which walks through messages part by part: half of a request's work
-        body = {"model": self.model, "messages": messages, **options}
+        body = json.dumps({"model": self.model, "messages": messages, **options}).encode()
         failed: Exception | None = None
         for attempt in range(self.retries + 1):
             try:
                 with self._slots:
                     self._wait_for_turn()
                     trying(failed)
-                    return _reply(self._client.post("/chat/completions", cast_to=ChatCompletion, body=body))
+                    return _reply(self._client.post("/chat/completions", cast_to=ChatCompletion, content=body))
             except (openai.OpenAIError, BadAnswerError, ValueError) as error:
                 if attempt == self.retries or not passing(error):
                     raise

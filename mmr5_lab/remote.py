@@ -47,7 +47,7 @@ class RemoteReranker(Ranker):
         concurrency: int = 8,
         timeout: float = 600.0,
         retries: int = 5,
-        pause: float = 1.0,
+        pause: float = 0.5,
         max_new_tokens: int = 2048,
         temperature: float = 0.0,
         seed: int | None = None,

@@ -12,8 +12,9 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,7 +86,8 @@ def open_teacher(
 
 def think_lines(teacher: Teacher, question: pd.Series, pages: Sequence[int], positives: Sequence[int]) -> str:
     """A line `Image i: …` for each page, in order; `positives` are 1-based places in `pages`."""
-    explained = [teacher.explain(question, page, i in positives) for i, page in enumerate(pages, 1)]
+    right = [i in positives for i in range(1, len(pages) + 1)]
+    explained = getattr(teacher, "map", map)(partial(teacher.explain, question), pages, right)
     return "\n".join(f"Image {i}: {' '.join(text.split())}" for i, text in enumerate(explained, 1))
 
 
@@ -115,6 +117,8 @@ class ServerTeacher:
         self._most = max(int(self._options.get(key, 0)) for key in ("max_tokens", "max_completion_tokens"))
         if account.budget is not None and not self._most:
             raise ValueError("a budget needs max_tokens (or max_completion_tokens) among the options")
+        # a trace's pages are asked for at once, or at a run's end few traces would leave most places empty
+        self.map = ThreadPoolExecutor(self.workers).map
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[str]] = {}
 
