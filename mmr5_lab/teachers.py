@@ -11,7 +11,7 @@ question (arXiv 2506.12364, data construction). A teacher of your own needs the 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -117,8 +117,9 @@ class ServerTeacher:
         self._most = max(int(self._options.get(key, 0)) for key in ("max_tokens", "max_completion_tokens"))
         if account.budget is not None and not self._most:
             raise ValueError("a budget needs max_tokens (or max_completion_tokens) among the options")
-        # a trace's pages are asked for at once, or at a run's end few traces would leave most places empty
-        self.map = ThreadPoolExecutor(self.workers).map
+        # A trace's pages are asked for at once, or at a run's end few traces would leave most places empty; but one
+        # after another within a budget, of which each call under way takes the most that it can cost.
+        self.map: Callable[..., Iterator[str]] = map if account.budget else ThreadPoolExecutor(self.workers).map
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[str]] = {}
 
