@@ -73,7 +73,8 @@ def main() -> None:
     tests = [
         (a, b)
         for a, b in [("SFT", "BM25"), ("SFT + RL", "BM25"), ("SFT + RL", "SFT"), ("SFT + RL", "RL only")]
-        + [(name, "SFT + RL") for name in runs if name.startswith("SFT + RL,")]
+        + [(name, name.split(",")[0]) for name in sorted(runs) if name.startswith(("SFT,", "SFT + RL,"))]
+        + [(name, "BM25") for name in sorted(runs) if name.startswith(("SFT,", "SFT + RL,"))]
         if a in runs and b in runs
     ]
     rows = [compare({b: runs[b], a: runs[a]}, corpus, baseline=b).loc[a] for a, b in tests]
@@ -88,7 +89,9 @@ def main() -> None:
             if len(each) > 1
         }
         given.figures.mkdir(parents=True, exist_ok=True)
-        plots.seed_spread(seeds).savefig(given.figures / "study_seeds.png", dpi=150)
+        main = {name: each for name, each in seeds.items() if "," not in name}
+        plots.seed_spread(main).savefig(given.figures / "study_seeds.png", dpi=150)
+        plots.seed_spread(dict(sorted(seeds.items()))).savefig(given.figures / "study_ablations.png", dpi=150)
 
 
 if __name__ == "__main__":
