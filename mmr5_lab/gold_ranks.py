@@ -110,6 +110,8 @@ class Labels:
 
     def in_order(self, run: Mapping[Any, Any]) -> list[Any]:
         """A run's values in the order of the questions, of which it must have each and no other."""
+        if not isinstance(run, Mapping):
+            raise ValueError(f"a run is {{question: pages}}, as Run.pages is, not a {type(run).__name__}")
         if not len(run):
             raise ValueError("the run is empty: check that it was written, or retrieve again")
         if run.keys() == self.known:

@@ -24,6 +24,7 @@ logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG
 
 METHODS = ("bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense")
 _DECIMALS = 5  # of written scores
+_ITS_CORPUS = "read the run with the corpus (and split) that it was made from"
 
 
 class RunError(ValueError):
@@ -213,30 +214,37 @@ def read_trec(path: str | Path, corpus: Corpus) -> Run:
     for where, line in _lines(Path(path)):
         fields = line.split()
         if len(fields) != 6:
-            raise RunError(f"{where}: {len(fields)} fields instead of `question Q0 page rank score tag`")
+            raise RunError(
+                f"{where}: {len(fields)} fields instead of `question Q0 page rank score tag`; write the run again"
+            )
         question, _, name, rank_text, score_text, _ = fields
         try:
             rank, score = int(rank_text), float(score_text)
         except ValueError:
-            raise RunError(f"{where}: rank {rank_text!r} or score {score_text!r} is not a number") from None
+            raise RunError(
+                f"{where}: rank {rank_text!r} or score {score_text!r} is not a number; write them as digits"
+            ) from None
         if not np.isfinite(score):
-            raise RunError(f"{where}: the score is {score_text}")
+            raise RunError(f"{where}: the score is {score_text}, which has no order; rank question {question!r} again")
         if question not in documents:
-            raise RunError(f"{where}: the corpus has no question {question!r}")
+            raise RunError(f"{where}: the corpus has no question {question!r}; {_ITS_CORPUS}")
         try:
             doc_name, page = parse_page_id(name)
         except CorpusError as error:
             raise RunError(f"{where}: {error}") from None
         if doc_name != documents[question]:
-            raise RunError(f"{where}: page {name!r} is not of the question's document {documents[question]!r}")
+            raise RunError(
+                f"{where}: page {name!r} is not of the question's document {documents[question]!r}; {_ITS_CORPUS}"
+            )
         if page >= corpus.num_pages(doc_name):
-            raise RunError(f"{where}: {doc_name!r} has no page {page}; it has {corpus.num_pages(doc_name)} pages")
+            last = corpus.num_pages(doc_name) - 1
+            raise RunError(f"{where}: {doc_name!r} has no page {page}, only 0 to {last}; {_ITS_CORPUS}")
         pages = entries.setdefault(question, {})
         if page in pages:
-            raise RunError(f"{where}: page {name!r} is listed twice for question {question!r}")
+            raise RunError(f"{where}: page {name!r} is listed twice for question {question!r}; keep its better line")
         pages[page] = (-score, rank)
     if not entries:
-        raise RunError(f"{path} holds no rankings")
+        raise RunError(f"{path} holds no rankings; retrieve or rerank again")
     order = {question: sorted(pages, key=pages.__getitem__) for question, pages in entries.items()}
     scores = {question: [-entries[question][page][0] for page in pages] for question, pages in order.items()}
     return Run(order, scores)

@@ -252,6 +252,8 @@ def test_breakdown_refuses_what_the_corpus_does_not_say():
     ("change", "message"),
     [
         (lambda run: {}, "the run is empty"),
+        (lambda run: Run(run), "a run is {question: pages}, as Run.pages is, not a Run"),
+        (lambda run: pd.DataFrame([run]), "not a DataFrame"),
         (lambda run: run | {"q9": [0]}, "does not know: q9"),
         (lambda run: {q: run[q] for q in ("q1", "q3")}, "lacks questions of the corpus: q2, q4"),
         (lambda run: run | {"q2": []}, "empty rankings: q2"),

@@ -109,15 +109,24 @@ def test_scores_order_a_run_and_ranks_break_ties(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("scan.pdf:q0 Q0 scan.pdf:1 1 1.0", "5 fields instead of"),
+        (
+            "scan.pdf:q0 Q0 scan.pdf:1 1 1.0",
+            "5 fields instead of `question Q0 .*; write the run again",
+        ),
         ("scan.pdf:q0 Q0 scan.pdf:1 first 1.0 x", "rank 'first' or score '1.0' is not a number"),
-        ("scan.pdf:q0 Q0 scan.pdf:1 1 high x", "score 'high' is not a number"),
-        ("scan.pdf:q0 Q0 scan.pdf:1 1 nan x", "the score is nan"),
-        ("scan.pdf:q9 Q0 scan.pdf:1 1 1.0 x", "the corpus has no question 'scan.pdf:q9'"),
+        ("scan.pdf:q0 Q0 scan.pdf:1 1 high x", "score 'high' is not a number; write them as digits"),
+        (
+            "scan.pdf:q0 Q0 scan.pdf:1 1 nan x",
+            "the score is nan, which has no order; rank question .* again",
+        ),
+        ("scan.pdf:q9 Q0 scan.pdf:1 1 1.0 x", "the corpus has no question 'scan.pdf:q9'; read the run with the corpus"),
         ("scan.pdf:q0 Q0 scan.pdf 1 1.0 x", "'scan.pdf' is not a page id"),
-        ("scan.pdf:q0 Q0 scan.pdf:3 1 1.0 x", "'scan.pdf' has no page 3; it has 3 pages"),
-        ("scan.pdf:q0 Q0 a%20b.pdf:1 1 1.0 x", "'a%20b.pdf:1' is not of the question's document 'scan.pdf'"),
-        ("scan.pdf:q0 Q0 scan.pdf:0 2 0.5 x", "page 'scan.pdf:0' is listed twice for question 'scan.pdf:q0'"),
+        ("scan.pdf:q0 Q0 scan.pdf:3 1 1.0 x", "'scan.pdf' has no page 3, only 0 to 2; read the run with the corpus"),
+        ("scan.pdf:q0 Q0 a%20b.pdf:1 1 1.0 x", "'a%20b.pdf:1' is not of the question's document .*; read the run"),
+        (
+            "scan.pdf:q0 Q0 scan.pdf:0 2 0.5 x",
+            "page 'scan.pdf:0' is listed twice for question .*; keep its better",
+        ),
     ],
 )
 def test_a_malformed_line_is_named(corpus, tmp_path, line, message):
@@ -130,7 +139,7 @@ def test_runs_that_are_missing_or_empty_are_named(corpus, tmp_path):
     with pytest.raises(RunError, match="absent does not exist"):
         read_trec(tmp_path / "absent", corpus)
     (tmp_path / "empty").write_text("\n")
-    with pytest.raises(RunError, match="empty holds no rankings"):
+    with pytest.raises(RunError, match="empty holds no rankings; retrieve or rerank again"):
         read_trec(tmp_path / "empty", corpus)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match="binary is not a text file"):
