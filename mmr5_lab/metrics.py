@@ -125,16 +125,23 @@ def candidate_ceiling(
 
 
 def breakdown(
-    run: Run, corpus: CorpusTables, by: str = "type", ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
+    run: Run,
+    corpus: CorpusTables,
+    by: str = "type",
+    ks: Sequence[int] = (1, 3, 5),
+    measures: Sequence[str] = ("R",),
+    samples: int = 0,
 ) -> pd.DataFrame:
     """Means over groups of questions, each measure beside both of its ceilings.
 
     by: "domain", "type", or "gold" (number of gold pages). A question with several types counts in each of them, one
         without a type in "(none)".
+    samples: of the bootstrap over documents; 0: no intervals
 
     Rows: the groups (of "gold" rising, else in the corpus's order), then "all", every question once. Columns: for each
     measure its mean, "… candidates" (the best order of the run's own pages) and "… all pages" (the best order of the
-    document), and "questions". Raises like `evaluate`, and for another `by`.
+    document), and "questions"; with `samples` also "… low" and "… high", the mean's 95 % interval (NaN where a group is
+    of one document). Raises like `evaluate`, and for another `by`.
     """
     columns = measure_columns(ks, measures)
     ranks = GoldRanks.of_run(run, Labels.of(corpus))
@@ -147,6 +154,12 @@ def breakdown(
     everything = frame[figures].mean().to_frame("all").T
     table = pd.concat([groups[figures].mean(), everything]).rename_axis(by)
     table["questions"] = [*groups.size(), len(frame)]
+    if samples:
+        table[[f"{name} {end}" for name in columns for end in ("low", "high")]] = np.nan
+        for group, part in [*groups, ("all", frame)]:
+            for name in columns if len(set(part["doc_name"])) > 1 else ():
+                ends = bootstrap_interval(part[name], part["doc_name"], samples)
+                table.loc[group, [f"{name} low", f"{name} high"]] = ends
     return table.rename(columns=_mean_name)
 
 

@@ -7,6 +7,7 @@ import numbers
 import textwrap
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
@@ -183,7 +184,12 @@ def before_after(
     return figure
 
 
-def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceiling: float | None = None) -> Figure:
+def recall_bars(
+    table: pd.DataFrame,
+    intervals: pd.DataFrame | None = None,
+    ceiling: float | None = None,
+    questions: int | None = None,
+) -> Figure:
     """Recall@k of each system (rows of `table`, columns R@k), with 95 % intervals of R@1 (columns low, high)."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -201,7 +207,7 @@ def recall_bars(table: pd.DataFrame, intervals: pd.DataFrame | None = None, ceil
     if ceiling is not None:
         axes.axhline(ceiling, color=GREY, linestyle=":", label="ceiling of R@1")
     axes.set_xticks([x + width * (len(table.columns) - 1) / 2 for x in range(len(table))], map(_plain, table.index))
-    axes.set(ylabel="micro recall", ylim=(0, 1.08))
+    axes.set(ylabel="micro recall", ylim=(0, 1.08), xlabel=f"n = {questions} questions" if questions else "")
     figure.legend(loc="outside upper center", ncols=4)
     means = "; ".join(
         f"{name} " + ", ".join(f"{c} {value:.3f}" for c, value in row.items()) for name, row in table.iterrows()
@@ -225,7 +231,12 @@ def frontier(table: pd.DataFrame, retriever: float, questions: int, cost: str = 
     if "low" in table:
         axes.errorbar(table[cost], table["R@1"], yerr=_whiskers(table, "R@1"), fmt="none", color=BLUE, capsize=3)
     for k, (name, row) in enumerate(table.sort_values(cost).iterrows()):
-        axes.annotate(_plain(str(name)), (row[cost], row["R@1"]), (6, 6 if k % 2 else -12), textcoords="offset points")
+        # neighbours on other sides, and the dearest on the left, as its name might not fit on the right
+        across, side = (-6, "right") if k % 2 or 0 < k == len(table) - 1 else (6, "left")
+        axes.annotate(
+            _plain(str(name)), (row[cost], row["R@1"]), (across, 8 if k % 2 else -14), textcoords="offset points",
+            ha=side,
+        )  # fmt: skip
     axes.set(xscale="log", xlabel=cost, ylabel="micro recall@1", ylim=(0, 1))
     intervals = ", 95 % intervals over documents" if "low" in table else ""
     axes.set_title(f"{questions} questions{intervals}", fontsize=10)
@@ -263,21 +274,24 @@ def outcome_bars(counts: pd.DataFrame, title: str = "") -> Figure:
 def group_bars(tables: dict[str, pd.DataFrame], measure: str = "R@1") -> Figure:
     """`metrics.breakdown` of each system: a row a group, a mark a system, and what the best order would reach.
 
-    The ceiling is the first system's. Groups' n stand at their names.
+    The ceiling is the first system's. Groups' n stand at their names. Whiskers where the tables hold intervals.
     """
     first = next(iter(tables.values()))
-    figure = Figure(figsize=(9, 0.36 * len(first) + 1.3), layout="constrained")
+    figure = Figure(figsize=(9, 0.5 * len(first) + 1.3), layout="constrained")
     axes = figure.subplots()
-    places = range(len(first))
-    axes.scatter(first[f"{measure} candidates"], places, marker="|", s=180, color="black", label="best order")
-    for (name, table), colour, marker in zip(
-        tables.items(), (GREY, ORANGE, BLUE, GREEN, PURPLE), "osD^v", strict=False
+    places = np.arange(len(first))
+    axes.scatter(first[f"{measure} candidates"], places, marker="|", s=400, color="black", label="best order")
+    shifts = np.linspace(-0.25, 0.25, len(tables)) if len(tables) > 1 else [0.0]
+    for (name, table), shift, colour, marker in zip(
+        tables.items(), shifts, (GREY, ORANGE, BLUE, GREEN, PURPLE), "osD^v", strict=False
     ):
-        axes.scatter(table[measure], places, color=colour, marker=marker, label=_plain(name), zorder=3, alpha=0.85)
+        axes.errorbar(
+            table[measure], places + shift, xerr=_whiskers(table, measure) if f"{measure} low" in table else None,
+            color=colour, fmt=marker, markersize=6, elinewidth=1, label=_plain(name), zorder=3,
+        )  # fmt: skip
     axes.set_yticks(places, [_plain(f"{group} (n = {n:.0f})") for group, n in first["questions"].items()])
-    axes.invert_yaxis()
     axes.grid(axis="y", alpha=0.3)
-    axes.set(xlabel=measure, xlim=(-0.03, 1.03))
+    axes.set(xlabel=measure, xlim=(-0.03, 1.03), ylim=(len(first) - 0.5, -0.5))
     figure.legend(loc="outside upper center", ncols=5)
     told = "; ".join(
         f"{group}: "

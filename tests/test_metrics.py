@@ -233,6 +233,15 @@ def test_breakdown_by_number_of_gold_pages():
     assert table["questions"].tolist() == [2, 1, 1, 4]
 
 
+def test_breakdown_has_intervals_where_documents_differ():
+    table = breakdown(TOY_RUN, TOY, by="domain", ks=[1], measures=["R", "RR"], samples=500)
+    frame = per_question(TOY_RUN, TOY, [1])
+    assert tuple(table.loc["all", ["R@1 low", "R@1 high"]]) == bootstrap_interval(frame["R@1"], frame["doc_name"], 500)
+    of_one = frame.groupby("domain")["doc_name"].agg(lambda names: len(set(names)) == 1)
+    assert table["R@1 low"].drop("all").isna().to_dict() == of_one.to_dict()
+    assert table["MRR high"].notna()["all"]
+
+
 def test_breakdown_by_type_counts_a_question_in_each_of_its_types():
     types = [("Chart", "Table"), (), ("Table",), "text-only"]
     corpus = Tables(TOY.questions.assign(type=types), TOY.documents)
