@@ -148,7 +148,9 @@ class GoldRanks:
             lengths, question, page = _flatten(rankings)
         except (TypeError, ValueError, OverflowError):
             odd = [q for q, pages in zip(ids, rankings, strict=True) if not _whole_numbers(pages)]
-            raise ValueError(f"rankings that are not lists of whole page numbers: {first_few(odd)}") from None
+            raise ValueError(
+                f"rankings that are not lists of whole page numbers: {first_few(odd)}; a ranking is such as [3, 0, 1]"
+            ) from None
         if not lengths.all():
             raise ValueError(
                 f"empty rankings: {_where(lengths == 0, ids)}; a ranker must return its candidates, "
