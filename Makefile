@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint lab site clean
+.PHONY: help demo test lint lab site students clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (passed to pip install)"
 
 demo: $(READY) ## the whole method on the miniature, then one HTML report
@@ -40,6 +40,11 @@ site: $(READY) ## documents, notebooks and reference as HTML, in build/site
 	@$(BIN)/python -c "from mmr5_lab.execute import run_notebook; run_notebook('00_tour', {})"  # seconds
 	@$(BIN)/mkdocs build --strict --quiet
 	@echo "Open build/site/index.html"
+
+students: $(READY) ## the notebooks without their solutions, in build/students
+	@$(BIN)/jupyter nbconvert --to notebook --log-level WARN --output-dir build/students \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags solution $(NOTEBOOKS)
+	@echo "Wrote build/students: copy its notebooks over notebooks/ in the students' checkout"
 
 clean: ## remove .venv, caches and build files; runs/ and data/ stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

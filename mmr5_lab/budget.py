@@ -41,6 +41,19 @@ def visual_tokens(processor, image_sizes: Sequence[tuple[int, int]]) -> list[int
     return [known[size] for size in image_sizes]
 
 
+def patch_grid(processor, size: tuple[int, int]) -> tuple[int, int, int] | None:
+    """How a page of this (height, width) is cut: rows and columns of patches, and patches along a side of a token.
+
+    None for models that cut pages otherwise (Gemma 3, InternVL).
+    """
+    images = processor.image_processor
+    if not hasattr(images, "merge_size"):
+        return None
+    blank = Image.new("RGB", size[::-1])
+    _, rows, columns = images(images=[blank], return_tensors="pt")["image_grid_thw"][0].tolist()
+    return rows, columns, images.merge_size
+
+
 def text_tokens(processor, text: str) -> int:
     """Tokens of a prompt (chat template applied) beside its images."""
     return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - text.count(processor.image_token)

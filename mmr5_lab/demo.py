@@ -15,6 +15,7 @@ from nbconvert import HTMLExporter
 
 from mmr5_lab.corpus import replacing
 from mmr5_lab.execute import CHAIN, parents, read_profile, run_notebook, without_widgets
+from mmr5_lab.fingerprint import NOT_WORK
 from mmr5_lab.runs import inside_project, project_root, results
 from mmr5_lab.typeset import html_page
 
@@ -83,8 +84,9 @@ def write_report(folders: dict[str, Path], path: Path) -> Path:
 
 
 def _body(path: Path) -> str:
-    """A notebook's prose and results as HTML."""
+    """A notebook's prose and results as HTML, without its exercises."""
     notebook = without_widgets(nbformat.read(path, as_version=4))
+    notebook.cells = [cell for cell in notebook.cells if NOT_WORK.isdisjoint(cell.metadata.get("tags", ()))]
     formulas: list[str] = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

@@ -17,6 +17,7 @@ from typing import Any
 PACKAGE = Path(__file__).parent
 WHOLE_FILE = 64 << 20  # bytes up to which a file is read to its end
 SAMPLES, BLOCK = 256, 64 << 10  # of a larger one
+NOT_WORK = frozenset({"parameters", "exercise", "solution"})  # tags of cells that change nothing of what a run makes
 RUN_FOLDER = re.compile(r"(^|/)\w+/[0-9a-f]{12}(/|$)")  # <notebook>/<hash>: the hash says what is in there
 DYNAMIC = {"import_module", "__import__", "exec", "eval", "run_module", "run_path", "spec_from_file_location"}
 
@@ -28,7 +29,7 @@ class _UnknownImportsError(Exception):
 
 
 def code_hash(notebook: Path) -> str:
-    """Twelve hexadecimal digits of a notebook's code cells (its parameters apart) and of `reached(notebook)`."""
+    """Twelve hexadecimal digits of a notebook's code cells (but those of `NOT_WORK`) and of `reached(notebook)`."""
     stats = [(path, path.stat()) for path in _package_files()]
     return _code_hash_at(notebook, _code_cells(notebook), tuple((p, s.st_size, s.st_mtime_ns) for p, s in stats))
 
@@ -106,7 +107,7 @@ def _package_files() -> list[Path]:
 
 
 def _code_cells(notebook: Path) -> tuple[str, ...]:
-    """A notebook's code without its parameters; () where there is no such notebook."""
+    """A notebook's code without its parameters and exercises; () where there is no such notebook."""
     try:
         changed = notebook.stat().st_mtime_ns
     except OSError:
@@ -120,7 +121,7 @@ def _cells_at(notebook: Path, _changed: int) -> tuple[str, ...]:
     return tuple(
         "".join(cell["source"])  # a text, or its lines
         for cell in cells
-        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", ())
+        if cell["cell_type"] == "code" and NOT_WORK.isdisjoint(cell["metadata"].get("tags", ()))
     )
 
 

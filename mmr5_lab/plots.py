@@ -124,6 +124,127 @@ def answer_curves(log: pd.DataFrame, smooth: int = 5) -> Figure:
     return figure
 
 
+def visual_tokens(image: Image.Image, rows: int, columns: int, merge: int) -> Figure:
+    """What a visual token sees: the page cut into patches and merged squares, and one of these squares enlarged.
+
+    rows, columns: patches of the page; merge: patches along a side of a token (`budget.patch_grid`). The enlarged token
+    is the one with the most ink.
+    """
+    high, wide = rows // merge, columns // merge
+    page = np.asarray(image.convert("L"), dtype=float)
+    height, width = page.shape
+    tall, broad = height / high, width / wide  # pixels of a token
+    squares = {
+        (r, c): page[round(r * tall) : round((r + 1) * tall), round(c * broad) : round((c + 1) * broad)]
+        for r in range(high)
+        for c in range(wide)
+    }
+    chosen = max(squares, key=lambda place: squares[place].std())
+    number = chosen[0] * wide + chosen[1] + 1
+    figure = Figure(figsize=(8, 8 * 0.55 * max(0.6, min(1.5, height / width))), layout="constrained")
+    whole, one = figure.subplots(1, 2, width_ratios=(3, 2))
+    whole.imshow(image.convert("RGB"), extent=(0, wide, high, 0))
+    one.imshow(squares[chosen], cmap="gray", vmin=0, vmax=255, extent=(0, merge, merge, 0), aspect=tall / broad)
+    whole.set_aspect(tall / broad)
+    for places, line in ((range(rows + 1), whole.axhline), (range(columns + 1), whole.axvline)):
+        for k in places:
+            line(k / merge, color=BLUE, linewidth=1.6 if k % merge == 0 else 0.4, alpha=0.8)
+    for k in range(merge + 1):
+        one.axhline(k, color=BLUE, linewidth=1.5)
+        one.axvline(k, color=BLUE, linewidth=1.5)
+    for k, (r, c) in enumerate(squares, 1):
+        if len(squares) <= 60:
+            whole.text(c + 0.06, r + 0.28, str(k), color=BLUE, fontsize=8)
+    r, c = chosen
+    whole.plot([c, c + 1, c + 1, c, c], [r, r, r + 1, r + 1, r], color=ORANGE, linewidth=3)
+    whole.set_title(f"{rows} × {columns} patches, {len(squares)} visual tokens", fontsize=10)
+    one.set_title(f"token {number}: {merge} × {merge} patches", fontsize=10)
+    for axes in (whole, one):
+        axes.set(xticks=[], yticks=[])
+    figure.alt = (
+        f"A page of {rows} × {columns} patches; each {merge} × {merge} of them are one visual token,"
+        f" {len(squares)} in all. Token {number}, enlarged, holds the part in row {r + 1}, column {c + 1}"
+    )
+    return figure
+
+
+def reward_by_rank(paid: pd.DataFrame) -> Figure:
+    """What rewards (columns) pay for the one right page at each rank (index, from 1), and for each place gained."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    gained = (paid - paid.shift(-1)).iloc[:-1]
+    width = 0.8 / len(paid.columns)
+    styles = zip(paid, (BLUE, ORANGE, GREEN), ("-", "--", ":"), "osD", ("", "//", ".."), strict=False)
+    for c, (name, colour, line, marker, hatch) in enumerate(styles):
+        left.plot(paid.index, paid[name], color=colour, linestyle=line, marker=marker, label=name)
+        places = [k + (c - (len(paid.columns) - 1) / 2) * width for k in range(len(gained))]
+        right.bar(places, gained[name], width * 0.94, color=colour, hatch=hatch, edgecolor="white")
+    left.set(title="paid for the right page", xlabel="its rank", ylim=(0, 1.05), xticks=list(paid.index))
+    right.set_title("paid for one place more")
+    right.set_xticks(range(len(gained)), [f"{rank + 1} to {rank}" for rank in gained.index])
+    figure.legend(loc="outside upper center", ncols=3)
+    told = "; ".join(
+        f"{name} " + ", ".join(f"{rank}: {value:.2f}" for rank, value in paid[name].items()) for name in paid
+    )
+    figure.alt = f"What is paid for the one right page at each rank. {told}"
+    return figure
+
+
+def group_advantages(rewards: Sequence[float], advantages: Sequence[float], labels: Sequence[str]) -> Figure:
+    """One group of GRPO, a row a completion: its reward beside the group's mean and spread, and its advantage."""
+    figure = Figure(figsize=(9, 0.34 * len(labels) + 1.1), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    values = pd.Series(rewards, dtype=float)
+    mean, spread = values.mean(), values.std()
+    left.barh(range(len(values)), values, color="#bbbbbb")
+    left.axvline(mean, color="black", label=f"mean {mean:.2f}")
+    left.axvspan(mean - spread, mean + spread, color=GREY, alpha=0.2, label=f"± std {spread:.2f}")
+    left.set_yticks(range(len(values)), map(_plain, labels), fontsize=8)
+    left.invert_yaxis()
+    left.set_title("reward", fontsize=10)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    up = [value > 0 for value in advantages]
+    for pushed, colour, hatch in ((True, BLUE, ""), (False, ORANGE, "//")):
+        rows = [k for k, is_up in enumerate(up) if is_up is pushed]
+        right.barh(rows, [advantages[k] for k in rows], color=colour, hatch=hatch, edgecolor="white")
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set_title("advantage (above 0: becomes likelier)", fontsize=10)
+    told = "; ".join(f"{r:.2f}, {a:+.2f}" for r, a in zip(values, advantages, strict=True))
+    figure.alt = f"A group of {len(values)} completions, mean {mean:.2f}, std {spread:.2f}. Reward, advantage: {told}"
+    return figure
+
+
+def exploits(tried: Mapping[str, pd.DataFrame]) -> Figure:
+    """`reward_lab.battery` of each set of rewards, a panel each: what a cheat is paid, and what honesty is."""
+    first = next(iter(tried.values()))
+    figure = Figure(figsize=(3.2 + 2.1 * len(tried), 0.3 * len(first) + 1.3), layout="constrained")
+    grid = figure.subplots(1, len(tried), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (name, table) in zip(grid, tried.items(), strict=True):
+        y, pays = range(len(table)), table["pays"].to_numpy(dtype=bool)
+        axes.hlines(y, table["honest"], table["paid"], color="#bbbbbb", zorder=1)
+        axes.scatter(table["honest"], y, marker="|", s=140, color="black", label="the honest answer")
+        for which, colour, marker, label in ((~pays, BLUE, "o", "a cheat"), (pays, ORANGE, "X", "a cheat that pays")):
+            rows = table["paid"].where(which)
+            axes.scatter(rows, y, color=colour, marker=marker, s=60 if marker == "X" else 30, label=label, zorder=3)
+        axes.set_title(f"{_plain(name)}: {pays.sum()} pay", fontsize=10)
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+    grid[0].set_xlim(left=min(0, *(table["paid"].min() for table in tried.values())) - 0.1)
+    grid[0].set_yticks(range(len(first)), list(first.index))
+    grid[0].invert_yaxis()
+    figure.supxlabel("reward", fontsize=10)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3)
+    told = "; ".join(
+        f"{name}: {', '.join(f'{cheat} ({row.paid:.2f}, honest {row.honest:.2f})' for cheat, row in pay.iterrows())}"
+        if len(pay := table[table["pays"]])
+        else f"{name}: none"
+        for name, table in tried.items()
+    )
+    figure.alt = f"{len(first)} cheats under each reward; those that pay: {told}"
+    return figure
+
+
 def reward_bars(summary: pd.DataFrame) -> Figure:
     """Rewards replayed on saved completions (`reward_lab.summary`): what each sees no difference in, and gets right."""
     figure = Figure(figsize=(9, 3), layout="constrained")

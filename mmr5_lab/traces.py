@@ -82,6 +82,11 @@ def labelled(question: pd.Series, pages: list[int]) -> Candidates:
     return Candidates(question, pages, [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]])
 
 
+def answer_ids(chosen: Candidates) -> list[int]:
+    """The answer of a trace: 1-based places of the right pages, then the other places, both in prompt order."""
+    return sorted(range(1, len(chosen.pages) + 1), key=lambda place: place not in chosen.positive_ids)
+
+
 def shuffled(pages: Sequence[int], seed: int, question_id: str, turn: int) -> list[int]:
     """The pages in an order that depends on these alone: the same in any run, on any number of devices."""
     return random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
@@ -286,10 +291,10 @@ def _trace(
     question, positives = chosen.question, chosen.positive_ids
     images = [_page_file(corpus, question["doc_name"], page, folder) for page in chosen.pages]
     written = (teacher.refine if refined else partial(think_lines, teacher))(question, chosen.pages, positives)
-    order = positives + [i for i in range(1, len(chosen.pages) + 1) if i not in positives]
     return {
         "messages": swift_messages(
-            build_messages(question["question"], len(chosen.pages)), completion_text(neutralise(written), order)
+            build_messages(question["question"], len(chosen.pages)),
+            completion_text(neutralise(written), answer_ids(chosen)),
         ),
         "images": images,
         "query_id": question["question_id"],

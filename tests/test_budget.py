@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from mmr5_lab.budget import GIB, cache_bytes_a_token, plan, plan_training, visual_tokens
+from mmr5_lab.budget import GIB, cache_bytes_a_token, patch_grid, plan, plan_training, visual_tokens
 from mmr5_lab.mini.model import build_processor
 from mmr5_lab.models import load_model
 from mmr5_lab.prompts import build_messages
@@ -30,6 +30,14 @@ def test_tokens_are_those_of_the_processor(tiny_model, loaded):
     assert budget.text_tokens == int((ids != image_token).sum())
     assert budget.tokens == ids.numel() + 100
     assert visual_tokens(processor, SIZES[:1]) == [30], "10 × 12 patches in groups of four"
+
+
+def test_a_page_is_cut_into_patches(loaded, architecture):
+    assert patch_grid(loaded[1], (168, 140)) == (12, 10, 2)
+    grid = patch_grid(architecture.processor, (168, 140))
+    if grid is not None:  # else the model cuts pages in another way
+        rows, columns, merge = grid
+        assert [rows * columns / merge**2] == visual_tokens(architecture.processor, [(168, 140)])
 
 
 def test_memory_is_that_of_weights_and_cache(tiny_model, loaded):

@@ -10,9 +10,11 @@ import time
 import pandas as pd
 import pytest
 import yaml
+from test_exercises import verdicts
 
 from mmr5_lab.demo import _cut_formulas, result_table, run_demo
 from mmr5_lab.execute import CHAIN, run_notebook
+from mmr5_lab.exercises import advantages
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.runs import project_root, results
 from mmr5_lab.training_log import completions
@@ -86,14 +88,21 @@ def test_a_killed_demo_continues_and_finishes(small):
     assert "No description has been provided" not in (lab / "notebook.html").read_text()
 
     report = (small / "runs" / "report.html").read_text()
-    assert report.count("<img alt=") == 16, "each figure is described"
-    assert report.count("data:image/png;base64,") == 16 + 1, "and embedded; one stands above the browser of orders too"
+    assert report.count("<img alt=") == 19, "each figure is described"
+    assert report.count("data:image/png;base64,") == 19 + 1, "and embedded; one stands above the browser of orders too"
     assert report.count("<iframe ") == 5, "browsers are static pages: of traces in 01, four in 06"
     assert "widget-view" not in report
     assert "No description has been provided" not in report
     assert "<mfrac>" in report
     assert "FORMULA" not in report
     assert "Traceback" not in report
+    assert "Exercises" not in report, "a report asks nothing"
+    said = [line for executed in small.glob("runs/0*/*/notebook.ipynb") for line in verdicts(executed)]
+    assert len(said) == 19
+    assert [line for line in said if not line.startswith("✓")] == [], "the shipped solutions are right"
+    for _, group in completions(grpo).groupby(["step", "query_id"]):
+        paid = group["rank_reward"] + group["format_reward"]
+        assert group["advantage"].tolist() == pytest.approx(advantages(paid).tolist(), abs=1e-5)
 
 
 def test_a_finished_demo_is_shown_at_once(small, capsys):

@@ -87,10 +87,21 @@ def test_only_what_matters_changes_the_hash(package, tmp_path):
     assert code_hash(notebook(tmp_path, "from mmr5_lab import pages\npages.draw()")) not in (before, edited)
 
 
+def test_exercises_change_no_run(package, tmp_path):
+    """Who solves one, or gets a notebook without the solutions, finds the runs again that were made before."""
+    path = notebook(tmp_path, "from mmr5_lab import pages")
+    before = code_hash(path), reached(path)
+    content = nbformat.read(path, as_version=4)
+    for tag in ("exercise", "solution"):
+        content.cells.append(new_code_cell("from mmr5_lab import training", metadata={"tags": [tag]}))
+    nbformat.write(content, path)
+    assert (code_hash(path), reached(path)) == before
+
+
 def test_what_a_notebook_imports_is_among_what_it_reaches():
     """The shipped notebook's own import lines, carried out: Python loads nothing of the package that we missed."""
     path = project_root() / "notebooks" / "05_evaluation.ipynb"
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = fingerprint._code_cells(path)
     lines = [line for cell in cells for line in cell.splitlines() if line.startswith(("import ", "from "))]
     shown = "import sys; print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('mmr5_lab')))"
     code = "\n".join([*lines, shown])

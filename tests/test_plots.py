@@ -1,5 +1,6 @@
 """Figures carry a description with the figures' own numbers, and notebooks get it beside the picture."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -35,6 +36,10 @@ PROBES = pd.DataFrame({
     "probe": ["blank", "swap"], "measure": ["called relevant"] * 2, "mean": [0.1, 0.9], "low": [0.0, 0.8],
     "high": [0.2, 1.0], "questions": [9, 9],
 })  # fmt: skip
+PAID = pd.DataFrame({"rank_reward": [1, 0.125, 0.037], "ndcg_reward": [1, 0.631, 0.5]}, [1, 2, 3])
+CHEATS = pd.DataFrame(
+    {"paid": [2.0, 1.0], "honest": [2.0, 2.0], "pays": [True, False]}, ["the best id again", "one id, to be safe"]
+)
 GROUPS = pd.DataFrame(
     {"R@1": [0.5, 0.6], "R@1 candidates": [0.9, 0.9], "R@1 all pages": [1.0, 1.0], "questions": [4, 4]},
     pd.Index(["Table", "all"], name="type"),
@@ -52,6 +57,18 @@ GROUPS = pd.DataFrame(
         (
             lambda: plots.reward_bars(REPLAYED),
             "strict: without variance 0.25, best is right 1.00, agreement 1.00; mine: without variance 0.50",
+        ),
+        (
+            lambda: plots.reward_by_rank(PAID),
+            "rank_reward 1: 1.00, 2: 0.12, 3: 0.04; ndcg_reward 1: 1.00, 2: 0.63, 3: 0.50",
+        ),
+        (
+            lambda: plots.group_advantages([2, 1, 1, 2], [0.87, -0.87, -0.87, 0.87], ["a", "b", "c", "d"]),
+            "4 completions, mean 1.50, std 0.58. Reward, advantage: 2.00, +0.87; 1.00, -0.87; 1.00, -0.87; 2.00, +0.87",
+        ),
+        (
+            lambda: plots.exploits({"released": CHEATS, "strict": CHEATS.assign(pays=False)}),
+            "those that pay: released: the best id again (2.00, honest 2.00); strict: none",
         ),
         (
             lambda: plots.before_after(PAGES, {"BM25": [0, 1, 2], "SFT": [2, 0, 1]}, [2], "Why?"),
@@ -86,6 +103,25 @@ def test_every_figure_says_what_it_shows(figure, said):
     data, metadata = drawn._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
     assert metadata["image/png"]["alt"] == drawn.alt
+
+
+def test_the_token_that_is_enlarged_is_the_one_with_the_most_ink():
+    """A page of 4 × 6 patches, so of 2 × 3 tokens, that holds one dark stroke: in the last token of the first row."""
+    page = Image.new("RGB", (84, 56), "white")
+    page.paste("black", (60, 4, 80, 10))
+    drawn = plots.visual_tokens(page, 4, 6, 2)
+    assert "4 × 6 patches; each 2 × 2 of them are one visual token, 6 in all" in drawn.alt
+    assert "Token 3, enlarged, holds the part in row 1, column 3" in drawn.alt
+    enlarged = np.asarray(drawn.axes[1].images[0].get_array())
+    assert enlarged.shape == (28, 28)
+    assert enlarged[4:10, 4:24].max() == 0
+    assert enlarged[10:].min() == 255
+
+
+def test_a_group_of_equals_and_a_page_of_many_tokens_are_drawn():
+    assert "std 0.00" in plots.group_advantages([1, 1], [0, 0], ["no answer", "$_{"]).alt
+    plots.group_advantages([1, 1], [0, 0], ["no answer", "$_{"])._repr_mimebundle_()
+    assert len(plots.visual_tokens(Image.new("RGB", (850, 1100)), 78, 60, 2).axes[0].texts) == 0  # no room for numbers
 
 
 def test_a_figure_that_a_notebook_shows_comes_with_its_description():
