@@ -16,12 +16,14 @@ import nbformat
 import pandas as pd
 from IPython.core.pylabtools import print_figure
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 from mmr5_lab import plots
 from mmr5_lab.corpus import load_corpus
 from mmr5_lab.execute import run_notebook
 from mmr5_lab.parsing import reasons_in_order
 from mmr5_lab.runs import latest
+from mmr5_lab.widgets import reasoning_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, TOUR = ROOT / "docs" / "images", ROOT / "data" / "mini" / "tour"
@@ -31,6 +33,7 @@ SHIPPED = {  # notebook -> its files that notebook 00 reads, beside its manifest
     "04_inference": ["*.generations.parquet"],
     "05_evaluation": [],
 }
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 THUMBNAIL = (200, 150)  # pixels at most
 # words in the description of the figure that stands for a notebook; the last figure where it has none such
 CHOSEN = {
@@ -83,6 +86,21 @@ def thumbnail(notebook: Path, words: str = "") -> Image.Image | None:
     return image
 
 
+def projected(tour: Path = TOUR) -> Image.Image:
+    """What notebook 09 shows: the browser of what the last system wrote, small."""
+    written = pd.read_parquet(latest("04_inference", tour) / "SFT + RL.generations.parquet")
+    corpus = load_corpus(ROOT / "data" / "mini" / "corpus")
+    page = reasoning_browser(corpus, {"SFT + RL": written.head(20)}).twin().html
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 800, "height": 600})
+        tab.set_content(page)
+        image = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
+        browser.close()
+    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    return image
+
+
 def save(image: Image.Image, path: Path) -> None:
     """As a small file: few colours do for a drawing."""
     image.quantize(128).save(path, optimize=True)
@@ -101,11 +119,16 @@ if __name__ == "__main__":
     figure = reranked()
     save(Image.open(io.BytesIO(print_figure(figure, "png", dpi=110))).convert("RGB"), IMAGES / "reranked.png")
     print(f"its description: {figure.alt}")
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in sorted((ROOT / "notebooks").glob("0[0-8]_*.ipynb")):
         try:
-            image = thumbnail(latest(path.stem, runs) / "notebook.ipynb", CHOSEN.get(path.stem, ""))
+            executed = latest(path.stem, runs, holding="notebook.ipynb") / "notebook.ipynb"
+            image = thumbnail(executed, CHOSEN.get(path.stem, ""))
         except FileNotFoundError as missing:
             print(f"no thumbnail: {missing}")
         else:
             if image:
                 save(image, IMAGES / "notebooks" / f"{path.stem}.png")
+    if CHROMIUM:
+        save(projected(), IMAGES / "notebooks" / "09_browse.png")
+    else:
+        print("no thumbnail of 09_browse: no Chromium is installed")

@@ -76,7 +76,7 @@ function show(el, source) {
     const summary = make("div", { className: "heading" });
     summary.innerHTML = source.heading;
     parts.unshift(make("details", { open: true }, make("summary", { textContent: source.title }), summary));
-  } else parts.unshift(make("p", { className: "title", textContent: source.title }));
+  } else parts.unshift(make("h2", { className: "title", textContent: source.title }));
   root.append(...parts, large);
   el.append(root);
 

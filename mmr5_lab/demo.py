@@ -17,7 +17,7 @@ from mmr5_lab.corpus import replacing
 from mmr5_lab.execute import CHAIN, parents, read_profile, run_notebook, without_widgets
 from mmr5_lab.fingerprint import NOT_WORK
 from mmr5_lab.runs import inside_project, project_root, results
-from mmr5_lab.typeset import html_page
+from mmr5_lab.typeset import escape_html, html_page
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
@@ -84,7 +84,12 @@ def write_report(folders: dict[str, Path], path: Path) -> Path:
 
 
 def _body(path: Path) -> str:
-    """A notebook's prose and results as HTML, without its exercises."""
+    """A notebook's prose and results as HTML, without its exercises.
+
+    A run that was finished in JupyterLab keeps no executed notebook; a sentence stands for it.
+    """
+    if not path.is_file():
+        return f"<p>Run in JupyterLab, with its results in {escape_html(str(path.parent))}.</p>"
     notebook = without_widgets(nbformat.read(path, as_version=4))
     notebook.cells = [cell for cell in notebook.cells if NOT_WORK.isdisjoint(cell.metadata.get("tags", ()))]
     formulas: list[str] = []

@@ -18,7 +18,7 @@ from mmr5_lab.typeset import GOLD_MARK, data_url, escape_html, visible
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # jfly.uni-koeln.de/color
 # hit, then the misses in the order of `analysis.MISSES`
-OUTCOMES = ((GREEN, ""), ("#999999", ".."), ("#cccccc", "//"), (PURPLE, "xx"), ("#E69F00", "\\\\"), (ORANGE, "--"))
+OUTCOMES = ((GREEN, ""), ("#56B4E9", ".."), (GREY, "//"), (PURPLE, "xx"), ("#E69F00", "\\\\"), (ORANGE, "--"))
 
 
 class Figure(PlainFigure):

@@ -181,12 +181,16 @@ def results(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def latest(notebook: str, root: str | Path = "runs") -> Path:
-    """The newest finished run of a notebook. Raises FileNotFoundError where there is none."""
-    done = sorted(Path(root).glob(f"{notebook}/*/results.json"), key=lambda path: path.stat().st_mtime)
+def latest(notebook: str, root: str | Path = "runs", holding: str = "results.json") -> Path:
+    """The newest finished run of a notebook that holds such a file: one finished in JupyterLab has no "notebook.ipynb".
+
+    Raises FileNotFoundError where there is none.
+    """
+    results = sorted(Path(root).glob(f"{notebook}/*/results.json"), key=lambda path: path.stat().st_mtime)
+    done = [path.parent for path in results if (path.parent / holding).is_file()]
     if not done:
         raise FileNotFoundError(f"no finished run of {notebook} in {root}/: run notebooks/{notebook}.ipynb first")
-    return done[-1].parent
+    return done[-1]
 
 
 def _commit() -> str | None:

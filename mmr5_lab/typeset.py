@@ -41,7 +41,7 @@ def html_page(title: str, style: str, body: str, head: str = "") -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape_html(title)}</title>'
-        f"{head}<style>{style}</style></head><body>{body}</body></html>\n"
+        f"{head}<style>{style}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 
@@ -51,7 +51,7 @@ def html_table(frame: pd.DataFrame, caption: str = "", digits: int = 4) -> str:
     rows = "\n".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in body
     )
-    columns = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    columns = "".join(f'<th scope="col">{cell}</th>' if cell else "<td></td>" for cell in head)
     told = f"<caption>{escape_html(caption)}</caption>" if caption else ""
     return f"<table>{told}\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n"
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from test_exercises import verdicts
 
-from mmr5_lab.demo import _cut_formulas, result_table, run_demo
+from mmr5_lab.demo import _body, _cut_formulas, result_table, run_demo
 from mmr5_lab.execute import CHAIN, run_notebook
 from mmr5_lab.exercises import advantages
 from mmr5_lab.mini.documents import make_corpus
@@ -132,6 +132,13 @@ def test_a_profile_with_an_unknown_notebook_is_refused(tmp_path):
     (tmp_path / "p.yaml").write_text("02_sft: {}\n")
     with pytest.raises(ValueError, match="there is no notebook 02 to stop after"):
         run_demo(tmp_path / "p.yaml", tmp_path, "02")
+
+
+def test_a_notebook_that_was_run_in_jupyterlab_does_not_end_the_report(tmp_path):
+    """It is finished, so the chain takes it, and keeps no executed notebook."""
+    assert _body(tmp_path / "01_data_construction" / "<0>" / "notebook.ipynb") == (
+        f"<p>Run in JupyterLab, with its results in {tmp_path}/01_data_construction/&lt;0&gt;.</p>"
+    )
 
 
 def test_formulas_are_cut_out_as_mathml():

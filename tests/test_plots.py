@@ -1,8 +1,11 @@
 """Figures carry a description with the figures' own numbers, and notebooks get it beside the picture."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from mmr5_lab import plots
@@ -74,6 +77,10 @@ GROUPS = pd.DataFrame(
             lambda: plots.before_after(PAGES, {"BM25": [0, 1, 2], "SFT": [2, 0, 1]}, [2], "Why?"),
             "BM25 at rank 3; SFT at rank 1",
         ),
+        (
+            lambda: plots.before_after(PAGES, {"SFT": [2, 0, 1]}, [2], "Why?", {"SFT": ["it answers", "", "no"]}),
+            "SFT at rank 1. SFT says: 1: it answers 3: no",
+        ),
         (lambda: plots.recall_bars(TABLE, ceiling=0.9), "BM25 R@1 0.500, R@3 0.800; SFT R@1 0.750"),
         (
             lambda: plots.parallel_axes(BOARD, ["RANK", "teacher"]),
@@ -122,6 +129,50 @@ def test_a_group_of_equals_and_a_page_of_many_tokens_are_drawn():
     assert "std 0.00" in plots.group_advantages([1, 1], [0, 0], ["no answer", "$_{"]).alt
     plots.group_advantages([1, 1], [0, 0], ["no answer", "$_{"])._repr_mimebundle_()
     assert len(plots.visual_tokens(Image.new("RGB", (850, 1100)), 78, 60, 2).axes[0].texts) == 0  # no room for numbers
+
+
+# Machado, Oliveira and Fernandes 2009, table 1, severity 1: what is seen of linear RGB
+SEEN = {
+    "by most": np.eye(3),
+    "without red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "without green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "without blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def lab(colour: str, seen: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* of a colour (D65), where 2 is a difference that one just sees."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.clip(np.array(seen) @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), 0, 1)
+    x, y, z = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    x, y, z = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x / 0.9505, y, z / 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN)
+@pytest.mark.parametrize(
+    "colours",
+    [
+        (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.GREY),
+        tuple(colour for colour, _ in plots.OUTCOMES),
+    ],
+    ids=["series", "outcomes"],
+)
+def test_colours_are_told_apart_by_the_colour_blind(colours, seen):
+    nearest = min(np.linalg.norm(lab(a, seen) - lab(b, seen)) for a, b in itertools.combinations(colours, 2))
+    assert nearest > 12
+
+
+def test_series_are_told_apart_without_colour():
+    """By hatch, dash or marker, so that a print in grey says the same."""
+    bars = plots.recall_bars(TABLE.assign(**{"R@5": 1.0})).axes[0].containers
+    assert len({bar[0].get_hatch() for bar in bars if hasattr(bar, "patches")}) == 3
+    assert len({hatch for _, hatch in plots.OUTCOMES}) == len(plots.OUTCOMES)
+    lines = plots.answer_curves(ANSWERS).axes[0].get_legend().get_lines()
+    assert len({line.get_linestyle() for line in plots.reward_curves(GRPO).axes[0].get_legend().get_lines()}) == 2
+    assert len({line.get_linestyle() for line in lines}) == len(lines)
+    groups = plots.group_bars(dict.fromkeys("abcde", GROUPS)).axes[0].get_lines()
+    assert len({line.get_marker() for line in groups} - {"|", "None"}) == 5
 
 
 def test_a_figure_that_a_notebook_shows_comes_with_its_description():

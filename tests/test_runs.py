@@ -1,10 +1,11 @@
 """Run folders say whether they can be trusted."""
 
 import json
+import os
 
 import pytest
 
-from mmr5_lab.runs import read_progress, read_run, report_progress
+from mmr5_lab.runs import latest, read_progress, read_run, report_progress
 
 MANIFEST = json.dumps({"notebook": "02_sft", "hash": "abc"})
 
@@ -32,6 +33,20 @@ def test_a_run_is_done_when_both_files_are_whole(tmp_path, manifest, results, do
     assert record.done is done
     assert record.fault.startswith(fault)
     assert bool(record.fault) is bool(fault)
+
+
+def test_the_newest_run_of_those_that_hold_a_file(tmp_path):
+    """A run that was finished in JupyterLab has no executed notebook."""
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        (tmp_path / "02_sft" / name).mkdir(parents=True)
+        (tmp_path / "02_sft" / name / "results.json").write_text("{}")
+        os.utime(tmp_path / "02_sft" / name / "results.json", (1000 - age, 1000 - age))
+    for name in ("middle", "oldest"):
+        (tmp_path / "02_sft" / name / "notebook.ipynb").write_text("{}")
+    assert latest("02_sft", tmp_path).name == "newest"
+    assert latest("02_sft", tmp_path, "notebook.ipynb").name == "middle"
+    with pytest.raises(FileNotFoundError, match=r"no finished run of 03_grpo in .*: run notebooks/03_grpo.ipynb first"):
+        latest("03_grpo", tmp_path)
 
 
 def test_progress_is_read_as_it_was_reported(tmp_path):

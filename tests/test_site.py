@@ -14,7 +14,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LOOKED_AT = ("index", "formats", "faq", "02_sft", "mmr5_lab.corpus")  # a page of each kind
+LOOKED_AT = ("index", "00_tour", "formats", "faq", "02_sft", "mmr5_lab.corpus")  # a page of each kind
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]  # axe's names of the rules of level AA
 LOADED = {"script": "src", "img": "src", "iframe": "src", "link": "href"}  # what a browser fetches by itself
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -129,8 +130,10 @@ def test_links_of_the_readme_lead_to_pages_of_the_site(pages):
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
 def test_pages_fit_a_desktop_and_a_phone(pages):
-    """Wide tables and code scroll by themselves; the page does not move sideways, and nothing fails to load."""
+    """Wide tables and code scroll by themselves; the page does not move sideways, nothing fails to load, and nothing is
+    amiss by WCAG 2.2 AA as far as axe can tell: contrast, names, roles, what a keyboard reaches."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     troubles = []
     with api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
@@ -145,5 +148,7 @@ def test_pages_fit_a_desktop_and_a_phone(pages):
                     wide = tab.evaluate("document.documentElement.scrollWidth")
                     if wide > width:
                         troubles.append(f"{path.name} is {wide} pixels wide on a screen of {width}")
+                found = axe.run(tab, options={"runOnly": WCAG, "preload": False}).response["violations"]
+                troubles += [f"{path.name}: {v['id']}: {v['nodes'][0]['html']}" for v in found]
         browser.close()
     assert troubles == []

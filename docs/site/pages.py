@@ -84,7 +84,10 @@ def on_page_content(content: str, page: Page, **_) -> str:
         content,
         flags=re.DOTALL,
     )
-    return re.sub(r'<div class="result" id="result-(\d+)"></div>', lambda m: _RESULTS[int(m[1])], content)
+    content = re.sub(r'<div class="result" id="result-(\d+)"></div>', lambda m: _RESULTS[int(m[1])], content)
+    # what is too wide scrolls, for those without a mouse too
+    content = re.sub(r"(<table.*?</table>)", r'<div class="wide" tabindex="0">\1</div>', content, flags=re.DOTALL)
+    return content.replace("<pre>", '<pre tabindex="0">')
 
 
 _RESULTS: list[str] = []  # HTML of notebooks' results: kept apart, so that nothing in there is read as Markdown
@@ -93,7 +96,7 @@ _RESULTS: list[str] = []  # HTML of notebooks' results: kept apart, so that noth
 def notebook_page(path: Path, runs: str) -> str:
     """A notebook as Markdown, with a mark for each cell's results."""
     try:
-        source = latest(path.stem, ROOT / runs) / "notebook.ipynb"
+        source = latest(path.stem, ROOT / runs, holding="notebook.ipynb") / "notebook.ipynb"
         told = "With the results of the newest run."
     except FileNotFoundError:
         source, told = path, "Without results: a site that is built after the notebook has run shows them."

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from mmr5_lab.retrieve import retrieve
 from mmr5_lab.runs import project_root
 from mmr5_lab.widgets import completion_viewer, reasoning_browser, run_comparison
 
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
@@ -34,6 +36,9 @@ SWITCHES = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 SCREENSHOTS = project_root() / "build" / "screenshots"
+DARK = """body {
+    --jp-ui-font-color1: #fff; --jp-layout-color0: #111; --jp-layout-color2: #424242; --jp-border-color2: #616161;
+}"""  # of JupyterLab's dark theme
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)></textarea> **bold** [a](b) \x1b[31mred \u202egnp.exe"
 SHOWN = r"<script>alert(1)</script><img src=x onerror=alert(1)></textarea> **bold** [a](b) \x1b[31mred \u202egnp.exe"
 
@@ -71,6 +76,8 @@ def project(tiny_model, tmp_path_factory):
         rerank_run(Writes(first), corpus, first_stage, inference, name)
     models = dict.fromkeys(("SFT", "SFT + RL"), str(tiny_model))
     (inference / "results.json").write_text(json.dumps({"models": models}))
+    manifest = {"notebook": "04_inference", "parameters": {"CORPUS": "corpus"}, "started": "2026-11-24T08:35:27+0000"}
+    (inference / "manifest.json").write_text(json.dumps(manifest))
 
     grpo = root / "runs" / "03_grpo" / "x"
     (grpo / "checkpoints" / "completions").mkdir(parents=True)
@@ -99,6 +106,13 @@ def chromium(tmp_path_factory):
         context.set_default_timeout(60_000)
         yield context
         context.close()
+
+
+def amiss(page, within: str = "html") -> list[str]:
+    """What axe finds wrong by WCAG 2.2 AA: contrast, labels, roles, what a keyboard reaches."""
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    found = axe.run(page, context=within, options=rules).response["violations"]
+    return [f"{v['id']}: {node['html']} {node['failureSummary']}" for v in found for node in v["nodes"][:2]]
 
 
 class Watched:
@@ -268,6 +282,27 @@ def test_a_page_is_enlarged(lab, reasoning):
     assert reasoning.locator(".pane .cards button.page").nth(2).evaluate("node => node === document.activeElement")
 
 
+def test_the_browser_is_reached_by_keyboard(lab, reasoning):
+    """Tab goes through all that can be operated, each with a name and a visible focus."""
+    reasoning.get_by_role("searchbox").focus()
+    reached = []
+    for _ in range(10):
+        reached.append(
+            lab.page.evaluate(
+                """() => {
+                    const node = document.activeElement, style = getComputedStyle(node);
+                    return [node.tagName, node.getAttribute("aria-label") ?? "", style.outlineStyle];
+                }"""
+            )
+        )
+        lab.page.keyboard.press("Tab")
+    tags = [tag for tag, _, _ in reached]
+    assert tags == ["INPUT", *["SELECT"] * 5, "DIV", "DIV", "BUTTON", "BUTTON"]  # search, filters, list, details, pages
+    assert all(name for _, name, _ in reached)
+    assert {outline for _, _, outline in reached} == {"solid"}
+    assert amiss(lab.page, ".mmr5") == []
+
+
 def test_runs_are_compared(lab):
     comparison = lab.page.locator(".mmr5").nth(1)
     comparison.scroll_into_view_if_needed()
@@ -338,6 +373,11 @@ def test_twins_work_from_a_file(project, chromium, tmp_path, name, width):
         assert shown.get_by_role("dialog").locator("img").evaluate("image => image.naturalWidth") > 50
         watched.page.keyboard.press("Escape")
     watched.page.screenshot(path=SCREENSHOTS / f"twin-{name}-{width}.png")
+    assert amiss(watched.page) == []
+    watched.page.add_style_tag(content=DARK)
+    watched.page.evaluate("document.body.dataset.jpThemeLight = false")
+    assert amiss(watched.page) == []
+    watched.page.screenshot(path=SCREENSHOTS / f"twin-{name}-{width}-dark.png")
     assert watched.problems == []
     watched.page.close()
 
@@ -370,4 +410,50 @@ def test_a_policy_stops_what_escaping_would_miss(project, chromium, tmp_path):
     watched.page.locator(".pane a").click()
     assert not [problem for problem in watched.problems if problem.startswith("dialog")]
     assert any("Content Security Policy" in problem for problem in watched.problems)
+    watched.page.close()
+
+
+@pytest.fixture
+def voila(project, tmp_path):
+    """Notebook 09 as Voilà serves it: its address."""
+    shutil.copy(project_root() / "notebooks" / "09_browse.ipynb", project / "notebooks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "voila", "notebooks/09_browse.ipynb", "--no-browser", f"--port={port}"]
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path), "PYTHONPATH": str(project_root())}
+    with (tmp_path / "log.txt").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=project)
+    try:
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert server.poll() is None, (tmp_path / "log.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_a_run_is_looked_at_on_a_projector(voila, chromium):
+    """No code, large type, no scrolling to reach the browser; another run is a choice away."""
+    watched = Watched(chromium.new_page())
+    watched.page.route("https://**", lambda route: route.abort())  # Voilà asks for icons, and does without them
+    watched.page.set_viewport_size({"width": 1280, "height": 720})
+    watched.page.goto(voila)
+    shown = watched.page.locator(".mmr5")
+    expect_text(shown.locator(".pane h3"), SHOWN)
+    is_text_only(shown)
+    assert shown.locator(".pane .cards p").first.evaluate("node => parseFloat(getComputedStyle(node).fontSize)") >= 18
+    box = shown.bounding_box()
+    assert box["y"] > 0
+    assert box["y"] + box["height"] <= 720
+    assert watched.page.get_by_text("import").count() == 0
+    assert amiss(watched.page, ".mmr5") == []
+    watched.page.screenshot(path=SCREENSHOTS / "projector.png")
+    watched.page.get_by_label("Model and run").select_option(label="SFT · runs/04_inference/x")
+    expect_text(shown.locator(".title"), "Reasoning of SFT")
+    assert shown.count() == 1
+    assert [text for text in watched.problems if not re.search("fontawesome|Failed to load resource", text)] == []
     watched.page.close()
