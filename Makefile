@@ -32,8 +32,8 @@ ifneq ($(NOTEBOOKS),)
 endif
 
 lab: $(READY) ## open the notebooks in JupyterLab
-	@echo "Opening notebooks/ in JupyterLab (Ctrl-C ends it)..."
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@echo "Opening the tour in JupyterLab (Ctrl-C ends it)..."
+	@$(BIN)/jupyter lab notebooks/00_tour.ipynb
 
 site: $(READY) ## documents, notebooks and reference as HTML, in build/site
 	@echo "Building the site..."

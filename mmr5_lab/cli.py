@@ -6,6 +6,7 @@ Exit code 0: done, 1: failed on the way, 2: the input cannot be used; errors are
 import argparse
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -161,7 +162,10 @@ def _retrieve(arguments: argparse.Namespace) -> None:
 
     corpus = _corpus(arguments)
     if corpus.questions.empty:
-        raise CorpusError(f"{arguments.corpus} has no questions to retrieve for")
+        raise CorpusError(
+            f"{arguments.corpus} has no questions to retrieve for: mark some (mmr5_lab.annotate), give mmr5 ingest"
+            " --annotations, or ask one with mmr5 ask"
+        )
     options = {name: getattr(arguments, name) for name in ("max_pixels", "device") if getattr(arguments, name)}
     if arguments.method == "bm25" and (options or arguments.model or arguments.vectors):
         raise ValueError("bm25 has no --model, --vectors, --max-pixels or --device: name another --method")
@@ -408,7 +412,12 @@ def _ask(arguments: argparse.Namespace) -> None:
     from mmr5_lab.runs import latest, results
 
     corpus = load_corpus(arguments.corpus)
-    model = arguments.model or results(latest("03_grpo"))["model"]
+    try:
+        model = arguments.model or results(latest("03_grpo"))["model"]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "no model: name one with --model (a folder such as data/mini/base, or a hub name) or train one: mmr5 demo"
+        ) from None
     answer = ask(
         corpus,
         arguments.question,
@@ -454,7 +463,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for path, run in runs.items():
         table = breakdown(run, corpus, arguments.by, arguments.ks, arguments.measures) if arguments.by else tables[path]
         print(f"{path}: {len(run)} of {len(corpus.questions)} questions")
-        print(table.to_string(float_format="{:.4f}".format), end="\n\n")
+        width = shutil.get_terminal_size((0, 0)).columns or None  # a file gets whole lines
+        print(table.to_string(float_format="{:.4f}".format, line_width=width), end="\n\n")
 
 
 def _add_tables(commands) -> None:

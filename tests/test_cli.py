@@ -53,6 +53,24 @@ def test_retrieve_then_evaluate(folder, tmp_path, capsys):
         assert row in rows
 
 
+def test_a_table_is_no_wider_than_the_terminal(folder, tmp_path, capsys, monkeypatch):
+    run = str(tmp_path / "run.trec")
+    main(["retrieve", str(folder), "--out", run])
+    monkeypatch.setenv("COLUMNS", "80")
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), run, "--by", "type", "--measures", "R", "nDCG", "RR"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown[1:])) <= 80  # below the path
+    assert any("MRR" in line for line in shown)
+
+
+def test_a_question_without_a_model_is_told_where_to_get_one(folder, tmp_path, capsys, monkeypatch):
+    """Before any training; in a fresh checkout data/mini/base is there."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["ask", str(folder), "How high was the staff?"]) == 1
+    assert "no model: name one with --model (a folder such as data/mini/base" in capsys.readouterr().err
+
+
 def test_a_vision_model_retrieves_from_the_shell(tmp_path, capsys):
     """Small random weights of the real classes, by a folder, to a run; the second run encodes nothing."""
     from retrievers import clip
