@@ -14,8 +14,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LOOKED_AT = ("index", "00_tour", "formats", "faq", "02_sft", "mmr5_lab.corpus")  # a page of each kind
+LOOKED_AT = ("index", "formats", "faq", "method", "mmr5_lab.corpus")  # a page of each kind, beside the notebooks
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]  # axe's names of the rules of level AA
+CUT_FORMULAS = """width => [...document.querySelectorAll("math")]
+    .filter(m => [...m.querySelectorAll("*")].some(part => part.getBoundingClientRect().right > width))
+    .map(m => m.textContent)"""
 LOADED = {"script": "src", "img": "src", "iframe": "src", "link": "href"}  # what a browser fetches by itself
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -141,13 +144,15 @@ def test_pages_fit_a_desktop_and_a_phone(pages):
         tab.on("requestfailed", lambda request: troubles.append(request.url))
         tab.on("pageerror", lambda error: troubles.append(str(error)))
         for path in pages:
-            if path.stem in LOOKED_AT:
+            if path.stem in LOOKED_AT or path.parent.name == "notebooks":
                 tab.goto(path.as_uri())
                 for width in (1280, 390):
                     tab.set_viewport_size({"width": width, "height": 900})
                     wide = tab.evaluate("document.documentElement.scrollWidth")
                     if wide > width:
                         troubles.append(f"{path.name} is {wide} pixels wide on a screen of {width}")
+                    cut = tab.evaluate(CUT_FORMULAS, width)
+                    troubles += [f"{path.name}: {formula} is cut off on a screen of {width}" for formula in cut]
                 found = axe.run(tab, options={"runOnly": WCAG, "preload": False}).response["violations"]
                 troubles += [f"{path.name}: {v['id']}: {v['nodes'][0]['html']}" for v in found]
         browser.close()
