@@ -40,7 +40,7 @@ def test_the_tours_figures_are_described(tour):
 
 
 def test_the_projectors_notebook_has_the_shipped_results_where_there_are_no_others(tmp_path):
-    run = run_notebook("09_browse", {"RUNS": str(tmp_path), "SHOWN": 2}, tmp_path)
+    run = run_notebook("09_browse", {"RUNS": "nowhere", "SHOWN": 2}, tmp_path)
     shipped = [f"{name} · shipped results" for name in ("SFT + RL", "SFT", "base")]
     assert results(run)["choices"] == shipped  # the last system first
     assert (run / "notebook.html").read_text().count("<iframe ") == 1
