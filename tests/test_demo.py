@@ -119,8 +119,8 @@ def test_one_system_is_evaluated_alone(small):
     [data] = small.glob("runs/01_data_construction/*/results.json")
     given = profile["04_inference"] | {"SYSTEMS": ["base"], "MODE": "direct", "SFT_RUN": "none", "GRPO_RUN": "none"}
     inference = run_notebook("04_inference", given | {"DATA_RUN": str(data.parent), "FRONTIER": 2}, small / "runs")
-    runs = {"DATA_RUN": str(data.parent), "INFERENCE_RUN": str(inference)}
-    table = result_table(run_notebook("05_evaluation", profile["05_evaluation"] | runs, small / "runs"))
+    given = profile["05_evaluation"] | {"INFERENCE_RUN": str(inference)}
+    table = result_table(run_notebook("05_evaluation", given, small / "runs"))
     assert list(table.index) == ["BM25", "base", "ceiling: candidates", "ceiling: all pages"]
     assert table.loc["base", "valid"] == 1.0
 

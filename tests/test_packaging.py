@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmr5_lab.execute import default_parameters
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LONGEST_CELL = 25  # lines
@@ -137,3 +139,10 @@ def test_notebook_cells_are_short(path):
     for number, cell in enumerate(cells(path, "code")):
         lines = len("".join(cell["source"]).splitlines())
         assert lines <= LONGEST_CELL, f"code cell {number} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_default_names_the_folder_of_runs(path):
+    """It grows while a notebook runs, whose name is a hash of what its parameters name."""
+    named = [value for value in default_parameters(path).values() if isinstance(value, str)]
+    assert not [value for value in named if value.strip("/") == "runs"]
