@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import pandas as pd
@@ -237,7 +238,8 @@ class Processes:
     def start(self, job: Job, root: Path) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work, args=(job, root, project_root(), sender), name=job.notebook)
-        process.start()
+        with _no_main():
+            process.start()
         sender.close()
         self._running[job.folder] = (job, process, receiver)
 
@@ -265,6 +267,17 @@ class Processes:
         _, process, receiver = self._running.pop(job.folder)
         process.join()
         receiver.close()
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """What starts meanwhile does not import the caller's script, and all that it imports, once more for each run."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _last_word(process: Any, receiver: Connection) -> str:
