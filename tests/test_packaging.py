@@ -73,7 +73,7 @@ def test_make_help_lists_every_target():
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_jupyterlab_opens_where_links_to_the_documents_lead_somewhere(tmp_path):
     """In the project's folder, not in notebooks/, which ../docs/method.md would leave."""
-    command = ["make", "--dry-run", "lab", f"VENV={tmp_path}"]
+    command = ["make", "--no-print-directory", "--dry-run", "lab", f"VENV={tmp_path}"]  # make calls the tests
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1].endswith("jupyter lab notebooks/00_tour.ipynb")
 
