@@ -350,7 +350,9 @@ class Reranker(Ranker):
 
     def _allowed_ids(self, n: int) -> AllowedIds:
         with self._lock:
-            return self._allowed.setdefault(n, AllowedIds(self.processor.tokenizer, n))
+            if n not in self._allowed:
+                self._allowed[n] = AllowedIds(self.processor.tokenizer, n)
+            return self._allowed[n]
 
     def _score(self, inputs: dict[str, Any], sizes: list[int]) -> list[list[float]]:
         """Log-probability that the answer begins with each id; ids of several tokens are read token by token."""

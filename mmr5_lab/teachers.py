@@ -119,7 +119,7 @@ class ServerTeacher:
             raise ValueError("a budget needs max_tokens (or max_completion_tokens) among the options")
         # A trace's pages are asked for at once, or at a run's end few traces would leave most places empty; but one
         # after another within a budget, of which each call under way takes the most that it can cost.
-        self.map: Callable[..., Iterator[str]] = map if account.budget else ThreadPoolExecutor(self.workers).map
+        self.map: Callable[..., Iterator[str]] = ThreadPoolExecutor(self.workers).map if account.budget is None else map
         self._lock = threading.Lock()
         self._under_way: dict[str, Future[str]] = {}
 
