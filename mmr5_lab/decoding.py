@@ -142,7 +142,7 @@ def write(
             outputs = _forward(model, input_ids[rows], count, given)
 
     with last_position_only(model):
-        model.generate(**inputs, **options, use_cache=True, past_key_values=roomy_cache(model), custom_generate=loop)
+        model.generate(**inputs, **options, use_cache=True, cache=roomy_cache(model), custom_generate=loop)
     return written
 
 
@@ -157,7 +157,7 @@ def next_logits(model: Any, inputs: dict[str, Any], prefixes: Sequence[tuple[int
     def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **given):
         outputs = _forward(model, input_ids, None, given)
         found.append(outputs.logits[:, -1])
-        cache = outputs.past_key_values
+        cache = outputs.cache
         if cache is not None:
             cache.activate_past_recording()  # sliding windows keep what they will need again
         for prefix in prefixes[1:]:
@@ -168,7 +168,7 @@ def next_logits(model: Any, inputs: dict[str, Any], prefixes: Sequence[tuple[int
             cache.crop(-len(prefix))
         return input_ids
 
-    kept: dict[str, Any] = {"past_key_values": roomy_cache(model)} if len(prefixes) > 1 else {"use_cache": False}
+    kept: dict[str, Any] = {"cache": roomy_cache(model)} if len(prefixes) > 1 else {"use_cache": False}
     with last_position_only(model):
         model.generate(**inputs, **kept, max_new_tokens=8, custom_generate=loop)
     return found
@@ -191,7 +191,7 @@ def _hold(logits: torch.Tensor, tokens: list[int]) -> None:
 
 def _select(places: list[int], given: dict[str, Any]) -> None:
     """Keep only these rows of what the model is given beside the tokens."""
-    cache = given["past_key_values"]
+    cache = given["cache"]
     kept = torch.tensor(places, device=cache.layers[0].device)
     for name in BY_ROW:
         if given.get(name) is not None:

@@ -221,7 +221,7 @@ def _share_in_generation(model) -> None:
     @functools.wraps(original)
     def generate(input_ids=None, pixel_values=None, image_grid_thw=None, **options: Any):
         given = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
-        if pixel_values is None or options.get("past_key_values") is not None:
+        if pixel_values is None or options.get("cache") is not None:
             return original(**given, **options)
         tokens = (input_ids == model.config.image_token_id).sum(1).tolist()
         images = _by_row(pixel_values, image_grid_thw, _images_by_row(image_grid_thw, tokens, _merged(model)))
@@ -237,7 +237,7 @@ def _share_in_generation(model) -> None:
                 mm_token_type_ids=options["mm_token_type_ids"][first, :-1],
                 pixel_values=torch.cat([images[row][0] for row in first]),
                 image_grid_thw=torch.cat([images[row][1] for row in first]),
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
         of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
@@ -245,7 +245,7 @@ def _share_in_generation(model) -> None:
             of_row[group] = number
         cache.batch_select_indices(cast(Any, of_row))
         inner.rope_deltas = inner.rope_deltas[of_row]
-        return original(input_ids=input_ids, past_key_values=cache, **options)
+        return original(input_ids=input_ids, cache=cache, **options)
 
     model.generate = generate
 

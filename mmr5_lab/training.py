@@ -296,7 +296,7 @@ def _common(
         "seed": seed,
         "data_seed": seed,
         "bf16": gpu,
-        "gradient_checkpointing": gpu,
+        "activation_checkpointing": gpu,
         "dataloader_pin_memory": gpu,
         "ddp_find_unused_parameters": False,  # what LoRA trains is used in every pass
     }

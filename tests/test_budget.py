@@ -48,7 +48,7 @@ def test_memory_is_that_of_weights_and_cache(tiny_model, loaded):
     text = processor.apply_chat_template(build_messages("Why?", 1), tokenize=False)
     inputs = processor(text=[text], images=[Image.new("RGB", (140, 168))], return_tensors="pt")
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True).cache
     kept = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     assert kept == cache_bytes_a_token(model.config, torch.float32) * inputs["input_ids"].numel()
     assert budget.cache == cache_bytes_a_token(model.config, torch.float32) * budget.tokens * 3
