@@ -344,7 +344,11 @@ def load_corpus(folder: str | Path) -> Corpus:
 
 
 def write_corpus(
-    out_folder: str | Path, annotations: Iterable[dict[str, Any]], pages: Iterable[dict[str, Any]]
+    out_folder: str | Path,
+    annotations: Iterable[dict[str, Any]],
+    pages: Iterable[dict[str, Any]],
+    *,
+    leave_out_empty: bool = False,
 ) -> None:
     """Write a corpus folder; existing files are replaced only when the new ones are complete.
 
@@ -353,6 +357,7 @@ def write_corpus(
     pages: one dict a page, consumed as a stream, each document's pages together and in order. `doc_name` and
       `image_binary` (JPEG or PNG bytes) are needed; `ocr_text`, `vlm_text`, `image_path` are "" where left
       out, `passage_id` is the 0-based page number, `domain` is that of the document's annotation.
+    leave_out_empty: annotated documents without pages are left out, not refused.
 
     Raises CorpusError if a page has no annotated document or a document no pages, if `page_indices`
     contradicts the pages, or if a gold page does not exist. Nothing is replaced in that case.
@@ -387,6 +392,8 @@ def write_corpus(
             for record in records:
                 name = record["doc_name"]
                 if name not in spans:
+                    if leave_out_empty:
+                        continue
                     raise CorpusError(f"{name!r} is annotated but has no pages")
                 given = record.get("page_indices", spans[name])
                 if not is_pair(given) or list(given) != spans[name]:

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ from mmr5_lab.pdf import (
     Rendering,
     as_line,
     choose_ocr,
+    finished_page,
     has_words,
     open_pdf,
-    page_files,
     write_pages,
 )
 
@@ -80,8 +81,9 @@ def build_corpus(
     is in `ingest_report.json`. An interrupted run goes on at the page where it stopped, and a later run redoes only
     PDFs that are new or changed.
 
-    Raises CorpusError if the folder has no PDF, or none that can be used, and for an OCR that is not installed;
-    RuntimeError if a rendering process dies.
+    Raises CorpusError if the folder has no PDF, or none that can be used, for an OCR that is not installed, and, before
+    anything is rendered, for questions that do not fit their PDF; RuntimeError if a rendering process dies. An earlier
+    corpus stays until the new one is whole.
     """
     folder, out = Path(pdf_folder), Path(out_folder)
     if not folder.is_dir():
@@ -106,9 +108,9 @@ def build_corpus(
         raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
     parts.mkdir(parents=True, exist_ok=True)
     earlier = _finished(out)
+    kept: dict[str, dict[str, Any]] = {}  # annotations, by document
     reports: dict[str, dict[str, Any]] = {}
-    rows: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {}
-    made: dict[str, Path] = {}
+    rows: dict[str, Iterator[dict[str, Any]]] = {}
     skipped: dict[str, str] = {}
     jobs: list[Rendering] = []
     for path in pdfs:
@@ -123,27 +125,42 @@ def build_corpus(
         except PdfError as error:
             skipped[name] = str(error)
             continue
+        # Row ranges are those of the new page file, not those of the file that the annotations were made for.
+        record = records.get(name, {"doc_name": name, "domain": "PDF", "questions": []})
+        kept[name] = {k: v for k, v in record.items() if k not in ("page_indices", "layout_indices")}
+        parse_document(kept[name] | {"page_indices": [0, num_pages - 1]}, "annotations")
         if reused and earlier is not None:
             reports[name], rows[name] = report, _corpus_rows(earlier[0], name)
             continue
         part = parts / hashlib.sha256(json.dumps([name, recipe, reader]).encode()).hexdigest()[:16]
         part.mkdir(exist_ok=True)
-        made[name] = part
-        reports[name], rows[name] = recipe | {"pages": num_pages}, _part_rows(name, part, num_pages)
+        reports[name] = recipe | {"pages": num_pages, "pages_without_text": [], "read_by": []}
+        rows[name] = _part_rows(name, part, reports[name])
         # Small jobs end together; one process takes a document at once.
         size = num_pages if workers <= 1 else min(_PAGES_A_JOB, max(8, num_pages // (2 * workers)))
         jobs += [
             Rendering(path, part, range(start, min(start + size, num_pages)), max_pixels, jpeg_quality, reader)
             for start in range(0, num_pages, size)
         ]
-    for name, reason in _run(jobs, workers):
-        skipped.setdefault(name, reason)
+
+    def finished_rows() -> Generator[dict[str, Any]]:
+        """Document by document, so that the first are written while others are rendered."""
+        counts = Counter(job.pdf.name for job in jobs)
+        with closing(_run(jobs, workers)) as reasons:
+            for name in kept:
+                if failures := [reason for reason in islice(reasons, counts[name]) if reason]:
+                    skipped[name] = failures[0]
+                else:
+                    yield from rows[name]
+        # Should the run end before the new report is written, the old one would speak of other files.
+        (out / INGEST_REPORT).unlink(missing_ok=True)
+
+    with closing(finished_rows()) as finished:
+        if first := next(finished, None):
+            write_corpus(out, kept.values(), chain([first], finished), leave_out_empty=True)
     for name, reason in sorted(skipped.items()):
         logger.warning("%s is skipped: %s", folder / name, reason)
-    names = [path.name for path in pdfs if path.name not in skipped]
-    for name in names:
-        if name in made:
-            reports[name] |= _who_read(made[name], reports[name]["pages"])
+    names = [name for name in kept if name not in skipped]
     absent = sorted(set(records) - {path.name for path in pdfs})
     if absent:
         logger.warning("%d annotated documents are not in %s and are left out", len(absent), folder)
@@ -162,18 +179,6 @@ def build_corpus(
             "install tesseract, and run this again",
             unread,
         )
-    # Row ranges are those of the new page file, not those of the file that the annotations were made for.
-    kept: list[dict[str, Any]] = [
-        {k: v for k, v in records[name].items() if k not in ("page_indices", "layout_indices")}
-        if name in records
-        else {"doc_name": name, "domain": "PDF", "questions": []}
-        for name in names
-    ]
-    for record in kept:
-        parse_document(record | {"page_indices": [0, reports[record["doc_name"]]["pages"] - 1]}, "annotations")
-    # Should the run end between the two, the report would speak of other files.
-    (out / INGEST_REPORT).unlink(missing_ok=True)
-    write_corpus(out, kept, (row for name in names for row in rows[name]()))
     _write_report(out, summary)
     shutil.rmtree(parts)
     return load_corpus(out)
@@ -231,47 +236,34 @@ def _write_report(out: Path, report: dict[str, Any]) -> None:
         new.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _corpus_rows(corpus: Corpus, name: str) -> Callable[[], Iterator[dict[str, Any]]]:
-    def rows() -> Iterator[dict[str, Any]]:
-        for page in range(corpus.num_pages(name)):
-            row: dict[str, Any] = {"doc_name": name, "image_binary": corpus.page_bytes(name, page)}
-            yield row | {"ocr_text": corpus.page_text(name, page)}
-
-    return rows
+def _corpus_rows(corpus: Corpus, name: str) -> Iterator[dict[str, Any]]:
+    for page in range(corpus.num_pages(name)):
+        row: dict[str, Any] = {"doc_name": name, "image_binary": corpus.page_bytes(name, page)}
+        yield row | {"ocr_text": corpus.page_text(name, page)}
 
 
-def _part_rows(name: str, part: Path, num_pages: int) -> Callable[[], Iterator[dict[str, Any]]]:
-    def rows() -> Iterator[dict[str, Any]]:
-        for number, words in enumerate(_words(part, num_pages)):
-            picture = page_files(part, number)[0].read_bytes()
-            yield {"doc_name": name, "image_binary": picture, "ocr_text": words["text"]}
-
-    return rows
-
-
-def _words(part: Path, num_pages: int) -> Iterator[dict[str, str]]:
-    for number in range(num_pages):
-        yield json.loads(page_files(part, number)[1].read_bytes())
+def _part_rows(name: str, part: Path, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The finished pages of a document; who read them is noted in its report."""
+    for number in range(report["pages"]):
+        picture, text, read_by = finished_page(part, number)
+        report["read_by"].append(read_by)
+        if not has_words(text):
+            report["pages_without_text"].append(number)
+        yield {"doc_name": name, "image_binary": picture, "ocr_text": text}
 
 
-def _who_read(part: Path, num_pages: int) -> dict[str, Any]:
-    pages = list(_words(part, num_pages))
-    return {
-        "pages_without_text": [number for number, words in enumerate(pages) if not has_words(words["text"])],
-        "read_by": [words["read_by"] for words in pages],
-    }
-
-
-def _run(jobs: list[Rendering], workers: int) -> Iterator[tuple[str, str]]:
-    """Do the jobs; the file name of each PDF that a page of cannot be rendered, and why."""
+def _run(jobs: list[Rendering], workers: int) -> Generator[str | None]:
+    """Do the jobs; of each, in their order, why a page of it cannot be rendered, or None."""
     with tqdm(total=sum(len(job.pages) for job in jobs), desc="pages", unit="page", disable=not jobs) as progress:
         if workers <= 1:
             for job in jobs:
+                reason = None
                 try:
                     for _ in write_pages(job):
                         progress.update()
                 except PdfError as error:
-                    yield job.pdf.name, str(error)
+                    reason = str(error)
+                yield reason
             return
         processes: list[subprocess.Popen[str]] = []
         own = threading.local()
@@ -299,10 +291,7 @@ def _run(jobs: list[Rendering], workers: int) -> Iterator[tuple[str, str]]:
         try:
             with ThreadPoolExecutor(workers) as pool:
                 try:
-                    futures = {pool.submit(ask, job): job for job in jobs}
-                    for future in as_completed(futures):
-                        if failure := future.result():
-                            yield futures[future].pdf.name, failure
+                    yield from pool.map(ask, jobs)
                 finally:
                     pool.shutdown(wait=False, cancel_futures=True)
                     for process in processes:

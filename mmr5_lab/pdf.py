@@ -19,7 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pypdfium2
 from PIL import Image
 
@@ -139,6 +138,8 @@ def _rapidocr_engine() -> Any:
 
 
 def _rapidocr(image: Image.Image) -> str:
+    import numpy as np
+
     found = _rapidocr_engine()(np.asarray(image)[:, :, ::-1])  # it takes BGR
     return "\n".join(found.txts or ())
 
@@ -155,9 +156,16 @@ class Rendering:
     ocr: str
 
 
-def page_files(folder: Path, number: int) -> tuple[Path, Path]:
-    """A finished page's image, and its words with who read them; the second is written last."""
-    return folder / f"{number:05}.jpg", folder / f"{number:05}.json"
+def page_file(folder: Path, number: int) -> Path:
+    """Where a finished page is: one file, as many systems take longer to make a file than to fill it."""
+    return folder / f"{number:05}.page"
+
+
+def finished_page(folder: Path, number: int) -> tuple[bytes, str, str]:
+    """A finished page's JPEG bytes, its words, and who read them."""
+    line, _, picture = page_file(folder, number).read_bytes().partition(b"\n")
+    words = json.loads(line)
+    return picture, words["text"], words["read_by"]
 
 
 def write_pages(job: Rendering) -> Iterator[int]:
@@ -168,7 +176,7 @@ def write_pages(job: Rendering) -> Iterator[int]:
     document = open_pdf(job.pdf)
     try:
         for number in job.pages:
-            if not page_files(job.folder, number)[1].exists():
+            if not page_file(job.folder, number).exists():
                 _write_page(document, number, job)
             yield number
     finally:
@@ -184,11 +192,11 @@ def _write_page(document: pypdfium2.PdfDocument, number: int, job: Rendering) ->
         page.close()
     except (pypdfium2.PdfiumError, ValueError, ZeroDivisionError, MemoryError) as error:
         raise PdfError(f"PDFium cannot render page {number}: {error}") from error
-    words = json.dumps({"text": text, "read_by": read_by}).encode()
-    for path, data in zip(page_files(job.folder, number), (buffer.getvalue(), words), strict=True):
-        new = path.with_name(f"{path.name}.new")
-        new.write_bytes(data)
-        new.replace(path)
+    line = json.dumps({"text": text, "read_by": read_by}) + "\n"
+    path = page_file(job.folder, number)
+    new = path.with_suffix(".new")
+    new.write_bytes(line.encode() + buffer.getvalue())
+    new.replace(path)
 
 
 def serve() -> None:

@@ -317,6 +317,11 @@ def test_a_corpus_that_contradicts_itself_replaces_nothing(folder, annotations, 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_documents_without_pages_can_be_left_out(folder):
+    write_corpus(folder, [document("a.pdf"), document("b.pdf")], iter([page("b.pdf", 0)]), leave_out_empty=True)
+    assert load_corpus(folder).documents[["doc_name", "first_row"]].to_numpy().tolist() == [["b.pdf", 0]]
+
+
 def test_rows_have_mmdocir_columns(folder):
     table = pq.read_table(folder / PAGES)
     assert table.column_names == [

@@ -10,12 +10,13 @@ import time
 
 import matplotlib
 import psutil
+import pyarrow.parquet as pq
 import pypdfium2
 import pytest
 from PIL import Image
 
 from mmr5_lab import ingest, pdf
-from mmr5_lab.corpus import ANNOTATIONS, PAGES, CorpusError, build_corpus, write_corpus
+from mmr5_lab.corpus import ANNOTATIONS, PAGES, CorpusError, build_corpus, load_corpus, write_corpus
 
 matplotlib.use("agg")
 
@@ -137,10 +138,10 @@ def test_annotations_are_taken_for_the_documents_that_are_there(pdfs, tmp_path, 
     assert "1 annotated documents are not in" in caplog.text
 
 
-def test_a_gold_page_that_a_pdf_lacks_is_named(pdfs, tmp_path):
+def test_a_gold_page_that_a_pdf_lacks_is_named_before_the_long_work(pdfs, tmp_path, rendered):
     with pytest.raises(CorpusError, match=r"question 0 of 'words\.pdf': gold page 2 does not exist"):
         build_corpus(pdfs, tmp_path / "out", [document("words.pdf", question("?", [2]))], max_pixels=1000)
-    assert list((tmp_path / "out" / ".parts").iterdir())  # what was rendered stays for the next run
+    assert rendered == []
 
 
 def test_pdfs_that_cannot_be_used_are_skipped_and_reported(pdfs, tmp_path, caplog):
@@ -228,6 +229,45 @@ def test_an_interrupted_run_goes_on_at_the_page_where_it_stopped(pdfs, tmp_path,
     assert len(corpus.pages) == 5
 
 
+def test_the_earlier_corpus_stays_until_the_new_one_is_whole(pdfs, tmp_path, rendered, monkeypatch):
+    """Of two new PDFs the first is written already when the second is interrupted."""
+    out = tmp_path / "out"
+    build_corpus(pdfs, out, max_pixels=1000)
+    text_pdf(pdfs / "x.pdf", "quinces")
+    text_pdf(pdfs / "y.pdf", "medlars")
+    read_page, under_way = pdf.read_page, []
+
+    def interrupted(page, ocr):
+        under_way.append((out / f"{PAGES}.new").exists())
+        if len(under_way) == 2:
+            raise KeyboardInterrupt
+        return read_page(page, ocr)
+
+    monkeypatch.setattr(pdf, "read_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(pdfs, out, max_pixels=1000)
+    assert under_way == [True, True]
+    assert load_corpus(out).documents["doc_name"].tolist() == ["Scan 1.PDF", "words.pdf"]
+    monkeypatch.setattr(pdf, "read_page", read_page)
+    rendered.clear()
+    assert build_corpus(pdfs, out, max_pixels=1000).page_text("y.pdf", 0).strip() == "medlars"
+    assert len(rendered) == 1
+
+
+def test_processes_end_when_the_corpus_cannot_be_written(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        blank_pdf(tmp_path / "in" / f"{name}.pdf", 40)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=1000, ocr="none", workers=2)
+    assert not [child for child in psutil.Process().children() if "mmr5_lab.pdf" in child.cmdline()]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".parts"]
+
+
 def test_a_later_run_renders_only_what_is_new_or_changed(pdfs, tmp_path, rendered):
     build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
     rendered.clear()
@@ -271,7 +311,7 @@ def blank_pdf(path, pages: int) -> None:
 
 
 def finished(out) -> int:
-    return len(list(out.glob(".parts/*/*.json")))
+    return len(list(out.glob(".parts/*/*.page")))
 
 
 def started(folder, workers: int, pages: int = 10) -> subprocess.Popen:
@@ -300,8 +340,6 @@ def test_a_killed_run_keeps_its_pages(tmp_path, rendered):
 
 
 def test_a_thousand_pages_are_kept_in_small_groups(tmp_path):
-    import pyarrow.parquet as pq
-
     (tmp_path / "in").mkdir()
     blank_pdf(tmp_path / "in" / "long.pdf", 1000)
     corpus = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=600)
@@ -323,6 +361,10 @@ def test_a_page_that_cannot_be_rendered_is_named_and_its_pdf_skipped(pdfs, tmp_p
     assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
     report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
     assert report["skipped"][0]["reason"] == "PDFium cannot render page 0: Failed to load page."
+    (pdfs / "Scan 1.PDF").unlink()
+    with pytest.raises(CorpusError, match="none of the 1 PDFs"):
+        build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert load_corpus(tmp_path / "out").num_pages("Scan 1.PDF") == 3  # no corpus took its place
 
 
 def test_a_process_that_dies_is_told_and_nothing_lost(tmp_path, rendered):
