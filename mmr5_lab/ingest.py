@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ from mmr5_lab.pdf import (
 logger = logging.getLogger(__name__)
 
 INGEST_REPORT = "ingest_report.json"
-_PAGES_A_JOB = 64  # at most: each opens its PDF anew
+_FEWEST_PAGES, _MOST_PAGES = 8, 64  # of a job, where several processes share them
 
 
 def build_corpus(
@@ -136,12 +137,9 @@ def build_corpus(
         part.mkdir(exist_ok=True)
         reports[name] = recipe | {"pages": num_pages, "pages_without_text": [], "read_by": []}
         rows[name] = _part_rows(name, part, reports[name])
-        # Small jobs end together; one process takes a document at once.
-        size = num_pages if workers <= 1 else min(_PAGES_A_JOB, max(8, num_pages // (2 * workers)))
-        jobs += [
-            Rendering(path, part, range(start, min(start + size, num_pages)), max_pixels, jpeg_quality, reader)
-            for start in range(0, num_pages, size)
-        ]
+        jobs.append(Rendering(path, part, range(num_pages), max_pixels, jpeg_quality, reader))
+    if workers > 1:
+        jobs = list(_cut(jobs, workers))
 
     def finished_rows() -> Generator[dict[str, Any]]:
         """Document by document, so that the first are written while others are rendered."""
@@ -250,6 +248,18 @@ def _part_rows(name: str, part: Path, report: dict[str, Any]) -> Iterator[dict[s
         if not has_words(text):
             report["pages_without_text"].append(number)
         yield {"doc_name": name, "image_binary": picture, "ocr_text": text}
+
+
+def _cut(jobs: list[Rendering], workers: int) -> Iterator[Rendering]:
+    """The jobs in parts: large ones, as each opens its PDF anew, and at the end small ones, which end together."""
+    left = sum(len(job.pages) for job in jobs)
+    for job in jobs:
+        pages = job.pages
+        while pages:
+            size = min(_MOST_PAGES, max(_FEWEST_PAGES, left // (2 * workers)))
+            yield replace(job, pages=pages[:size])
+            left -= len(pages[:size])
+            pages = pages[size:]
 
 
 def _run(jobs: list[Rendering], workers: int) -> Generator[str | None]:

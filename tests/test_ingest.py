@@ -296,6 +296,15 @@ def test_processes_render_the_same_bytes(pdfs, tmp_path):
     ).read_text()
 
 
+def test_jobs_shrink_towards_the_end(tmp_path):
+    """Two processes, a PDF of 300 pages and one of 20: a quarter of what is left, 64 pages at most and 8 at least."""
+    whole = [pdf.Rendering(tmp_path / name, tmp_path, range(n), 1, 90, "none") for name, n in (("a", 300), ("b", 20))]
+    jobs = list(ingest._cut(whole, 2))
+    assert [len(job.pages) for job in jobs] == [64, 64, 48, 36, 27, 20, 15, 11, 8, 7, 8, 8, 4]
+    assert [page for job in jobs[:10] for page in job.pages] == list(range(300))
+    assert [page for job in jobs[10:] for page in job.pages] == list(range(20))
+
+
 RUN = """
 import sys
 from mmr5_lab.corpus import build_corpus
