@@ -151,28 +151,34 @@ def is_done(folder: Path) -> bool:
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "runs") -> Path:
-    """Run `notebooks/<name>.ipynb` with `parameters` and return its run folder, at once if that run is finished.
+    """Run `notebooks/<name>.ipynb` with `parameters` and return its run folder (see `make_run`).
+
+    Raises NotebookError for bad parameters, before anything starts.
+    """
+    source = project_root() / "notebooks" / f"{name}.ipynb"
+    folder = run_folder(name, parameters, root)
+    make_run(name, checked_parameters(source, parameters), folder)
+    return folder
+
+
+def make_run(name: str, parameters: Mapping[str, Any], folder: Path) -> None:
+    """Run `notebooks/<name>.ipynb` with `parameters`, all of them, in its `run_folder`; nothing if that is finished.
 
     The folder also gets the executed notebook and its HTML. Results that cannot be trusted (`is_done`) are set aside,
-    in a folder of that name with ".damaged", and made again. Raises NotebookError for bad parameters, RunBusyError
-    when another process is at this run, NotebookFailedError when a cell fails, the kernel dies or the notebook ends
-    without results; what it wrote stays (with the message in `failed.txt`), and running again goes on from there.
+    in a folder of that name with ".damaged", and made again. Raises RunBusyError when another process is at this
+    run, NotebookFailedError when a cell fails, the kernel dies or the notebook ends without results; what it wrote
+    stays (with the message in `failed.txt`), and running again goes on from there.
     """
-    project = project_root()
-    source = project / "notebooks" / f"{name}.ipynb"
-    checked = checked_parameters(source, parameters)
-    folder = run_folder(name, parameters, root)
     try:
         with FileLock(lock_of(folder), timeout=0):  # let go by the system if we are killed
             if is_done(folder):
                 logger.info("%s: finished before, in %s", name, folder)
             else:
                 _set_aside(folder)
-                _execute(source, checked, folder)
+                _execute(project_root() / "notebooks" / f"{name}.ipynb", parameters, folder)
             _write_html(folder)
     except Timeout:
         raise RunBusyError(f"{name}: another process is making {folder}") from None
-    return folder
 
 
 def _execute(source: Path, parameters: Mapping[str, Any], folder: Path) -> None:
@@ -218,12 +224,17 @@ def _write_html(folder: Path) -> None:
     if html.exists() or not executed.exists():
         return
     try:
-        notebook = without_widgets(nbformat.read(executed, as_version=4))
-        body, _ = HTMLExporter(template_name="classic", embed_images=True).from_notebook_node(notebook)
+        page = as_html(nbformat.read(executed, as_version=4))
         with replacing(html) as new:
-            new.write_text(body, encoding="utf-8")
+            new.write_text(page, encoding="utf-8")
     except (OSError, nbformat.reader.NotJSONError) as error:
         logger.warning("%s is finished, but its HTML could not be written: %s", html.parent, error)
+
+
+def as_html(notebook: nbformat.NotebookNode) -> str:
+    """A notebook as an HTML page."""
+    exporter = HTMLExporter(template_name="classic", embed_images=True)
+    return exporter.from_notebook_node(without_widgets(notebook))[0]
 
 
 def without_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmr5_lab.runs import project_root
-from mmr5_lab.schedule import GB, TICK, work
+from mmr5_lab.schedule import CHANGED, GB, TICK, changed, work
 from mmr5_lab.sweep import GridError, Job
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported: nothing is reported
@@ -33,7 +33,7 @@ class RayWorkers:
         path = os.pathsep.join(filter(None, [str(project_root()), os.environ.get("PYTHONPATH")]))
         ours: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address is None else {}
         ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}}, **ours)
-        self._work = ray.remote(work)
+        self._work = ray.remote(_work)
         self._running: dict[ray.ObjectRef, Job] = {}
 
     @property
@@ -51,13 +51,13 @@ class RayWorkers:
     def has_room(self, job: Job) -> bool:
         return True  # what has no room yet waits in Ray's queue
 
-    def start(self, job: Job, root: Path) -> None:
+    def start(self, job: Job) -> None:
         limits = job.limits
         task = self._work.options(
             num_cpus=limits["cores"], num_gpus=limits["gpus"], memory=int(limits["memory"] * GB) or None,
             max_retries=RETRIES, name=f"{job.notebook} {job.folder.name}",
         )  # fmt: skip
-        self._running[task.remote(job, root, project_root())] = job
+        self._running[task.remote(job, project_root())] = job
 
     def ended(self) -> list[tuple[Job, str]]:
         if not self._running:
@@ -70,6 +70,12 @@ class RayWorkers:
         for task in self._running:
             ray.cancel(task, force=True)
         ray.shutdown()
+
+
+def _work(job: Job, project: Path) -> str:
+    """`work` on a node, where the run may have waited for long."""
+    os.chdir(project)
+    return CHANGED if changed(job) else work(job, project)
 
 
 def _outcome(task: ray.ObjectRef) -> str:

@@ -25,7 +25,7 @@ import pandas as pd
 import psutil
 from tqdm.auto import tqdm
 
-from mmr5_lab.execute import RunBusyError, run_folder, run_notebook
+from mmr5_lab.execute import RunBusyError, make_run, run_folder
 from mmr5_lab.runs import project_root, read_progress
 from mmr5_lab.sweep import GridError, Job, Plan, estimates, in_words, time_left
 
@@ -33,6 +33,7 @@ TICK = 0.5  # seconds between two looks at what runs
 BUSY_AGAIN = 5.0  # seconds until a run that another process is at is tried again
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 BUSY = "busy"
+CHANGED = "code, data or notebook changed after the sweep had been planned: start it again"
 LOG = "log.txt"
 GB = 1 << 30
 
@@ -129,7 +130,7 @@ class Workers(Protocol):
 
     def has_room(self, job: Job) -> bool: ...
 
-    def start(self, job: Job, root: Path) -> None: ...
+    def start(self, job: Job) -> None: ...
 
     def ended(self) -> list[tuple[Job, str]]:
         """Jobs that ended since the last call, with an error ("" for none, BUSY for another process at that run);
@@ -180,8 +181,19 @@ def _start_what_can(sweep: Sweep, workers: Workers) -> None:
             and time.monotonic() >= state.not_before
             and workers.has_room(state.job)
         ):
-            workers.start(state.job, sweep.plan.root)
             state.state, state.message, state.started = "running", "", time.monotonic()
+            if changed(state.job):  # asked here, where the code's hash is known already
+                _note_end(sweep, state.job, CHANGED)
+            else:
+                workers.start(state.job)
+
+
+def changed(job: Job) -> bool:
+    """Whether the run would be another one than was planned: notebook, code or data are no longer the same."""
+    try:
+        return run_folder(job.notebook, job.parameters, job.folder.parents[1]) != job.folder
+    except (ValueError, OSError):  # the notebook is gone, cannot be read or lost a parameter
+        return True
 
 
 def _note_end(sweep: Sweep, job: Job, error: str) -> None:
@@ -217,7 +229,7 @@ class Processes:
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            self._context.set_forkserver_preload([__name__])
+            self._context.set_forkserver_preload(["mmr5_lab.run_server"])
 
     def check(self, job: Job) -> None:
         for name, unit, budget in (("cores", "cores", self.cores), ("memory", "GB of memory", self.memory)):
@@ -235,9 +247,9 @@ class Processes:
             for name, budget in (("cores", self.cores), ("memory", self.memory))
         )
 
-    def start(self, job: Job, root: Path) -> None:
+    def start(self, job: Job) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work, args=(job, root, project_root(), sender), name=job.notebook)
+        process = self._context.Process(target=_work, args=(job, project_root(), sender), name=job.notebook)
         with _no_main():
             process.start()
         sender.close()
@@ -289,7 +301,7 @@ def _last_word(process: Any, receiver: Connection) -> str:
         return f"its process {how} (out of memory?)"
 
 
-def work(job: Job, root: Path, project: Path) -> str:
+def work(job: Job, project: Path) -> str:
     """Make one run, in a process for it alone. Returns why it failed ("" if it did not), or BUSY."""
     os.chdir(project)
     os.environ.update(dict.fromkeys(THREADS, str(int(job.limits["cores"]))))
@@ -302,11 +314,9 @@ def work(job: Job, root: Path, project: Path) -> str:
 
     clock = threading.Timer(60 * minutes, end) if minutes else None
     try:
-        if run_folder(job.notebook, job.parameters, root) != job.folder:
-            return "code, data or notebook changed after the sweep had been planned: start it again"
         if clock:
             clock.start()
-        run_notebook(job.notebook, job.parameters, root)
+        make_run(job.notebook, job.parameters, job.folder)
     except RunBusyError:
         return BUSY
     except Exception as error:
@@ -322,7 +332,7 @@ def work(job: Job, root: Path, project: Path) -> str:
     return ""
 
 
-def _work(job: Job, root: Path, project: Path, sender: Connection) -> None:
+def _work(job: Job, project: Path, sender: Connection) -> None:
     """`work` as a process of this machine: in a session of its own, with a log, ending when the sweep does."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is the sweep's
@@ -335,7 +345,7 @@ def _work(job: Job, root: Path, project: Path, sender: Connection) -> None:
     except OSError as error:
         sender.send(str(error))
     else:
-        sender.send(work(job, root, project))
+        sender.send(work(job, project))
 
 
 def _end_with_parent() -> None:

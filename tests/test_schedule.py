@@ -183,12 +183,34 @@ def test_more_than_there_is_can_be_refused_before_anything_starts(toy):
     assert not (toy / "runs").exists()
 
 
-def test_code_that_changed_since_the_plan_is_told(toy):
-    planned = plan(toy)
+def test_what_changes_after_the_plan_is_told_and_not_run(toy):
+    planned = plan(toy, axes=[{"X": [1, 2], "SLEEP": [1.5, 0.0]}])
     path = toy / "notebooks" / f"{DATA}.ipynb"
-    path.write_text(path.read_text().replace("'squared'", "'times itself'"))
-    [state] = run_sweep(planned, Processes(1)).states.values()
-    assert state.message == "code, data or notebook changed after the sweep had been planned: start it again"
+
+    def edit_during_the_first(sweep):
+        if begun(toy):
+            path.write_text(path.read_text().replace("'squared'", "'times itself'"))
+
+    first, second = run_sweep(planned, Processes(1), edit_during_the_first).states.values()
+    assert (first.state, second.state) == ("done", "failed")
+    assert second.message == "code, data or notebook changed after the sweep had been planned: start it again"
+    assert not second.job.folder.exists()
+    path.unlink()
+    [state, _] = run_sweep(planned, Processes(1)).states.values()
+    assert state.message == second.message
+
+
+def test_the_server_of_runs_has_made_a_page_before_it_forks_one():
+    """So that no run compiles templates anew, nor looks through what is there for garbage."""
+    code = (
+        "import jinja2, gc; compiled = []; jinja2.Environment.compile = "
+        "(lambda plain: lambda self, *args, **more: compiled.append(args) or plain(self, *args, **more))"
+        "(jinja2.Environment.compile); import mmr5_lab.run_server; print(len(compiled), gc.get_freeze_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    templates, kept = map(int, done.stdout.split())
+    assert templates > 0
+    assert kept > 100_000
 
 
 def test_the_command_line(toy, capsys):
