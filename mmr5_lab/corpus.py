@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 ANNOTATIONS = "MMDocIR_annotations.jsonl"
 PAGES = "MMDocIR_pages.parquet"
+LAYOUTS = "MMDocIR_layouts.parquet"
 PAGE_SCHEMA = pa.schema(
     [
         ("doc_name", pa.string()),
@@ -54,6 +55,7 @@ _LARGEST_GROUP = 512 << 20  # bytes of one column
 _DOCUMENT_KEYS = {"doc_name", "domain", "page_indices", "questions", "split"}
 _QUESTION_KEYS = {"Q", "A", "page_id", "type", "layout_mapping"}
 DOCUMENT_COLUMNS = ["doc_name", "domain", "split", "num_pages", "first_row", "extra"]
+LAYOUT_COLUMNS = ["layout_id", "page", "type", "bbox", "page_size", "text"]
 QUESTION_COLUMNS = [
     *("question_id", "doc_name", "domain", "split", "type"),
     *("question", "answer", "gold_pages", "boxes", "extra"),
@@ -272,6 +274,45 @@ class Corpus:
     def page_text(self, doc_name: str, page: int, source: str = "ocr_text") -> str:
         """The page's words, from text layer or OCR ("ocr_text") or a VLM ("vlm_text"); "" if it has none."""
         return self._value(doc_name, page, source) or ""
+
+    @cached_property
+    def _layout_store(self) -> PageStore:
+        path = self.folder / LAYOUTS
+        if not path.exists():
+            raise CorpusError(f"{path} is missing: the parts of pages are read from it (it is optional)")
+        return PageStore(path, needed=("doc_name", "layout_id", "page_id", "type", "bbox", "page_size"))
+
+    def layouts(self, doc_name: str, page: int | None = None) -> pd.DataFrame:
+        """The parts that MMDocIR found on a document's pages, or on one of them, in the file's order.
+
+        One row each: `layout_id`, `page` (0-based), `type` ("text", "table", "figure", …), `bbox` ([x1, y1, x2, y2]
+        in the unit of `page_size`, [width, height]), `text` (its words, by OCR where it is a picture; "" if none).
+        Only the row groups of this document are read, of the columns asked for.
+
+        Raises CorpusError if the layout file is missing, lacks columns, or does not fit the annotations.
+        """
+        pages, store = range(self.num_pages(doc_name)), self._layout_store
+        if page is not None and page not in pages:
+            raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {pages[-1]}")
+        [extra] = self.documents.loc[self.documents["doc_name"] == doc_name, "extra"]
+        span = extra.get("layout_indices")
+        if not is_pair(span) or not 0 <= span[0] <= span[1] < store.num_rows:
+            raise CorpusError(
+                f"layout_indices of {doc_name!r} is {span}, not [first row, last row] of the {store.num_rows}"
+                f" in {store.path}"
+            )
+        words = [name for name in ("text", "ocr_text") if name in store.columns]
+        found = []
+        for row in range(span[0], span[1] + 1):  # the end is inclusive
+            if (name := store.value(row, "doc_name")) != doc_name:
+                raise CorpusError(f"{store.path}, row {row} is a part of {name!r}, but {doc_name!r} has that row")
+            if (where := store.value(row, "page_id")) not in pages:
+                raise CorpusError(f"{store.path}, row {row}: {doc_name!r} has no page {where}")
+            if page in (None, where):
+                kept = {name: store.value(row, name) for name in ("layout_id", "type", "bbox", "page_size")}
+                text = next(filter(None, (store.value(row, name) for name in words)), "")
+                found.append(kept | {"page": where, "text": text})
+        return pd.DataFrame(found, columns=LAYOUT_COLUMNS)
 
     @cached_property
     def pages(self) -> pd.DataFrame:

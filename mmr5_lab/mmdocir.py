@@ -20,7 +20,10 @@ import numpy as np
 import pandas as pd
 
 from mmr5_lab.corpus import (
+    ANNOTATIONS,
     DOCUMENT_COLUMNS,
+    LAYOUTS,
+    PAGES,
     QUESTION_COLUMNS,
     Corpus,
     CorpusError,
@@ -45,16 +48,17 @@ SUBSETS: dict[str, tuple[str, ...]] = {
 """Training subsets by the paper's name -> how their files begin, in one release or another."""
 
 
-def fetch(subset: str | None = None, folder: str | Path | None = None) -> Path:
+def fetch(subset: str | None = None, folder: str | Path | None = None, layouts: bool = False) -> Path:
     """The folder with MMDocIR's evaluation files, or those of a training subset, by huggingface_hub.
 
     folder: where to put them; None: the hub's cache
+    layouts: also the evaluation pages' parts, 170,338 of them with their images (`Corpus.layouts`)
     Raises ValueError for an unknown subset, RuntimeError where the files are neither there nor can be fetched.
     """
     from huggingface_hub import snapshot_download
 
     if subset is None:
-        name, patterns = EVALUATION, ["MMDocIR_annotations.jsonl", "MMDocIR_pages.parquet"]
+        name, patterns = EVALUATION, [ANNOTATIONS, PAGES, *([LAYOUTS] if layouts else [])]
     else:
         name, patterns = TRAINING, [f"*/{stem}_*" for stem in _stems(subset)]
     try:

@@ -11,6 +11,7 @@ from PIL import Image
 from mmr5_lab import corpus as corpus_module
 from mmr5_lab.corpus import (
     ANNOTATIONS,
+    LAYOUTS,
     PAGES,
     CorpusError,
     PageStore,
@@ -105,6 +106,72 @@ def test_pages_are_counted_from_zero_in_each_document(folder):
     assert corpus.page_text("c.pdf", 2) == "gamma"
     assert corpus.page_text("c.pdf", 2, source="vlm_text") == "a page"
     assert corpus.page_text("c.pdf", 0) == ""
+
+
+@pytest.fixture
+def with_layouts(folder):
+    """Parts of the pages of both documents, as MMDocIR publishes them; those of `c.pdf` are rows 1 to 3."""
+    parts = [
+        ("a b.pdf", 0, "text", "Alpha", None),
+        ("c.pdf", 0, "text", "Heading", None),
+        ("c.pdf", 2, "table", None, "Ada | 12"),
+        ("c.pdf", 2, "figure", None, None),
+    ]
+    rows = [
+        {
+            "doc_name": name, "domain": "News", "type": kind, "layout_id": k, "page_id": page_number,
+            "image_path": "", "image_binary": picture(k), "text": text, "ocr_text": ocr, "vlm_text": None,
+            "bbox": [10, 20 + k, 30, 40.5], "page_size": [612.0, 792.0],
+        }
+        for k, (name, page_number, kind, text, ocr) in enumerate(parts)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), folder / LAYOUTS, row_group_size=2)
+    for record, span in zip(records := lines(folder), ([0, 0], [1, 3]), strict=True):
+        record["layout_indices"] = span
+    rewrite(folder, records)
+    return folder
+
+
+def test_the_parts_of_pages_are_read_where_they_are_published(with_layouts):
+    corpus = load_corpus(with_layouts)
+    found = corpus.layouts("c.pdf")
+    assert found[["layout_id", "page", "type", "text"]].to_numpy().tolist() == [
+        [1, 0, "text", "Heading"],
+        [2, 2, "table", "Ada | 12"],
+        [3, 2, "figure", ""],
+    ]
+    assert found["bbox"][1] == [10, 22, 30, 40.5]
+    assert found["page_size"][1] == [612, 792]
+    assert corpus.layouts("c.pdf", 2)["layout_id"].tolist() == [2, 3]
+    assert corpus.layouts("c.pdf", 1).columns.tolist() == corpus_module.LAYOUT_COLUMNS, "a page without parts"
+    assert corpus.layouts("a b.pdf")["layout_id"].tolist() == [0]
+    assert corpus.split("rl").layouts("c.pdf")["layout_id"].tolist() == [1, 2, 3]
+    with pytest.raises(CorpusError, match=r"'c\.pdf' has no page 3; it has pages 0 to 2"):
+        corpus.layouts("c.pdf", 3)
+    with pytest.raises(CorpusError, match=r"no document 'x\.pdf'"):
+        corpus.layouts("x.pdf")
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ([0, 1], "row 1 is a part of 'c.pdf', but 'a b.pdf' has that row"),
+        ([0, 4], r"layout_indices of 'a b.pdf' is \[0, 4\], not \[first row, last row\] of the 4"),
+        (None, "layout_indices of 'a b.pdf' is None"),
+        ([1, 0], r"is \[1, 0\]"),
+    ],
+)
+def test_parts_that_do_not_fit_their_documents_are_refused(with_layouts, span, message):
+    records = lines(with_layouts)
+    records[0]["layout_indices"] = span
+    rewrite(with_layouts, records)
+    with pytest.raises(CorpusError, match=message):
+        load_corpus(with_layouts).layouts("a b.pdf")
+
+
+def test_without_the_layout_file_its_absence_is_named(folder):
+    with pytest.raises(CorpusError, match=f"{LAYOUTS} is missing: .* optional"):
+        load_corpus(folder).layouts("c.pdf")
 
 
 def test_pages_without_words_are_flagged(folder):
