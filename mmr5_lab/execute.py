@@ -36,6 +36,7 @@ from traitlets.config import Config
 
 from mmr5_lab.corpus import replacing
 from mmr5_lab.runs import (
+    CHAIN,
     FOLDER,
     PROGRESS,
     inside_project,
@@ -45,16 +46,8 @@ from mmr5_lab.runs import (
     read_run,
     results,
     run_hash,
+    with_newest,
 )
-
-CHAIN = {  # notebook, in order -> the parameter by which later ones name its run ("": none does)
-    "01_data_construction": "DATA_RUN",
-    "02_sft": "SFT_RUN",
-    "03_grpo": "GRPO_RUN",
-    "04_inference": "INFERENCE_RUN",
-    "05_evaluation": "",
-    "06_error_analysis": "",
-}
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -138,10 +131,14 @@ def read_profile(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_folder(name: str, parameters: Mapping[str, Any], root: str | Path = "runs") -> Path:
-    """Where the run of `notebooks/<name>.ipynb` with `parameters` is kept. Raises NotebookError for bad parameters."""
+    """Where the run of `notebooks/<name>.ipynb` with `parameters` is kept.
+
+    Earlier runs that are not named are the newest in `root`. Raises NotebookError for bad parameters, FileNotFoundError
+    where there is no such run.
+    """
     project = project_root()
     checked = checked_parameters(project / "notebooks" / f"{name}.ipynb", parameters)
-    return project / root / name / run_hash(name, checked)
+    return project / root / name / run_hash(name, with_newest(checked, project / root))
 
 
 def is_done(folder: Path) -> bool:
@@ -153,11 +150,13 @@ def is_done(folder: Path) -> bool:
 def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "runs") -> Path:
     """Run `notebooks/<name>.ipynb` with `parameters` and return its run folder (see `make_run`).
 
-    Raises NotebookError for bad parameters, before anything starts.
+    Raises as `run_folder` does, before anything starts.
     """
-    source = project_root() / "notebooks" / f"{name}.ipynb"
-    folder = run_folder(name, parameters, root)
-    make_run(name, checked_parameters(source, parameters), folder)
+    project = project_root()
+    checked = checked_parameters(project / "notebooks" / f"{name}.ipynb", parameters)
+    named = with_newest(checked, project / root)
+    folder = run_folder(name, named, root)
+    make_run(name, named, folder)
     return folder
 
 

@@ -26,6 +26,15 @@ from mmr5_lab.prompts import PROMPT_VERSION
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "papermill", "bm25s")
+CHAIN = {  # notebook, in order -> the parameter by which later ones name its run ("": none does)
+    "01_data_construction": "DATA_RUN",
+    "02_sft": "SFT_RUN",
+    "03_grpo": "GRPO_RUN",
+    "04_inference": "INFERENCE_RUN",
+    "05_evaluation": "",
+    "06_error_analysis": "",
+}
+RUN_OF_SYSTEM = {"SFT": "SFT_RUN", "SFT + RL": "GRPO_RUN", "RL only": "GRPO_RUN"}  # that notebook 04 reranks with
 PROGRESS = "progress.json"
 FOLDER = "RUN"  # the one parameter that says where, not what: left out of the hash
 
@@ -124,6 +133,22 @@ def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {k: namespace[k] for k in sorted(namespace) if k.isupper() and isinstance(namespace[k], plain)}
 
 
+def with_newest(parameters: Mapping[str, Any], root: str | Path = "runs") -> dict[str, Any]:
+    """The parameters, with the newest run's folder for each earlier run (`CHAIN`) whose parameter is empty.
+
+    Those that are not taken stay empty: of SFT where there is a MODEL to start from, of systems that are not asked for.
+    Raises FileNotFoundError where there is no such run.
+    """
+    idle = {"SFT_RUN"} if parameters.get("MODEL") else set()
+    if "SYSTEMS" in parameters:
+        idle |= set(RUN_OF_SYSTEM.values()) - {RUN_OF_SYSTEM.get(system) for system in parameters["SYSTEMS"]}
+    return dict(parameters) | {
+        name: str(inside_project(latest(notebook, root)))
+        for notebook, name in CHAIN.items()
+        if parameters.get(name) == "" and name not in idle
+    }
+
+
 def run_hash(notebook: str, parameters: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that name a notebook's work: parameters, code, data and the prompt texts.
 
@@ -149,10 +174,11 @@ def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
     """Make (or open again) the run folder for a notebook's parameters and write its manifest.
 
     `namespace` is the notebook's `globals()`. Changes into the project's root, so that a notebook works from
-    JupyterLab as under papermill. The parameter RUN, where it is set, is the folder to use.
+    JupyterLab as under papermill. The parameter RUN, where it is set, is the folder to use. Earlier runs that are not
+    named are the newest ones (`with_newest`): take them from the run's parameters.
     """
     os.chdir(project_root())
-    parameters = parameters_of(namespace)
+    parameters = with_newest(parameters_of(namespace))
     name = run_hash(notebook, parameters)
     folder = Path(parameters.get(FOLDER) or Path("runs") / notebook / name)
     folder.mkdir(parents=True, exist_ok=True)

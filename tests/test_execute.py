@@ -9,9 +9,10 @@ from mmr5_lab.execute import (
     default_parameters,
     parents,
     read_profile,
+    run_folder,
     run_notebook,
 )
-from mmr5_lab.runs import project_root, results
+from mmr5_lab.runs import project_root, read_run, results
 
 NOTEBOOKS = project_root() / "notebooks"
 
@@ -53,3 +54,12 @@ def test_notebook_01_runs_top_to_bottom_and_is_reused(tmp_path):
     stamp = (folder / "results.json").stat().st_mtime_ns
     assert run_notebook("01_data_construction", {"MAX_TRACES": 5}, tmp_path) == folder
     assert (folder / "results.json").stat().st_mtime_ns == stamp
+
+
+def test_a_notebook_without_a_named_parent_takes_the_newest_and_is_found_again(toy):
+    data = run_notebook("01_data_construction", {"X": 3})
+    folder = run_notebook("02_sft", {})
+    assert results(folder)["score"] == 9
+    named = read_run(folder).manifest["parameters"]["DATA_RUN"]
+    assert named == str(data.relative_to(toy))
+    assert run_folder("02_sft", {"DATA_RUN": named}) == folder

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from mmr5_lab.runs import latest, read_progress, read_run, report_progress
+from mmr5_lab.ledger import parents_of
+from mmr5_lab.runs import latest, open_run, read_progress, read_run, report_progress, with_newest
 
 MANIFEST = json.dumps({"notebook": "02_sft", "hash": "abc"})
 
@@ -47,6 +48,47 @@ def test_the_newest_run_of_those_that_hold_a_file(tmp_path):
     assert latest("02_sft", tmp_path, "notebook.ipynb").name == "middle"
     with pytest.raises(FileNotFoundError, match=r"no finished run of 03_grpo in .*: run notebooks/03_grpo.ipynb first"):
         latest("03_grpo", tmp_path)
+
+
+@pytest.fixture
+def made(toy):
+    """Run folders of 01 to 04, named after their notebook's number."""
+    found = {}
+    for name in ("01_data_construction", "02_sft", "03_grpo", "04_inference"):
+        folder = toy / "runs" / name / (name[:2] * 6)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("{}")
+        found[name[:2]] = str(folder.relative_to(toy))
+    return found
+
+
+def test_a_run_names_the_newest_run_that_it_took(toy, made):
+    """As in JupyterLab, where none is named: the manifest tells it, and the run is that of who names it."""
+    run = open_run("02_sft", {"DATA_RUN": "", "SEED": 0})
+    assert run.parameters == {"DATA_RUN": made["01"], "SEED": 0}
+    assert parents_of(read_run(run.folder)) == {"DATA_RUN": toy / made["01"]}
+    assert open_run("02_sft", {"DATA_RUN": made["01"], "SEED": 0}).folder == run.folder
+    newer = toy / "runs" / "01_data_construction" / "newer"
+    newer.mkdir()
+    (newer / "results.json").write_text("{}")
+    os.utime(newer / "results.json", (2e9, 2e9))
+    assert open_run("02_sft", {"DATA_RUN": "", "SEED": 0}).folder != run.folder
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ({"DATA_RUN": "", "SFT_RUN": "", "MODEL": ""}, {"DATA_RUN": "01", "SFT_RUN": "02"}),
+        ({"DATA_RUN": "", "SFT_RUN": "", "MODEL": "base"}, {"DATA_RUN": "01"}),
+        ({"SFT_RUN": "", "GRPO_RUN": "", "SYSTEMS": ["base"]}, {}),
+        ({"SFT_RUN": "", "GRPO_RUN": "", "SYSTEMS": ["SFT"]}, {"SFT_RUN": "02"}),
+        ({"SFT_RUN": "", "GRPO_RUN": "", "SYSTEMS": ["base", "RL only"]}, {"GRPO_RUN": "03"}),
+        ({"SFT_RUN": "none", "GRPO_RUN": "", "SYSTEMS": ["SFT + RL"]}, {"GRPO_RUN": "03"}),
+        ({"INFERENCE_RUN": "", "GRPO_RUN": ""}, {"INFERENCE_RUN": "04", "GRPO_RUN": "03"}),
+    ],
+)
+def test_only_runs_that_are_taken_are_named(made, given, taken):
+    assert with_newest(given) == given | {name: made[number] for name, number in taken.items()}
 
 
 def test_progress_is_read_as_it_was_reported(tmp_path):
