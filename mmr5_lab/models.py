@@ -1,5 +1,6 @@
 """Load a vision-language model and its processor, with device, dtype and pixel budget chosen sensibly."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from mmr5_lab.cpu_layers import use_onednn
+
+# peft 0.21 and trl 1.16 ask by the name that transformers 5.24 gave up, trl twice a step
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def best_device() -> str:

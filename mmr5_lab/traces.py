@@ -204,6 +204,10 @@ class PromptReader:
     def __init__(self, corpus: Corpus, seed: int | None):
         self.corpus, self.seed, self.epoch = corpus, seed, 0
 
+    def __getstate__(self) -> tuple[str, int | None]:
+        """What datasets tells one reader from another by; it never makes one of it."""
+        return str(self.corpus.folder), self.seed
+
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         images: dict[tuple[str, int], Any] = {}  # a prompt stands in a batch once for each of its completions
         examples = []

@@ -113,6 +113,19 @@ def test_a_finished_demo_is_shown_at_once(small, capsys):
     assert "SFT + RL" in capsys.readouterr().out
 
 
+def test_its_notebooks_are_not_full_of_notices_of_the_libraries(small):
+    """Of a renamed attribute at every step, and of a dataset that cannot be told from another."""
+    said = [
+        output["text"]
+        for path in small.glob("runs/*/*/notebook.ipynb")
+        for cell in json.loads(path.read_text())["cells"]
+        for output in cell.get("outputs", [])
+        if output.get("name") == "stderr"
+    ]
+    assert said, "progress is written there"
+    assert not [text for text in said if "is_gradient_checkpointing" in str(text) or "be hashed" in str(text)]
+
+
 def test_one_system_is_evaluated_alone(small):
     """As in notebooks/sweeps/study.yaml: no run of 02 or 03 is needed for a base that answers without reasoning."""
     profile = yaml.safe_load((small / "profile.yaml").read_text())
