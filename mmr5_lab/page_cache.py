@@ -17,6 +17,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from itertools import accumulate
 from typing import Any, cast
 
@@ -47,7 +48,8 @@ class PageCache:
             raise TypeError(f"{type(model).__name__} has no get_image_features: its pages cannot be kept")
         self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
         self._kept: OrderedDict[Key, Features] = OrderedDict()
-        self._lock = threading.RLock()
+        self._begun: dict[Key, Future[Features]] = {}  # pages that a batch is encoding
+        self._lock = threading.Lock()
         self._module = encoders[-1]  # modules() lists a model before what is inside it
         self._encode = self._module.get_image_features
         if hasattr(self._encode, "page_cache"):
@@ -135,16 +137,34 @@ class PageCache:
 
     def _found(self, keys: Sequence[Key], encode: Callable[[list[int]], list[Features]]) -> list[Features]:
         """The pages of these keys; `encode` makes those that are not kept, and is told where each first stands."""
-        with self._lock:  # batches side by side do not encode a page twice
+        new: dict[Key, int] = {}
+        with self._lock:  # batches side by side encode at once, but no page twice
             found = {key: self._kept[key] for key in keys if key in self._kept}
-            new: dict[Key, int] = {}
+            elsewhere = {key: self._begun[key] for key in keys if key in self._begun and key not in found}
             for i, key in enumerate(keys):
-                if key not in found:
+                if key not in found and key not in elsewhere:
                     new.setdefault(key, i)
+            begun = {key: Future[Features]() for key in new}
+            self._begun |= begun
             self.misses += len(new)
             self.hits += len(keys) - len(new)
-            if new:
-                found |= zip(new, encode(list(new.values())), strict=True)
+        try:
+            found |= zip(new, encode(list(new.values())) if new else [], strict=True)
+        except BaseException as error:
+            for future in begun.values():
+                future.set_exception(error)
+            raise
+        else:
+            for key, future in begun.items():
+                future.set_result(found[key])
+        finally:
+            with self._lock:
+                for key in begun:
+                    if key in found:
+                        self._keep(key, found[key])
+                    del self._begun[key]
+        found |= {key: future.result() for key, future in elsewhere.items()}
+        with self._lock:
             for key in keys:
                 self._keep(key, found[key])
         return [found[key] for key in keys]

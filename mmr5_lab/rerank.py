@@ -273,22 +273,20 @@ class Reranker(Ranker):
 
     def _inputs(self, texts: list[str], keys: list[list[bytes]], pages: Pages) -> dict[str, Any]:
         """What the model takes for these prompts and the pages in each."""
-        with self._lock:
-            return self._prepared(texts, keys, pages)
-
-    def _prepared(self, texts: list[str], keys: list[list[bytes]], pages: Pages) -> dict[str, Any]:
         device = self.model.device
         if self.page_cache is None:
             images = [[pages.image(key) for key in row] for row in keys]
-            plain = self.processor(
-                text=texts, images=images, padding=True, padding_side="left", return_tensors="pt",
-                add_special_tokens=False,
-            ).to(device)  # fmt: skip
+            with self._lock:
+                plain = self.processor(
+                    text=texts, images=images, padding=True, padding_side="left", return_tensors="pt",
+                    add_special_tokens=False,
+                ).to(device)  # fmt: skip
             plain["pixel_values"] = plain["pixel_values"].to(self.model.dtype)
             return dict(plain)
         seen = self.page_cache.encoded(list(chain.from_iterable(keys)), pages.image, self.processor)
         expanded, _ = self.processor.get_text_with_replacements(list(texts), [page["text"] for page in seen])
-        lists = self.processor.tokenizer(expanded, padding=True, padding_side="left", add_special_tokens=False)
+        with self._lock:
+            lists = self.processor.tokenizer(expanded, padding=True, padding_side="left", add_special_tokens=False)
         if self.processor.return_mm_token_type_ids:
             of_text = "token_type_ids" in self.processor.model_input_names
             kinds = self.processor.create_mm_token_type_ids(lists["input_ids"])

@@ -1,6 +1,9 @@
 """The page cache changes nothing but the work: same answers, pages encoded once, memory bounded."""
 
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -156,6 +159,47 @@ def test_pages_are_counted_and_forgotten_oldest_first(small):
     small.rank("q", [page(1)], "score")
     assert (cache.misses, cache.hits) == (4, 1), "the first page was forgotten"
     assert cache.hit_rate == 0.2
+
+
+def test_batches_encode_beside_each_other_and_no_page_twice(small):
+    cache = PageCache(small.model)
+    both = threading.Barrier(2, timeout=30)  # broken unless two threads encode at the same time
+    encoded = []
+
+    def encode(places):
+        both.wait()
+        encoded.append(len(places))
+        return [{"pooler_output": torch.ones(1)} for _ in places]
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(cache._found, ([b"a", b"b"], [b"b", b"c", b"b"]), (encode, encode))
+    assert one[1] is other[0] is other[2]
+    assert (sum(encoded), cache.misses, cache.hits, len(cache._kept)) == (3, 3, 2, 3)
+
+
+def test_a_page_that_could_not_be_encoded_is_tried_again(small):
+    cache = PageCache(small.model)
+    begun, waiting = threading.Event(), threading.Event()
+
+    def fail(places):
+        begun.set()
+        waiting.wait(30)
+        raise MemoryError("no room")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache._found, [b"a"], fail)
+        begun.wait(30)
+        second = pool.submit(cache._found, [b"a"], lambda places: pytest.fail("encoded twice"))
+        for _ in range(30_000):
+            if cache.hits:  # the second waits for the first one's page
+                break
+            time.sleep(0.001)
+        waiting.set()
+        for future in (first, second):
+            with pytest.raises(MemoryError, match="no room"):
+                future.result(30)
+    [page_now] = cache._found([b"a"], lambda places: [{"pooler_output": torch.zeros(1)}])
+    assert page_now["pooler_output"] == 0
 
 
 def test_a_page_larger_than_the_bound_is_used_and_not_kept(small):

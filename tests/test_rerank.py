@@ -12,6 +12,7 @@ from mmr5_lab import QueryReranker
 from mmr5_lab.allowed_ids import AllowedIds
 from mmr5_lab.corpus import as_rgb
 from mmr5_lab.mini.model import build_processor
+from mmr5_lab.page_cache import PageCache
 from mmr5_lab.prompts import build_messages
 from mmr5_lab.rerank import MODES, Reranker
 
@@ -260,15 +261,18 @@ def test_what_was_ranked_before_a_failure_is_kept(reranker, monkeypatch):
     assert {0, 1} <= finished <= {0, 1, 4, 5}, "one batch may be worked on beside another"
 
 
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_batches_side_by_side_rank_as_one_after_another(architecture, mode):
+def test_batches_side_by_side_rank_as_one_after_another(architecture, mode, cached):
     """Over and over, with prompts of many lengths and sampled with a seed: neither sees the other's batch."""
+    cache = PageCache(architecture.model) if cached else None
     ranker = Reranker(
         architecture.model,
         architecture.processor,
         max_new_tokens=12,
         temperature=1.0 if mode == "reason" else 0.0,
         seed=3,
+        page_cache=cache,
     )
     asked = [("x " * k + "?", pages(1 + k % 4)) for k in range(16)]
     threads, found = torch.get_num_threads(), []
@@ -276,8 +280,12 @@ def test_batches_side_by_side_rank_as_one_after_another(architecture, mode):
         for count in (1, 4, 4):
             torch.set_num_threads(count)
             found.append(ranker.rank_many(asked, mode, batch_size=2))
+            if cache:
+                cache.clear()
     finally:
         torch.set_num_threads(threads)
+        if cache:
+            cache.remove()
     alone, *beside = found
     for rankings in beside:
         assert [r.text for r in rankings] == [r.text for r in alone]
