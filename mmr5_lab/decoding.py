@@ -2,14 +2,14 @@
 
 - Rows leave the batch when they end.
 - Tokens that are forced (the separators of a list of ids) take no pass of their own.
-- Keys and values grow in place.
+- Keys and values grow in place, and are read by sums of rows where that is faster (`cpu_attention`).
 - Where only a prompt's last position is asked for, the last layer works on that one only.
 
 Logits processors, sampling and positions are those of `generate`, which calls the loop (its `custom_generate`).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from mmr5_lab.allowed_ids import AllowedIds
+from mmr5_lab.cpu_attention import sums_of_rows
 
 GROWTH = 64  # positions that are reserved at a time
 STAY = 0.75  # rows that have ended leave when no more than this share is left: leaving copies what stays
@@ -24,7 +25,14 @@ BY_ROW = ("attention_mask", "token_type_ids", "mm_token_type_ids")  # what has a
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values in tensors with room for more, where a DynamicLayer copies all of them for each token."""
+    """Keys and values in tensors with room for more, where a DynamicLayer copies all of them for each token.
+
+    transposed: keep the keys as `cpu_attention` reads them; what is given and returned is the same
+    """
+
+    def __init__(self, transposed: bool = False):
+        super().__init__()
+        self._transposed = transposed
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Starts with no positions."""
@@ -40,26 +48,31 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        keys, key_room = _appended(self.keys, self._rooms[0], key_states)
+        first = self.keys.shape[-2] == 0
+        keys, key_room = _appended(self.keys, self._rooms[0], key_states, self._transposed)
         values, value_room = _appended(self.values, self._rooms[1], value_states)
         self.keys, self.values, self._rooms = keys, values, (key_room, value_room)
-        return keys, values
+        return (key_states, value_states) if first else (keys, values)
 
 
-def _appended(kept: torch.Tensor, room: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _appended(
+    kept: torch.Tensor, room: torch.Tensor, new: torch.Tensor, transposed: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(kept and new as one tensor, its room). `kept` is the front of `room` unless rows were selected since."""
     length = kept.shape[-2] + new.shape[-2]
     if kept.data_ptr() != room.data_ptr() or room.shape[-2] < length:
-        room = new.new_empty(*new.shape[:2], length + GROWTH, new.shape[-1])
+        shape = (*new.shape[:2], length + GROWTH, new.shape[-1])
+        room = new.new_empty(*shape[:2], shape[3], shape[2]).mT if transposed else new.new_empty(shape)
         room[..., : kept.shape[-2], :] = kept
+        room[..., length:, :] = 0  # read too, where keys are transposed
     room[..., kept.shape[-2] : length, :] = new
     return room[..., :length, :], room
 
 
-def roomy_cache(model: Any) -> DynamicCache:
+def roomy_cache(model: Any, transposed: bool = False) -> DynamicCache:
     """An empty cache for a model, whose keys and values grow in place."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [RoomyLayer(transposed) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -141,8 +154,9 @@ def write(
             given = model._update_model_kwargs_for_generation(outputs, given, num_new_tokens=count)
             outputs = _forward(model, input_ids[rows], count, given)
 
-    with last_position_only(model):
-        model.generate(**inputs, **options, use_cache=True, cache=roomy_cache(model), custom_generate=loop)
+    one_by_one = sums_of_rows(model) if allowed is None else nullcontext(False)  # else tokens come in runs
+    with last_position_only(model), one_by_one as transposed:
+        model.generate(**inputs, **options, use_cache=True, cache=roomy_cache(model, transposed), custom_generate=loop)
     return written
 
 

@@ -88,10 +88,11 @@ def test_the_model_is_left_as_it_was(architecture):
         assert torch.equal(architecture.model(**given).logits, before)
 
 
-def test_keys_and_values_grow_in_place():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_keys_and_values_grow_in_place(transposed):
     """As a DynamicLayer's, through growth, rows that leave, and tokens that are taken back."""
     torch.manual_seed(0)
-    roomy, plain = RoomyLayer(), DynamicLayer()
+    roomy, plain = RoomyLayer(transposed), DynamicLayer()
     for rows, length in [(3, 70), (3, 1), (3, 90), (2, 1), (2, 5), (2, 1)]:
         if rows == 2 and plain.keys.shape[0] == 3:
             for layer in (roomy, plain):
