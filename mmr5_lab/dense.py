@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from mmr5_lab.corpus import Corpus, CorpusError
@@ -44,6 +45,8 @@ def encode_corpus(
 ) -> PageVectors:
     """The vectors of a corpus's pages; those that the folder does not hold yet are encoded, with progress.
 
+    Where another process is encoding them, its end is waited for.
+
     folder: None is `vectors/<method>_<model>_<digits>` in the corpus's folder
     source: the text that a text encoder reads, as for `Corpus.page_text`; a page without words is read as "."
 
@@ -54,9 +57,20 @@ def encode_corpus(
     about = encoder.about | {"pages": corpus.store.fingerprint}
     if encoder.reads == TEXT:
         about |= {"source": source}
-    store = PageVectors(folder or corpus.folder / "vectors" / _name(about), about)
-    pages = [(name, page) for name in corpus.documents["doc_name"] for page in range(corpus.num_pages(name))]
+    folder = Path(folder or corpus.folder / "vectors" / _name(about))
     rows = [row for name in corpus.documents["doc_name"] for row in corpus.rows(name)]
+    store = PageVectors(folder, about)
+    if store.missing(rows):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # who comes second waits, and finds them
+            store = PageVectors(folder, about)
+            _fill(store, corpus, encoder, rows, batch_size, source)
+    return store
+
+
+def _fill(store: PageVectors, corpus: Corpus, encoder: Encoder, rows: list[int], batch_size: int, source: str) -> None:
+    """Encode the pages of these rows that are missing."""
+    pages = [(name, page) for name in corpus.documents["doc_name"] for page in range(corpus.num_pages(name))]
     missing = set(store.missing(rows))
     todo = [(row, *page) for row, page in zip(rows, pages, strict=True) if row in missing]
     done = len(rows) - len(todo)
@@ -69,7 +83,6 @@ def encode_corpus(
                 read = [corpus.page_image(name, page) for _, name, page in batch]
             store.append([row for row, _, _ in batch], encoder.encode_pages(read))
             progress.update(len(batch))
-    return store
 
 
 def _name(about: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ from mmr5_lab.corpus import (
     replacing,
     write_corpus,
 )
+from mmr5_lab.lines import sole_writer
 from mmr5_lab.pdf import (
     DEFAULT_MAX_PIXELS,
     NO_READER,
@@ -83,21 +84,38 @@ def build_corpus(
     PDFs that are new or changed.
 
     Raises CorpusError if the folder has no PDF, or none that can be used, for an OCR that is not installed, and, before
-    anything is rendered, for questions that do not fit their PDF; RuntimeError if a rendering process dies. An earlier
-    corpus stays until the new one is whole.
+    anything is rendered, for questions that do not fit their PDF; RuntimeError if a rendering process dies, or another
+    process is making this corpus. An earlier corpus stays until the new one is whole.
     """
     folder, out = Path(pdf_folder), Path(out_folder)
     if not folder.is_dir():
         raise CorpusError(f"{folder} is not a folder")
     if max_pixels < 1:
         raise CorpusError(f"max_pixels is {max_pixels}; it must be positive")
+    pdfs = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".pdf" and path.is_file())
+    if not pdfs:
+        raise CorpusError(f"{folder} holds no PDF files")
+    parts = out / ".parts"
+    if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
+        raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
+    with sole_writer(out, parts / ".lock"):
+        return _build(folder, pdfs, out, annotations, max_pixels, jpeg_quality, workers, ocr)
+
+
+def _build(
+    folder: Path,
+    pdfs: list[Path],
+    out: Path,
+    annotations: str | Path | Sequence[dict[str, Any]] | None,
+    max_pixels: int,
+    jpeg_quality: int,
+    workers: int,
+    ocr: str,
+) -> Corpus:
     try:
         reader = choose_ocr(ocr)
     except PdfError as error:
         raise CorpusError(str(error)) from error
-    pdfs = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".pdf" and path.is_file())
-    if not pdfs:
-        raise CorpusError(f"{folder} holds no PDF files")
     records = annotation_records(annotations)
     if annotations is None and (out / ANNOTATIONS).is_file():  # questions labelled in the corpus itself stay
         records = {
@@ -105,9 +123,6 @@ def build_corpus(
             for name, record in annotation_records(out / ANNOTATIONS).items()
         }
     parts = out / ".parts"
-    if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
-        raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
-    parts.mkdir(parents=True, exist_ok=True)
     earlier = _finished(out)
     kept: dict[str, dict[str, Any]] = {}  # annotations, by document
     reports: dict[str, dict[str, Any]] = {}
@@ -178,7 +193,7 @@ def build_corpus(
             unread,
         )
     _write_report(out, summary)
-    shutil.rmtree(parts)
+    shutil.rmtree(parts, ignore_errors=True)  # Windows keeps the lock, which is held
     return load_corpus(out)
 
 

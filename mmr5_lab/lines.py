@@ -41,37 +41,46 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
+def sole_writer(path: Path, lock: Path) -> Iterator[None]:
+    """Within it no other process writes `path`; who does holds `lock`, until it ends or is killed.
+
+    Raises RuntimeError where another one does.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise RuntimeError(f"another process is writing {path}: wait for it, or choose another place") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
 def appending(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that appends one row to a JSON-lines file: in one write, whole or not at all.
 
     A half-written last line (the process was killed, the disk was full) is cut off first, to be made again. Raises
-    RuntimeError where another process has the file open for this; a process that was killed does not.
+    RuntimeError where another process has the file open for this (`sole_writer`).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RuntimeError(f"another process is writing {path}: wait for it, or choose another file") from None
-    try:
-        with path.open("a+b", buffering=0) as file:
-            data = path.read_bytes()
-            whole = data.rfind(b"\n") + 1
-            if whole < len(data):
-                logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
-                file.truncate(whole)
+    with sole_writer(path, path.with_name(f".{path.name}.lock")), path.open("a+b", buffering=0) as file:
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
+            file.truncate(whole)
 
-            def append(row: Mapping[str, Any]) -> None:
-                line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-                size = os.fstat(file.fileno()).st_size
-                try:
-                    if file.write(line) != len(line):
-                        raise OSError(f"{path}: the disk is full")
-                except OSError:
-                    file.truncate(size)
-                    raise
+        def append(row: Mapping[str, Any]) -> None:
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            size = os.fstat(file.fileno()).st_size
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(f"{path}: the disk is full")
+            except OSError:
+                file.truncate(size)
+                raise
 
-            yield append
-    finally:
-        lock.release()
+        yield append

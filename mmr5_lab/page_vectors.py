@@ -73,6 +73,8 @@ class PageVectors:
 
     def _whole_pages(self) -> np.ndarray:
         """Row and count of each page whose vectors are all there; what an interruption cut off is not."""
+        if not (self.folder / "pages.i32").exists():  # ended before its first page
+            return np.zeros((0, 2), dtype=np.int32)
         data = (self.folder / "pages.i32").read_bytes()
         pages = np.frombuffer(data[: len(data) // 8 * 8], dtype=np.int32).reshape(-1, 2)
         there = self._vectors.stat().st_size // (2 * (self.dimensions or 1))

@@ -1,6 +1,8 @@
 """Retrieval by vectors: encoding a corpus, ranking within documents, searching across them."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -59,6 +61,29 @@ def folder(tmp_path):
         + [{"doc_name": "b.pdf", "image_binary": picture(grey), "ocr_text": ""} for grey in (20, 80)],
     )
     return tmp_path / "corpus"
+
+
+def test_who_comes_second_waits_and_encodes_nothing(folder):
+    """Two sweeps that need the same vectors; the second one begins in the middle of the first."""
+    corpus, first, second = load_corpus(folder), Greys(), Greys()
+    begun, go_on = threading.Event(), threading.Event()
+    encode = first.encode_pages
+
+    def slowly(pages):
+        begun.set()
+        assert go_on.wait(30)
+        return encode(pages)
+
+    first.encode_pages = slowly
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(encode_corpus, corpus, first, batch_size=2)
+        assert begun.wait(30)
+        other = pool.submit(encode_corpus, load_corpus(folder), second, batch_size=2)
+        with pytest.raises(TimeoutError):
+            other.result(0.2)
+        go_on.set()
+        assert len(one.result(30)) == len(other.result(30)) == 5
+    assert (sorted(first.pages), second.pages) == ([10, 20, 40, 70, 80], [])
 
 
 def test_pages_are_ranked_within_their_document(folder):

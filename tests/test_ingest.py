@@ -17,6 +17,7 @@ from PIL import Image
 
 from mmr5_lab import ingest, pdf
 from mmr5_lab.corpus import ANNOTATIONS, PAGES, CorpusError, build_corpus, load_corpus, write_corpus
+from mmr5_lab.lines import sole_writer
 
 matplotlib.use("agg")
 
@@ -332,6 +333,14 @@ def started(folder, workers: int, pages: int = 10) -> subprocess.Popen:
     while finished(folder / "out") < pages and time.monotonic() < deadline:
         time.sleep(0.01)
     return process
+
+
+def test_two_processes_do_not_make_one_corpus(pdfs, tmp_path):
+    out = tmp_path / "corpus"
+    other = sole_writer(out, out / ".parts" / ".lock")  # as the other process holds it
+    with other, pytest.raises(RuntimeError, match=r"another process is writing .*corpus: wait"):
+        build_corpus(pdfs, out)
+    assert len(build_corpus(pdfs, out).documents) == 2
 
 
 def test_a_killed_run_keeps_its_pages(tmp_path, rendered):

@@ -67,6 +67,18 @@ def test_pages_are_kept_and_mapped_from_disk(tmp_path):
         assert np.array_equal(store.page(row), page.astype(np.float16))
 
 
+@pytest.mark.parametrize("there", [(), ("vectors.f16",)])
+def test_what_ended_before_its_first_page_is_begun_anew(tmp_path, there):
+    """`about.json` is written first, then the vectors."""
+    PageVectors(tmp_path, {"model": "m"}).append([3], [np.ones((2, 4))])
+    for file in {"vectors.f16", "pages.i32"} - set(there):
+        (tmp_path / file).unlink()
+    store = PageVectors(tmp_path, {"model": "m"})
+    assert store.missing([3]) == [3]
+    store.append([3], [np.ones((2, 4))])
+    assert PageVectors(tmp_path, {"model": "m"}).missing([3]) == []
+
+
 @pytest.mark.parametrize("cut", ["vectors.f16", "pages.i32"])
 @pytest.mark.parametrize("lost", [1, 9, 17])
 def test_what_an_interruption_cut_off_is_made_again(tmp_path, cut, lost):
