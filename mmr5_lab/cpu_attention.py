@@ -53,13 +53,14 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """What `sdpa_attention_forward` gives: rows × 1 × heads × width.
 
-    query: rows × heads × 1 × width; others than one token a row are left to PyTorch's kernel
+    query: rows × heads × 1 × width; others than one token a row, and what changes scores, are left to that function
     key: rows × heads × length × width, a view of the front of rows × heads × width × room
     value: rows × heads × length × width, the front of rows × heads × room × width
     attention_mask: rows × 1 × 1 × length, False where nothing is to be seen; None: all is
     """
     rows, heads, tokens, width = query.shape
-    if tokens > 1 or key.stride(-1) == 1:
+    more = any(options.get(name) is not None for name in ("position_bias", "softcap"))  # added by it, or refused
+    if tokens > 1 or key.stride(-1) == 1 or more:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     length, bags = key.shape[2], rows * heads
     key_room, value_room = key.stride(-1), value.stride(1) // width

@@ -63,8 +63,9 @@ def _appended(
     if kept.data_ptr() != room.data_ptr() or room.shape[-2] < length:
         shape = (*new.shape[:2], length + GROWTH, new.shape[-1])
         room = new.new_empty(*shape[:2], shape[3], shape[2]).mT if transposed else new.new_empty(shape)
+        if transposed:
+            room[..., length:, :] = 0  # `cpu_attention` reads it too
         room[..., : kept.shape[-2], :] = kept
-        room[..., length:, :] = 0  # read too, where keys are transposed
     room[..., kept.shape[-2] : length, :] = new
     return room[..., :length, :], room
 

@@ -46,6 +46,18 @@ def test_several_tokens_a_row_are_left_to_pytorch():
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
 
 
+def test_what_changes_scores_is_neither_lost_nor_taken_for_granted():
+    module, bias = torch.nn.Module(), some(2, 2, 1, 5)
+    query, keys, values = some(2, 2, 1, 8), some(2, 2, 8, 5).mT, some(2, 2, 5, 8)
+    found, _ = attention(module, query, keys, values, None, scaling=1.0, position_bias=bias)
+    expected, _ = sdpa_attention_forward(module, query, keys, values, None, scaling=1.0, position_bias=bias)
+    plain, _ = attention(module, query, keys, values, None, scaling=1.0, position_bias=None)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, plain, atol=1e-2)
+    with pytest.raises(ValueError, match="softcap"):
+        attention(module, query, keys, values, None, softcap=30.0)
+
+
 def test_it_is_used_on_a_cpu_in_float32_with_a_key_head_for_each_query_head(tiny_model):
     model = AutoModelForImageTextToText.from_pretrained(tiny_model)
     config = model.config.get_text_config()
