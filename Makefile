@@ -22,11 +22,12 @@ test: lint ## lint, then all tests
 	@echo "Running the tests..."
 	@$(BIN)/pytest
 
-lint: $(READY) ## ruff, mypy and nbstripout; changes nothing
+lint: $(READY) ## ruff, mypy, import-linter and nbstripout; changes nothing
 	@echo "Checking style, types and notebooks..."
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 ifneq ($(NOTEBOOKS),)
 	@$(BIN)/nbstripout --verify --keep-id $(NOTEBOOKS)
 endif
@@ -37,7 +38,7 @@ lab: $(READY) ## open the notebooks in JupyterLab
 
 site: $(READY) ## documents, notebooks and reference as HTML, in build/site
 	@echo "Building the site..."
-	@$(BIN)/python -c "from mmr5_lab.execute import run_notebook; run_notebook('00_tour', {})"  # seconds
+	@$(BIN)/python -c "from mmr5_lab.experiments.notebooks import run_notebook; run_notebook('00_tour', {})"  # seconds
 	@$(BIN)/mkdocs build --strict --quiet
 	@echo "Open build/site/index.html"
 

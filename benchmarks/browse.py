@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from mmr5_lab.browser import Browser, Twin
-from mmr5_lab.corpus import load_corpus
-from mmr5_lab.widgets import reasoning_browser
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.views.browser import Browser, Twin
+from mmr5_lab.views.widgets import reasoning_browser
 
 
 def drawn(browser: Browser, folder: Path) -> float | None:

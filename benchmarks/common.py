@@ -99,7 +99,8 @@ class Report:
 
 def model_folder(given: str | None) -> str:
     """The model to measure: the one named, the newest trained one, or the base (which answers no question)."""
-    from mmr5_lab.runs import latest, project_root, results
+    from mmr5_lab.experiments.runs import latest, project_root
+    from mmr5_lab.files import results
 
     if given:
         return given

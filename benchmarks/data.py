@@ -25,16 +25,17 @@ import torch
 from common import Peak, Report, chat_server, interleaved
 from PIL import Image
 
-from mmr5_lab.account import Account
-from mmr5_lab.chat import Chat
-from mmr5_lab.corpus import Corpus, load_corpus, write_corpus
-from mmr5_lab.ingest import build_corpus
-from mmr5_lab.page_vectors import PageVectors
-from mmr5_lab.prompts import teacher_prompt
-from mmr5_lab.retrieve import Run
-from mmr5_lab.teachers import ServerTeacher
-from mmr5_lab.traces import Candidates, make_traces, read_traces, rejected_path, training_candidates
-from mmr5_lab.typeset import data_url
+from mmr5_lab.corpus.documents import Corpus, load_corpus
+from mmr5_lab.corpus.ingest import build_corpus
+from mmr5_lab.corpus.rankings import Rankings
+from mmr5_lab.corpus.writing import write_corpus
+from mmr5_lab.html import data_url
+from mmr5_lab.models.chat import Chat
+from mmr5_lab.prompting.prompts import teacher_prompt
+from mmr5_lab.retrieval.page_vectors import PageVectors
+from mmr5_lab.traces.account import Account
+from mmr5_lab.traces.construction import Candidates, make_traces, read_traces, rejected_path, training_candidates
+from mmr5_lab.traces.teachers import ServerTeacher
 
 PAGES, PATCHES, DIMENSIONS = 20_395, 700, 128  # MMDocIR's evaluation set through ColQwen2
 QUERY_VECTORS = 24  # a question of about a dozen words, its prefix and ten padding tokens
@@ -181,7 +182,7 @@ def teacher(report: Report, quick: bool) -> None:
         corpus = _asked_corpus(folder / "corpus", 100 if quick else 400)
         golds = zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True)
         run = {question: [gold, *(page for page in range(10) if page != gold)] for question, [gold] in golds}
-        candidates = training_candidates(corpus, Run(run), 5)
+        candidates = training_candidates(corpus, Rankings(run), 5)
         calls = sum(len(c.pages) for c in candidates)
         with chat_server(LATENCY, FAILING) as url:
             released = folder / "released.jsonl"

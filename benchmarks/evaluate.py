@@ -37,9 +37,10 @@ import pandas as pd
 from common import Report, arguments, interleaved
 from PIL import Image, ImageDraw, ImageFont
 
-from mmr5_lab.corpus import load_corpus, write_corpus
-from mmr5_lab.metrics import bootstrap_interval, bootstrap_intervals, evaluate_runs, per_question
-from mmr5_lab.runs import project_root
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.corpus.writing import write_corpus
+from mmr5_lab.evaluation.metrics import bootstrap_interval, bootstrap_intervals, evaluate_runs, per_question
+from mmr5_lab.experiments.runs import project_root
 
 KS = (1, 3, 5)
 SAMPLES = 10_000

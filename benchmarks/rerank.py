@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmr5_lab.corpus import load_corpus
-from mmr5_lab.metrics import evaluate
-from mmr5_lab.parsing import parse_ranking
-from mmr5_lab.prompts import build_messages
-from mmr5_lab.remote import RemoteReranker
-from mmr5_lab.rerank import Ranking, Reranker
-from mmr5_lab.retrieve import retrieve
-from mmr5_lab.runs import project_root
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.evaluation.metrics import evaluate
+from mmr5_lab.experiments.runs import project_root
+from mmr5_lab.prompting.answers import parse_ranking
+from mmr5_lab.prompting.prompts import build_messages
+from mmr5_lab.reranking.local import Reranker
+from mmr5_lab.reranking.ranking import Ranking
+from mmr5_lab.reranking.remote import RemoteReranker
+from mmr5_lab.retrieval.retrieve import retrieve
 
 NEW_TOKENS = 220
 LATENCY = 0.2  # seconds of the server

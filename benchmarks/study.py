@@ -14,14 +14,14 @@ from typing import Any
 
 import pandas as pd
 
-from mmr5_lab import plots
-from mmr5_lab.compare import compare
-from mmr5_lab.corpus import load_corpus
-from mmr5_lab.gold_ranks import Run
-from mmr5_lab.ledger import parents_of, read_runs, settings_of
-from mmr5_lab.metrics import evaluate
-from mmr5_lab.retrieve import read_trec
-from mmr5_lab.runs import results
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.corpus.rankings import read_trec
+from mmr5_lab.evaluation.comparison import compare
+from mmr5_lab.evaluation.gold_ranks import Run
+from mmr5_lab.evaluation.metrics import evaluate
+from mmr5_lab.experiments.history import parents_of, read_runs, settings_of
+from mmr5_lab.files import results
+from mmr5_lab.views import plots
 
 TOLD = {  # settings that stand in a system's name, where they are not the miniature's own
     "04_inference.MODE": "reason", "04_inference.NUM_CANDIDATES": 5, "04_inference.TEMPERATURE": 0.3,

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from common import Report, arguments
 
-from mmr5_lab.execute import run_notebook
-from mmr5_lab.ledger import leaderboard, runs_table
-from mmr5_lab.runs import project_root, results
-from mmr5_lab.schedule import Processes, run_sweep
-from mmr5_lab.sweep import plan_sweep, read_grid
+from mmr5_lab.experiments.grids import plan_sweep, read_grid
+from mmr5_lab.experiments.history import leaderboard, runs_table
+from mmr5_lab.experiments.notebooks import run_notebook
+from mmr5_lab.experiments.runs import project_root
+from mmr5_lab.experiments.scheduler import Processes, run_sweep
+from mmr5_lab.files import results
 
 CORES = 2
 GRID = """

@@ -1,11 +1,11 @@
-"""Training as `mmr5_lab.training` does it against plain trl with the same arguments.
+"""Training as `mmr5_lab.training.stages` does it against plain trl with the same arguments.
 
     python benchmarks/train.py [--quick] [--json OUT] [--model FOLDER]
 
 SFT: traces of the miniature, two epochs. GRPO: 8 prompts × 8 completions a step, with a KL term. Baseline and ours
 start from the same weights and seeds, so they must log the same losses; the difference is in what is computed twice:
 pages (each epoch, each completion), prompts (each completion), and the output layer of tokens that have no label; and,
-on a CPU, in what multiplies matrices (`mmr5_lab.cpu_layers`).
+on a CPU, in what multiplies matrices (`mmr5_lab.models.cpu_layers`).
 """
 
 import tempfile
@@ -18,16 +18,16 @@ from common import Peak, Report, arguments, interleaved, model_folder
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from mmr5_lab.corpus import load_corpus
-from mmr5_lab.models import load_model
-from mmr5_lab.page_cache import PageCache
-from mmr5_lab.retrieve import retrieve
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.experiments.runs import project_root
+from mmr5_lab.mini.teacher import EvidenceTeacher
+from mmr5_lab.models.loading import load_model
+from mmr5_lab.models.vision_cache import PageCache
+from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.rewards import format_reward, rank_reward
-from mmr5_lab.runs import project_root
-from mmr5_lab.shared_prompt import SharedPromptGRPOTrainer
-from mmr5_lab.teachers import EvidenceTeacher
-from mmr5_lab.traces import make_traces, rl_dataset, sft_dataset, training_candidates
-from mmr5_lab.training import completions_only, lora
+from mmr5_lab.traces.construction import make_traces, rl_dataset, sft_dataset, training_candidates
+from mmr5_lab.training.shared_prefix import SharedPromptGRPOTrainer
+from mmr5_lab.training.stages import completions_only, lora
 
 SAME = {
     "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,

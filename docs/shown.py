@@ -18,12 +18,12 @@ from IPython.core.pylabtools import print_figure
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from mmr5_lab import plots
-from mmr5_lab.corpus import load_corpus
-from mmr5_lab.execute import run_notebook
-from mmr5_lab.parsing import reasons_in_order
-from mmr5_lab.runs import latest
-from mmr5_lab.widgets import reasoning_browser
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.experiments.notebooks import run_notebook
+from mmr5_lab.experiments.runs import latest
+from mmr5_lab.prompting.answers import reasons_in_order
+from mmr5_lab.views import plots
+from mmr5_lab.views.widgets import reasoning_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, TOUR = ROOT / "docs" / "images", ROOT / "data" / "mini" / "tour"

@@ -76,7 +76,7 @@ def _add_demo(commands) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.demo import run_demo
+    from mmr5_lab.experiments.chain import run_demo
 
     run_demo(Path(arguments.profile), arguments.runs, arguments.until)
 
@@ -109,8 +109,8 @@ def _add_ingest(commands) -> None:
 
 
 def _ingest(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.ingest import build_corpus, read_by
-    from mmr5_lab.pdf import DEFAULT_MAX_PIXELS
+    from mmr5_lab.corpus.ingest import build_corpus, read_by
+    from mmr5_lab.corpus.pdf import DEFAULT_MAX_PIXELS
 
     corpus = build_corpus(
         arguments.pdf_folder,
@@ -157,13 +157,14 @@ def _add_retrieve(commands) -> None:
 
 
 def _retrieve(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.corpus import CorpusError
-    from mmr5_lab.retrieve import retrieve, write_trec
+    from mmr5_lab.corpus.ids import CorpusError
+    from mmr5_lab.corpus.rankings import write_trec
+    from mmr5_lab.retrieval.retrieve import retrieve
 
     corpus = _corpus(arguments)
     if corpus.questions.empty:
         raise CorpusError(
-            f"{arguments.corpus} has no questions to retrieve for: mark some (mmr5_lab.annotate), give mmr5 ingest"
+            f"{arguments.corpus} has no questions to retrieve for: mark some (mmr5_lab.Annotator), give mmr5 ingest"
             " --annotations, or ask one with mmr5 ask"
         )
     options = {name: getattr(arguments, name) for name in ("max_pixels", "device") if getattr(arguments, name)}
@@ -229,11 +230,11 @@ def _add_traces(commands) -> None:
 
 
 def _traces(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.retrieve import read_trec
-    from mmr5_lab.teachers import ServerTeacher, open_teacher
-    from mmr5_lab.trace_quality import dataset_card, report
-    from mmr5_lab.traces import make_traces, read_traces, rejected_path, training_candidates
-    from mmr5_lab.widgets import trace_browser
+    from mmr5_lab.corpus.rankings import read_trec
+    from mmr5_lab.traces.construction import make_traces, read_traces, rejected_path, training_candidates
+    from mmr5_lab.traces.quality import dataset_card, report
+    from mmr5_lab.traces.teachers import ServerTeacher, open_teacher
+    from mmr5_lab.views.widgets import trace_browser
 
     corpus = _corpus(arguments)
     run = read_trec(arguments.run, corpus)
@@ -303,11 +304,12 @@ def _ranker(arguments: argparse.Namespace, model: str):
         raise ValueError("--stride says how far a window moves: give --window too")
     if arguments.server and (arguments.adapter or arguments.max_pixels):
         raise ValueError("--adapter and --max-pixels are the server's to set, not ours: leave them away with --server")
-    from mmr5_lab.rerank import Ranker, Reranker
+    from mmr5_lab.reranking.local import Reranker
+    from mmr5_lab.reranking.ranking import Ranker
 
     ranker: Ranker
     if arguments.server:
-        from mmr5_lab.remote import RemoteReranker
+        from mmr5_lab.reranking.remote import RemoteReranker
 
         ranker = RemoteReranker(arguments.server, model, max_new_tokens=arguments.max_new_tokens)
     else:
@@ -315,11 +317,11 @@ def _ranker(arguments: argparse.Namespace, model: str):
             model, arguments.adapter, max_pixels=arguments.max_pixels, max_new_tokens=arguments.max_new_tokens
         )
     if arguments.window:
-        from mmr5_lab.strategies import Windows
+        from mmr5_lab.reranking.strategies import Windows
 
         ranker = Windows(ranker, arguments.window, arguments.stride or max(1, arguments.window // 2))
     if arguments.shuffles:
-        from mmr5_lab.strategies import Consensus
+        from mmr5_lab.reranking.strategies import Consensus
 
         ranker = Consensus(ranker, arguments.shuffles)
     return ranker
@@ -343,14 +345,14 @@ def _add_rerank(commands) -> None:
 
 
 def _rerank(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.rerank_run import rerank_run
-    from mmr5_lab.retrieve import Run, RunError, read_trec
+    from mmr5_lab.corpus.rankings import Rankings, RankingsError, read_trec
+    from mmr5_lab.reranking.whole_runs import rerank_run
 
     if not arguments.model:
-        raise RunError("which model is to rerank? Name it with --model")
+        raise RankingsError("which model is to rerank? Name it with --model")
     corpus = _corpus(arguments)
     run = read_trec(arguments.run, corpus)
-    run = Run({question: pages[: arguments.candidates] for question, pages in run.pages.items()})
+    run = Rankings({question: pages[: arguments.candidates] for question, pages in run.pages.items()})
     if not arguments.server and arguments.mode == "reason":
         _check_budget(arguments, corpus, run)
     out = Path(arguments.out)
@@ -371,7 +373,7 @@ def _rerank(arguments: argparse.Namespace) -> None:
 
 def _check_budget(arguments: argparse.Namespace, corpus, run) -> None:
     """Refuse, before weights are loaded, what will not fit; the question with most candidates stands for all."""
-    from mmr5_lab.budget import plan
+    from mmr5_lab.models.memory import plan
 
     documents = dict(zip(corpus.questions["question_id"], corpus.questions["doc_name"], strict=True))
     question = max(run.pages, key=lambda q: len(run.pages[q]), default=None)
@@ -407,9 +409,10 @@ def _add_ask(commands) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.ask import as_text, ask, write_page
-    from mmr5_lab.corpus import load_corpus
-    from mmr5_lab.runs import latest, results
+    from mmr5_lab.corpus.documents import load_corpus
+    from mmr5_lab.experiments.runs import latest
+    from mmr5_lab.files import results
+    from mmr5_lab.views.ask import as_text, ask, write_page
 
     corpus = load_corpus(arguments.corpus)
     try:
@@ -454,8 +457,8 @@ def _add_evaluate(commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.metrics import breakdown, evaluate_runs
-    from mmr5_lab.retrieve import read_trec
+    from mmr5_lab.corpus.rankings import read_trec
+    from mmr5_lab.evaluation.metrics import breakdown, evaluate_runs
 
     corpus = _corpus(arguments)
     runs = {path: read_trec(path, corpus).pages for path in arguments.runs}
@@ -484,7 +487,7 @@ def _add_tables(commands) -> None:
 
 
 def _tables(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.paper_tables import as_html, as_latex, as_text, find_runs, paper_tables
+    from mmr5_lab.evaluation.paper_tables import as_html, as_latex, as_text, find_runs, paper_tables
 
     corpus = _corpus(arguments)
     tables = paper_tables(find_runs(arguments.runs), corpus)
@@ -519,13 +522,13 @@ def _add_sweep(commands) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.schedule import Processes, Sweep, Terminal, Workers, run_sweep
-    from mmr5_lab.sweep import as_text, plan_sweep, read_grid
+    from mmr5_lab.experiments.grids import as_text, plan_sweep, read_grid
+    from mmr5_lab.experiments.scheduler import Processes, Sweep, Terminal, Workers, run_sweep
 
     plan = plan_sweep(read_grid(arguments.grid), arguments.runs)
     workers: Workers = Processes(arguments.cores, arguments.memory)
     if arguments.backend == "ray" and not arguments.dry_run:
-        from mmr5_lab.ray_workers import RayWorkers
+        from mmr5_lab.experiments.ray_workers import RayWorkers
 
         workers = RayWorkers(arguments.address, arguments.cores)
     print(as_text(plan, workers.cores), flush=True)
@@ -533,7 +536,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         return
     shown: list[Callable[[Sweep], None]] = [Terminal()]
     if arguments.tracker:
-        from mmr5_lab.trackers import Tracked
+        from mmr5_lab.experiments.trackers import Tracked
 
         shown.append(Tracked(arguments.tracker))
     sweep = run_sweep(plan, workers, *shown)
@@ -580,7 +583,7 @@ def _add_runs(commands) -> None:
 
 
 def _runs_list(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.ledger import flat, runs_table
+    from mmr5_lab.experiments.history import flat, runs_table
 
     table = runs_table(arguments.runs, arguments.conditions)
     for name in arguments.show:
@@ -595,8 +598,8 @@ def _runs_list(arguments: argparse.Namespace) -> None:
 def _runs_show(arguments: argparse.Namespace) -> None:
     import json
 
-    from mmr5_lab.ledger import find_run, state
-    from mmr5_lab.typeset import visible
+    from mmr5_lab.experiments.history import find_run, state
+    from mmr5_lab.html import visible
 
     record = find_run(arguments.run, arguments.runs)
     print(f"{record.folder}: {state(record)}{': ' * bool(record.fault)}{record.fault}")
@@ -609,14 +612,14 @@ def _runs_show(arguments: argparse.Namespace) -> None:
 
 
 def _runs_lineage(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.ledger import find_run, lineage
+    from mmr5_lab.experiments.history import find_run, lineage
 
     print(lineage(find_run(arguments.run, arguments.runs), arguments.runs))
 
 
 def _runs_compare(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.compare import presented
-    from mmr5_lab.ledger import compare_runs
+    from mmr5_lab.evaluation.comparison import presented
+    from mmr5_lab.experiments.history import compare_runs
 
     first, second = arguments.pair
     parameters, systems, queries = compare_runs(first, second, arguments.runs)
@@ -629,7 +632,7 @@ def _runs_compare(arguments: argparse.Namespace) -> None:
 
 
 def _runs_leaderboard(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.ledger import leaderboard, write_leaderboard
+    from mmr5_lab.experiments.history import leaderboard, write_leaderboard
 
     table = leaderboard(arguments.runs, arguments.conditions)
     print(table.to_string(float_format="{:.3f}".format, na_rep=""))
@@ -638,7 +641,7 @@ def _runs_leaderboard(arguments: argparse.Namespace) -> None:
 
 
 def _runs_prune(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.ledger import prune
+    from mmr5_lab.experiments.history import prune
 
     rows = prune(arguments.runs, arguments.conditions, arguments.delete)
     for row in rows.itertuples():
@@ -661,14 +664,14 @@ def _add_export(commands) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.export import export_model
+    from mmr5_lab.training.export import export_model
 
     print(export_model(arguments.run, arguments.out, arguments.evaluation))
 
 
 def _corpus(arguments: argparse.Namespace):
     """The corpus that a command names, or the split of it."""
-    from mmr5_lab.corpus import load_corpus
+    from mmr5_lab.corpus.documents import load_corpus
 
     corpus = load_corpus(arguments.corpus)
     return corpus.split(arguments.split) if arguments.split else corpus

@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from mmr5_lab.parsing import parse_ranking
+from mmr5_lab.prompting.answers import parse_ranking
 
 Completion: TypeAlias = str | Sequence[dict[str, Any]]
 

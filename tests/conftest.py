@@ -1,21 +1,18 @@
 """What several test files need: the smallest model of the real class, what to train it on, one trained stage, and a
 project with notebooks of seconds."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import pytest
-from architectures import BUILD, save
+from helpers.architectures import BUILD, save
+from helpers.material import SFT, TINY, Material
 from nbformat.v4 import new_code_cell, new_notebook
 
 import mmr5_lab
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.mini.model import build_model, build_processor
-from mmr5_lab.rerank import Reranker
-
-TINY = {"hidden": 64, "layers": 1, "vision_hidden": 32, "vision_layers": 1}  # options of `build_model`
-SFT = {"learning_rate": 1e-2, "epochs": 1, "batch_size": 2, "lora_rank": 4, "lora_alpha": 8, "save_steps": 2}
+from mmr5_lab.reranking.local import Reranker
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +44,7 @@ TOYS = {  # notebook -> its parameters and what it does
     ),
     "02_sft": (
         'DATA_RUN: str = ""  # run of 01\nRATE: float = 1.0\nSEED: int = 0',
-        "from mmr5_lab.runs import results\nrun.finish({'score': RATE * results(DATA_RUN)['square'] + SEED})",
+        "from mmr5_lab import results\nrun.finish({'score': RATE * results(DATA_RUN)['square'] + SEED})",
     ),
     "hang": ("SECONDS: float = 600.0", "import time\ntime.sleep(SECONDS)\nrun.finish({})"),
     "eat": ("BYTES: int = 1500000000", "x = b'x' * BYTES\nimport time\ntime.sleep(600)\nrun.finish({})"),
@@ -63,7 +60,7 @@ def toy(tmp_path, monkeypatch) -> Path:
         notebook = new_notebook(
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         )
-        opening = f"from mmr5_lab.runs import open_run\n\nrun = open_run({name!r}, globals())"
+        opening = f"from mmr5_lab.experiments.runs import open_run\n\nrun = open_run({name!r}, globals())"
         notebook.cells = [
             new_code_cell(f'{parameters}\nRUN: str = ""', metadata={"tags": ["parameters"]}),
             new_code_cell(opening),
@@ -74,34 +71,11 @@ def toy(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@dataclass(frozen=True)
-class Material:
-    """A tiny model's folder and what to train it on; can be sent to another process."""
-
-    model: Path
-    folder: Path  # with corpus/ and traces.jsonl
-
-    @property
-    def traces(self):
-        from mmr5_lab.traces import sft_dataset
-
-        return sft_dataset(self.folder / "traces.jsonl")
-
-    @property
-    def prompts(self):
-        from mmr5_lab.corpus import load_corpus
-        from mmr5_lab.retrieve import retrieve
-        from mmr5_lab.traces import rl_dataset, training_candidates
-
-        corpus = load_corpus(self.folder / "corpus").split("sft")
-        return rl_dataset(corpus, training_candidates(corpus, retrieve(corpus, top_k=5), shuffles=0), seed=0)
-
-
 @pytest.fixture(scope="session")
 def material(tiny_model, tmp_path_factory) -> Material:
-    from mmr5_lab.retrieve import retrieve
-    from mmr5_lab.teachers import EvidenceTeacher
-    from mmr5_lab.traces import make_traces, training_candidates
+    from mmr5_lab.mini.teacher import EvidenceTeacher
+    from mmr5_lab.retrieval.retrieve import retrieve
+    from mmr5_lab.traces.construction import make_traces, training_candidates
 
     folder = tmp_path_factory.mktemp("material")
     corpus = make_corpus(folder / "corpus", seed=4, splits={"sft": (2, 5), "rl": (2, 3)}).split("sft")
@@ -113,7 +87,7 @@ def material(tiny_model, tmp_path_factory) -> Material:
 @pytest.fixture(scope="session")
 def sft(material, tmp_path_factory) -> Path:
     """A folder in which SFT has finished."""
-    from mmr5_lab.training import train_sft
+    from mmr5_lab.training.stages import train_sft
 
     folder = tmp_path_factory.mktemp("sft")
     train_sft(material.model, material.traces, folder, **SFT)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from mmr5_lab.cli import main
-from mmr5_lab.corpus import PAGES, write_corpus
+from mmr5_lab.corpus.documents import PAGES
+from mmr5_lab.corpus.writing import write_corpus
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_a_question_without_a_model_is_told_where_to_get_one(folder, tmp_path, c
 
 def test_a_vision_model_retrieves_from_the_shell(tmp_path, capsys):
     """Small random weights of the real classes, by a folder, to a run; the second run encodes nothing."""
-    from retrievers import clip
+    from helpers.retrievers import clip
 
     clip(tmp_path / "clip")
     build_mini(tmp_path / "corpus")
@@ -109,8 +110,8 @@ def build_mini(folder) -> None:
 
 def test_methods_of_the_shell_are_those_of_python():
     from mmr5_lab.cli import _parser
-    from mmr5_lab.encoders import ENCODERS
-    from mmr5_lab.retrieve import METHODS
+    from mmr5_lab.retrieval.encoders import ENCODERS
+    from mmr5_lab.retrieval.retrieve import METHODS
 
     for method in METHODS:
         assert _parser().parse_args(["retrieve", "c", "--out", "r", "--method", method]).method == method
@@ -194,13 +195,13 @@ def test_what_fails_on_the_way_is_code_1(folder, tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmr5_lab.corpus.load_corpus", interrupt)
+    monkeypatch.setattr("mmr5_lab.corpus.documents.load_corpus", interrupt)
     assert main(["retrieve", str(folder), "--out", str(tmp_path / "run")]) == 1
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_a_fault_of_a_library_keeps_its_traceback(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmr5_lab.corpus.load_corpus", lambda path: __import__("json").loads("{"))
+    monkeypatch.setattr("mmr5_lab.corpus.documents.load_corpus", lambda path: __import__("json").loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
         main(["retrieve", str(folder), "--out", str(tmp_path / "run")])
 

@@ -9,14 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmr5_lab.prompts import completion_text
-from mmr5_lab.rewards import (
-    format_reward,
-    ndcg_reward,
-    rank_reward,
-    released_format_reward,
-    released_rank_reward,
-)
+from mmr5_lab.prompting.prompts import completion_text
+from mmr5_lab.rewards import format_reward, ndcg_reward, rank_reward, released_format_reward, released_rank_reward
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "reward_vectors.json").read_text(encoding="utf-8"))["cases"]
 STRICT = [rank_reward, format_reward, ndcg_reward]

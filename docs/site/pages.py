@@ -18,8 +18,8 @@ from nbconvert import HTMLExporter
 from nbformat.v4 import new_notebook
 from pygments.formatters import HtmlFormatter
 
-from mmr5_lab.execute import without_widgets
-from mmr5_lab.runs import latest
+from mmr5_lab.experiments.notebooks import without_widgets
+from mmr5_lab.experiments.runs import latest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}

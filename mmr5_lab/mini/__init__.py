@@ -1,0 +1,1 @@
+"""The miniature: small documents and a small model of the real classes."""

@@ -20,7 +20,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from mmr5_lab.corpus import Corpus, load_corpus, write_corpus
+from mmr5_lab.corpus.documents import Corpus, load_corpus
+from mmr5_lab.corpus.writing import write_corpus
 
 WIDTH, HEIGHT, CELL = 140, 168, 28  # pixels; a cell is what one visual token of the miniature model sees
 

@@ -18,18 +18,8 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from mmr5_lab.mini.documents import (
-    CELL,
-    ENTITIES,
-    FINE_PRINT,
-    HEIGHT,
-    KINDS,
-    MEASURES,
-    QUESTIONS,
-    WIDTH,
-    YEARS,
-)
-from mmr5_lab.prompts import build_messages
+from mmr5_lab.mini.documents import CELL, ENTITIES, FINE_PRINT, HEIGHT, KINDS, MEASURES, QUESTIONS, WIDTH, YEARS
+from mmr5_lab.prompting.prompts import build_messages
 
 SPECIAL = [
     "<|endoftext|>",

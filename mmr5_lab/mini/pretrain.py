@@ -27,7 +27,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
-from mmr5_lab.mini.documents import (
+from mmr5_lab.mini.documents import (  # fmt: skip
     CELL,
     DOMAINS,
     ENTITIES,
@@ -42,9 +42,9 @@ from mmr5_lab.mini.documents import (
     describe,
     draw_page,
     random_content,
-)  # fmt: skip
+)
 from mmr5_lab.mini.model import build_model, build_processor
-from mmr5_lab.prompts import build_messages
+from mmr5_lab.prompting.prompts import build_messages
 
 LESSONS = {  # steps
     "verdicts": 110,

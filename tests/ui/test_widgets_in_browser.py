@@ -16,15 +16,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mmr5_lab.corpus import ANNOTATIONS, load_corpus
+from mmr5_lab.corpus.documents import ANNOTATIONS, load_corpus
+from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.mini.documents import make_corpus
-from mmr5_lab.parsing import parse_ranking
-from mmr5_lab.prompts import build_messages
-from mmr5_lab.rerank import Ranker, Ranking
-from mmr5_lab.rerank_run import rerank_run
-from mmr5_lab.retrieve import retrieve
-from mmr5_lab.runs import project_root
-from mmr5_lab.widgets import completion_viewer, reasoning_browser, run_comparison
+from mmr5_lab.prompting.answers import parse_ranking
+from mmr5_lab.prompting.prompts import build_messages
+from mmr5_lab.reranking.ranking import Ranker, Ranking
+from mmr5_lab.reranking.whole_runs import rerank_run
+from mmr5_lab.retrieval.retrieve import retrieve
+from mmr5_lab.views.widgets import completion_viewer, reasoning_browser, run_comparison
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -1,0 +1,1 @@
+"""Documents, their pages, questions and rankings; PDFs and MMDocIR in."""

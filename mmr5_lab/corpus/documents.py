@@ -1,0 +1,241 @@
+"""Corpora: documents, their pages and questions about them, in MMDocIR's own files.
+
+A corpus folder holds `MMDocIR_annotations.jsonl` (one document with its questions a line) and
+`MMDocIR_pages.parquet` (one page a row). MMDocIR's evaluation set, the miniature and a folder of PDFs all
+come in this form, so everything downstream knows one loader:
+
+    corpus = build_corpus("my_pdfs", "my_corpus")      # or load_corpus("my_corpus")
+    corpus.page_image("report.pdf", 0).show()
+
+Format: https://github.com/MMDocRAG/MMDocIR/tree/main/dataset. Two things it does not say: `page_indices` is
+a range of parquet rows whose end is inclusive, and the page ids of questions count from 0 in each document.
+"""
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from mmr5_lab.corpus.annotations import is_pair, parse_document, read_annotations
+from mmr5_lab.corpus.ids import CorpusError, page_id
+from mmr5_lab.corpus.page_store import PageStore
+from mmr5_lab.images import as_rgb
+
+ANNOTATIONS = "MMDocIR_annotations.jsonl"
+PAGES = "MMDocIR_pages.parquet"
+LAYOUTS = "MMDocIR_layouts.parquet"
+DOCUMENT_COLUMNS = ["doc_name", "domain", "split", "num_pages", "first_row", "extra"]
+LAYOUT_COLUMNS = ["layout_id", "page", "type", "bbox", "page_size", "text"]
+QUESTION_COLUMNS = [
+    *("question_id", "doc_name", "domain", "split", "type"),
+    *("question", "answer", "gold_pages", "boxes", "extra"),
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Documents, their pages and questions.
+
+    documents: one row each; `doc_name`, `domain`, `split` ("eval" unless the annotations say otherwise),
+      `num_pages`, `first_row` (row of page 0 in the parquet file), `extra` (dict of further annotation keys)
+    questions: one row each; `question_id` (no white space, unique), `doc_name`, `domain`, `split`, `type`
+      (tuple of str, may be empty), `question`, `answer`, `gold_pages` (list of 0-based pages), `boxes`
+      (evidence: list of {"page", "page_size": [width, height], "bbox": [x1, y1, x2, y2]}, boxes in the unit
+      of page_size), `extra` (dict of further annotation keys)
+
+    Pages are read when asked for. `subset` and `split` give views that share the page file.
+    """
+
+    folder: Path
+    documents: pd.DataFrame
+    questions: pd.DataFrame
+    store: PageStore | None = None
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[int, int]]:
+        frame = self.documents
+        spans = zip(frame["first_row"].tolist(), frame["num_pages"].tolist(), strict=True)
+        return dict(zip(frame["doc_name"], spans, strict=True))
+
+    @cached_property
+    def by_id(self) -> dict[str, pd.Series]:
+        """Question id -> its row of `questions`."""
+        return {row["question_id"]: row for _, row in self.questions.iterrows()}
+
+    def _value(self, doc_name: str, page: int, column: str) -> Any:
+        num_pages = self.num_pages(doc_name)
+        if not 0 <= page < num_pages:
+            raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {num_pages - 1}")
+        if self.store is None:
+            raise CorpusError(f"{self.folder / PAGES} is missing: page images and texts are read from it")
+        return self.store.value(self._rows[doc_name][0] + page, column)
+
+    def num_pages(self, doc_name: str) -> int:
+        """Number of pages of a document. Raises CorpusError if the corpus does not have it."""
+        if doc_name not in self._rows:
+            raise CorpusError(f"{self.folder} has no document {doc_name!r}")
+        return self._rows[doc_name][1]
+
+    def rows(self, doc_name: str) -> range:
+        """Rows of a document's pages in the page file. Raises CorpusError if the corpus does not have it."""
+        num_pages = self.num_pages(doc_name)
+        return range(self._rows[doc_name][0], self._rows[doc_name][0] + num_pages)
+
+    def page_bytes(self, doc_name: str, page: int) -> bytes:
+        """The page's image file (JPEG or PNG) as stored. Raises CorpusError if it is empty or not there."""
+        data = self._value(doc_name, page, "image_binary")
+        if isinstance(data, dict):  # as the datasets library keeps images
+            data = data.get("bytes")
+        if not data:
+            raise CorpusError(f"page {page} of {doc_name!r}: the image is empty (0 bytes)")
+        return data
+
+    def page_image(self, doc_name: str, page: int, size: tuple[int, int] | None = None) -> Image.Image:
+        """The page as an RGB image. Raises CorpusError, naming document and page, if it cannot be decoded.
+
+        size: (width, height) in pixels that are enough; a larger JPEG is then decoded at a fraction of its own
+        """
+        data = self.page_bytes(doc_name, page)
+        try:
+            image = Image.open(io.BytesIO(data))
+            if size is not None:
+                image.draft("RGB", size)
+            return as_rgb(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise CorpusError(
+                f"page {page} of {doc_name!r}: the image ({len(data)} bytes) is truncated or corrupt: {error}"
+            ) from error
+
+    def page_text(self, doc_name: str, page: int, source: str = "ocr_text") -> str:
+        """The page's words, from text layer or OCR ("ocr_text") or a VLM ("vlm_text"); "" if it has none."""
+        return self._value(doc_name, page, source) or ""
+
+    @cached_property
+    def _layout_store(self) -> PageStore:
+        path = self.folder / LAYOUTS
+        if not path.exists():
+            raise CorpusError(f"{path} is missing: the parts of pages are read from it (it is optional)")
+        return PageStore(path, needed=("doc_name", "layout_id", "page_id", "type", "bbox", "page_size"))
+
+    def layouts(self, doc_name: str, page: int | None = None) -> pd.DataFrame:
+        """The parts that MMDocIR found on a document's pages, or on one of them, in the file's order.
+
+        One row each: `layout_id`, `page` (0-based), `type` ("text", "table", "figure", …), `bbox` ([x1, y1, x2, y2]
+        in the unit of `page_size`, [width, height]), `text` (its words, by OCR where it is a picture; "" if none).
+        Only the row groups of this document are read, of the columns asked for.
+
+        Raises CorpusError if the layout file is missing, lacks columns, or does not fit the annotations.
+        """
+        pages, store = range(self.num_pages(doc_name)), self._layout_store
+        if page is not None and page not in pages:
+            raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {pages[-1]}")
+        [extra] = self.documents.loc[self.documents["doc_name"] == doc_name, "extra"]
+        span = extra.get("layout_indices")
+        if not is_pair(span) or not 0 <= span[0] <= span[1] < store.num_rows:
+            raise CorpusError(
+                f"layout_indices of {doc_name!r} is {span}, not [first row, last row] of the {store.num_rows}"
+                f" in {store.path}"
+            )
+        words = [name for name in ("text", "ocr_text") if name in store.columns]
+        found = []
+        for row in range(span[0], span[1] + 1):  # the end is inclusive
+            if (name := store.value(row, "doc_name")) != doc_name:
+                raise CorpusError(f"{store.path}, row {row} is a part of {name!r}, but {doc_name!r} has that row")
+            if (where := store.value(row, "page_id")) not in pages:
+                raise CorpusError(f"{store.path}, row {row}: {doc_name!r} has no page {where}")
+            if page in (None, where):
+                kept = {name: store.value(row, name) for name in ("layout_id", "type", "bbox", "page_size")}
+                text = next(filter(None, (store.value(row, name) for name in words)), "")
+                found.append(kept | {"page": where, "text": text})
+        return pd.DataFrame(found, columns=LAYOUT_COLUMNS)
+
+    @cached_property
+    def pages(self) -> pd.DataFrame:
+        """One row a page: `doc_name`, `page` (0-based), `page_id`, `has_text` (is a word in `ocr_text`?).
+
+        Reads all texts. Raises CorpusError if the page file is missing.
+        """
+        rows = [
+            (name, page, page_id(name, page), bool(re.search(r"\w", self.page_text(name, page))))
+            for name, (_, num_pages) in self._rows.items()
+            for page in range(num_pages)
+        ]
+        return pd.DataFrame(rows, columns=["doc_name", "page", "page_id", "has_text"])
+
+    def subset(self, doc_names: Iterable[str]) -> "Corpus":
+        """The corpus restricted to some documents, in corpus order. Raises CorpusError for unknown names."""
+        names = set(doc_names)
+        unknown = sorted(names - set(self._rows))
+        if unknown:
+            raise CorpusError(f"{self.folder} has no document {', '.join(map(repr, unknown))}")
+        documents = self.documents[self.documents["doc_name"].isin(names)].reset_index(drop=True)
+        questions = self.questions[self.questions["doc_name"].isin(names)].reset_index(drop=True)
+        return replace(self, documents=documents, questions=questions)
+
+    def with_questions(self, question_ids: Iterable[str]) -> "Corpus":
+        """The same documents with some of their questions. Raises CorpusError for unknown ones."""
+        wanted = set(question_ids)
+        unknown = sorted(wanted - set(self.questions["question_id"]))
+        if unknown:
+            raise CorpusError(f"{self.folder} has no question {', '.join(map(repr, unknown[:5]))}")
+        questions = self.questions[self.questions["question_id"].isin(wanted)].reset_index(drop=True)
+        return replace(self, questions=questions)
+
+    def split(self, name: str) -> "Corpus":
+        """The documents of one split ("sft", "rl", "eval"…). Raises CorpusError if there are none."""
+        names = self.documents.loc[self.documents["split"] == name, "doc_name"]
+        if names.empty:
+            known = ", ".join(sorted(self.documents["split"].unique())) or "none"
+            raise CorpusError(f"{self.folder} has no documents of split {name!r}; its splits are: {known}")
+        return self.subset(names)
+
+
+def load_corpus(folder: str | Path) -> Corpus:
+    """Open a corpus folder: its annotations, and of the page file only sizes and document names.
+
+    Without the page file, documents and questions work and pages raise an error that says what is missing.
+    Raises CorpusError, naming file and line or document, if a file is missing or malformed, a question's gold
+    page does not exist, or the two files disagree.
+    """
+    folder = Path(folder)
+    path = folder / ANNOTATIONS
+    if not path.is_file():
+        raise CorpusError(f"{folder} is not a corpus folder: {ANNOTATIONS} is missing")
+    documents: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
+    for where, record in read_annotations(path):
+        if not is_pair(record.get("page_indices")):
+            raise CorpusError(f"{where}: page_indices is not [first row, last row]")
+        document, its_questions = parse_document(record, where)
+        documents.append(document)
+        questions += its_questions
+    frame = pd.DataFrame(documents, columns=DOCUMENT_COLUMNS)
+    repeated = frame["doc_name"][frame["doc_name"].duplicated()]
+    if len(repeated):
+        raise CorpusError(f"{path}: document {repeated.iloc[0]!r} is annotated twice")
+    store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
+    if store is not None:
+        _check_rows(frame, store)
+    return Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
+
+
+def _check_rows(documents: pd.DataFrame, store: PageStore) -> None:
+    """The rows of each document must exist and carry its name (with or without `.pdf`)."""
+    names = [str(name).removesuffix(".pdf") for name in store.column("doc_name")]
+    for name, first, count in zip(documents["doc_name"], documents["first_row"], documents["num_pages"], strict=True):
+        rows = set(names[first : first + count])
+        if first + count > store.num_rows:
+            raise CorpusError(
+                f"{store.path} has {store.num_rows} rows, but page_indices of {name!r} goes to row {first + count - 1}"
+            )
+        if rows != {name.removesuffix(".pdf")}:
+            raise CorpusError(
+                f"{store.path}: rows {first} to {first + count - 1} should be the pages of {name!r}, "
+                f"but carry the names {', '.join(map(repr, sorted(rows)[:3]))}"
+            )

@@ -1,0 +1,28 @@
+"""Names of pages and questions in TREC files, and the error that every reader of a corpus raises."""
+
+from urllib.parse import quote, unquote
+
+
+class CorpusError(ValueError):
+    """A corpus file, document, question or page that cannot be used; the message names it."""
+
+
+def page_id(doc_name: str, page: int) -> str:
+    """Name of a page in TREC files, without white space: page 3 of `my report.pdf` is `my%20report.pdf:3`."""
+    return f"{quote(doc_name, safe='')}:{page}"
+
+
+def parse_page_id(identifier: str) -> tuple[str, int]:
+    """Document name and 0-based page of an id made by `page_id`.
+
+    Raises CorpusError if the id does not have that form.
+    """
+    doc_name, colon, page = identifier.rpartition(":")
+    if not (doc_name and colon and page.isascii() and page.isdigit()):
+        raise CorpusError(f"{identifier!r} is not a page id of the form DOCUMENT:PAGE")
+    return unquote(doc_name), int(page)
+
+
+def question_id(doc_name: str, number: int) -> str:
+    """Name of a document's `number`-th question (from 0) in TREC files: `my%20report.pdf:q3`."""
+    return f"{quote(doc_name, safe='')}:q{number}"

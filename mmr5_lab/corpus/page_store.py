@@ -1,0 +1,95 @@
+"""The parquet file of a corpus's pages, read a row group and a column at a time."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmr5_lab.corpus.ids import CorpusError
+
+_LARGEST_GROUP = 512 << 20  # bytes of one column
+
+
+class PageStore:
+    """Rows of a pages parquet file, read one row group and column at a time.
+
+    names: other names of columns in the file, by ours (MMDocIR's training files say `image` for `image_binary`)
+    needed: columns that must be there
+
+    Keeps the groups last used, `cache_bytes` of them, and never the whole file. Safe to share among threads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        cache_bytes: int = 64 << 20,
+        names: Mapping[str, str] | None = None,
+        needed: Sequence[str] = ("doc_name", "image_binary", "ocr_text"),
+    ):
+        self.path = path
+        self._names = dict(names or {})
+        self.order: np.ndarray | None = None  # row of the file at each of our rows, where they differ
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+        try:
+            self._file = pq.ParquetFile(path, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
+        self.columns = self._file.schema_arrow.names
+        missing = [self._names.get(name, name) for name in needed if self._names.get(name, name) not in self.columns]
+        if missing:
+            raise CorpusError(f"{path} lacks the columns {', '.join(missing)}")
+        metadata = self._file.metadata
+        self.num_rows: int = metadata.num_rows
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the file's footer, which holds the size of each column of each row group."""
+        with self.path.open("rb") as file:
+            file.seek(-8, 2)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - length, 2)
+            return hashlib.sha256(file.read(length)).hexdigest()[:12]
+
+    def column(self, name: str) -> list[Any]:
+        """A whole column. Meant for names and texts; the images of a corpus need not fit in memory."""
+        name = self._names.get(name, name)
+        return self._file.read(columns=[name]).column(name).to_pylist()
+
+    def value(self, row: int, name: str) -> Any:
+        """One cell. Raises CorpusError for an unknown column or a row group too large to hold."""
+        name = self._names.get(name, name)
+        row = row if self.order is None else int(self.order[row])
+        if name not in self.columns:
+            raise CorpusError(f"{self.path} lacks the column {name}")
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        with self._lock:
+            if (group, name) not in self._cache:
+                self._cache[group, name] = self._read(group, name)
+                while len(self._cache) > 1 and sum(a.nbytes for a in self._cache.values()) > self._cache_bytes:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end((group, name))
+            return self._cache[group, name][row - int(self._starts[group])].as_py()
+
+    def _read(self, group: int, name: str) -> pa.ChunkedArray:
+        column = self._file.metadata.row_group(group).column(self._file.schema_arrow.get_field_index(name))
+        if column.total_uncompressed_size > _LARGEST_GROUP:
+            raise CorpusError(
+                f"{self.path} keeps {column.total_uncompressed_size >> 20} MB of {name} in one row group, "
+                f"too much to read for one page; rewrite it once with mmr5_lab.corpus.writing.regroup_pages("
+                f"{str(self.path)!r})"
+            )
+        try:
+            return self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
+        except (pa.ArrowException, OSError) as error:
+            raise CorpusError(f"{self.path} is damaged in row group {group}: {error}") from error

@@ -1,0 +1,1 @@
+"""Metrics, comparison, errors, robustness, the paper's tables."""

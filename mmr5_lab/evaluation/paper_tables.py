@@ -1,0 +1,234 @@
+"""The two result tables of arXiv 2506.12364 from whatever runs are there, the paper's figures beside ours.
+
+    runs = find_runs(["runs/mmdocir"])
+    tables = paper_tables(runs, corpus)
+    print(as_text(tables))
+
+A run belongs to a row by its file name (`run_name`): `colqwen.trec` is the retriever alone, `colqwen_mm-r5.trec` MM-R5
+on its candidates. A run of another name gets a row of its own in a table "other".
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.rankings import RankingsError, read_trec
+from mmr5_lab.evaluation.metrics import evaluate, evaluate_runs
+from mmr5_lab.html import escape_html, html_page, html_table, latex_table, visible
+from mmr5_lab.retrieval.retrieve import METHODS
+
+PAPER_RESULTS = Path(__file__).parents[2] / "data" / "paper_results.csv"
+
+RETRIEVER_ONLY = "retriever only"
+MMDOCIR_QUESTIONS = 1658
+KS = (1, 3, 5)
+KINDS = ("macro", "macro_ex_news", "micro")
+AVERAGES = [f"{kind} R@{k}" for kind in KINDS for k in KS]
+PAPER_COLUMNS = {f"{kind} R@{k}": f"{kind}_r{k}" for kind in ("macro", "micro") for k in KS}
+CEILING = "perfect ranking"
+
+# The paper's rerankers: weights, how they are asked. "-cot" thinks before it answers.
+_BASE = "Qwen/Qwen2.5-VL-7B-Instruct"
+RERANKERS = {
+    "Qwen2.5-VL-7B": (_BASE, "direct"),
+    "Qwen2.5-VL-7B-cot": (_BASE, "reason"),
+    "Qwen2.5-VL-32B": ("Qwen/Qwen2.5-VL-32B-Instruct", "direct"),
+    "Qwen2.5-VL-32B-cot": ("Qwen/Qwen2.5-VL-32B-Instruct", "reason"),
+    "Gemma3-12B": ("google/gemma-3-12b-it", "direct"),
+    "Gemma3-12B-cot": ("google/gemma-3-12b-it", "reason"),
+    "Qwen2.5-VL-7B-sft": ("MODEL", "reason"),
+    "Qwen2.5-VL-7B-rl": ("MODEL", "reason"),
+    "MM-R5": ("i2vec/MM-R5", "reason"),
+}
+_TRAINED = {
+    "Qwen2.5-VL-7B-sft": "notebooks/02_sft.ipynb with notebooks/profiles/paper.yaml",
+    "Qwen2.5-VL-7B-rl": f"notebooks/03_grpo.ipynb with notebooks/profiles/paper.yaml and MODEL {_BASE}",
+}
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: bold; }
+th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ccc; } th:first-child { text-align: left; }
+"""
+
+
+def paper_results(path: str | Path | None = None) -> pd.DataFrame:
+    """The paper's figures: columns table ("main" or "retrievers"), first_stage, method, macro_r1 … micro_r5 (shares).
+
+    path: default `data/paper_results.csv` of this checkout
+    """
+    return pd.read_csv(path or PAPER_RESULTS)
+
+
+def run_name(first_stage: str, method: str = RETRIEVER_ONLY) -> str:
+    """What the run of a row is called, without `.trec`.
+
+    >>> run_name("ColQwen"), run_name("E5-V", "MM-R5")
+    ('colqwen', 'e5-v_mm-r5')
+    """
+    return (first_stage if method == RETRIEVER_ONLY else f"{first_stage}_{method}").lower()
+
+
+def find_runs(paths: Iterable[str | Path]) -> dict[str, Path]:
+    """TREC runs by name: the files given, and the `.trec` files at any depth of the folders given.
+
+    Raises RankingsError for a path that does not exist, no run at all, or two files of the same name.
+    """
+    found: dict[str, Path] = {}
+    listed = [Path(path) for path in paths]
+    for path in listed:
+        if not path.exists():
+            raise RankingsError(f"the run or folder {path} does not exist")
+        for file in sorted(path.rglob("*.trec")) if path.is_dir() else [path]:
+            name = file.name.removesuffix(".trec").lower()
+            if name in found and not file.samefile(found[name]):
+                raise RankingsError(f"{found[name]} and {file} have the same name: give the one that is meant")
+            found[name] = file
+    if not found:
+        raise RankingsError(f"there are no .trec files in {', '.join(map(str, listed))}: write some with mmr5 retrieve")
+    return found
+
+
+def paper_tables(
+    files: Mapping[str, Path], corpus: Corpus, paper: pd.DataFrame | None = None
+) -> dict[str, pd.DataFrame]:
+    """The paper's tables, "main" and "retrievers", and "other" for runs that are not in them.
+
+    files: name -> TREC run, as `find_runs` gives them
+
+    Rows: "ColQwen" (retriever), "ColQwen + MM-R5" (reranker on its candidates) in the paper's order, or a run's name,
+    and last `CEILING`, what no ranking can pass. Columns: for each of `AVERAGES` ours (NaN without a run) and, where
+    the paper has it, "paper …" and "Δ …" (ours - paper's); and "command", what makes the run of a row that has none (""
+    where there is one).
+
+    Raises RankingsError, naming file and line, for a run that cannot be read, and ValueError, naming the file, for one
+    that does not fit the corpus.
+    """
+    paper = paper_results() if paper is None else paper
+    runs = {str(path): read_trec(path, corpus).pages for path in files.values()}
+    evaluated = evaluate_runs(runs, corpus, KS)
+    ours = {name: _flat(evaluated[str(path)]) for name, path in files.items()}
+    ceiling = _flat(evaluate(_gold_first(corpus), corpus, KS))
+    folder = next(iter(files.values())).parent if files else Path()
+    tables = {}
+    for table, rows in paper.groupby("table", sort=False):
+        built = {}
+        for row in rows.to_dict("records"):
+            name = run_name(row["first_stage"], row["method"])
+            cells = _cells(ours.get(name), row)
+            cells["command"] = "" if name in ours else command(row["first_stage"], row["method"], corpus.folder, folder)
+            built[_label(row["first_stage"], row["method"])] = cells
+        tables[str(table)] = pd.DataFrame.from_dict(built | {CEILING: _cells(ceiling, {}, command="")}, orient="index")
+    known = {run_name(a, b) for a, b in zip(paper["first_stage"], paper["method"], strict=True)}
+    if others := {name: _cells(figures, {}) for name, figures in ours.items() if name not in known}:
+        tables["other"] = pd.DataFrame.from_dict(others | {CEILING: _cells(ceiling, {})}, orient="index")
+    return {name: table.rename_axis("system") for name, table in tables.items()}
+
+
+def command(first_stage: str, method: str, corpus: str | Path, folder: str | Path) -> str:
+    """What makes the run of a row of the paper's tables; in words where this package has no command for it."""
+    corpus, out, candidates = (
+        shlex.quote(str(path))
+        for path in (corpus, *(Path(folder) / f"{run_name(first_stage, m)}.trec" for m in (method, RETRIEVER_ONLY)))
+    )
+    if method == RETRIEVER_ONLY and first_stage.lower() in METHODS:
+        return f"mmr5 retrieve {corpus} --method {first_stage.lower()} --top-k 10 --out {out}"
+    if method not in RERANKERS:
+        system = first_stage if method == RETRIEVER_ONLY else method
+        return f"rank with {system}'s own code and write lines `question Q0 page rank score tag` to {out}"
+    model, mode = RERANKERS[method]
+    made = f"  # MODEL: that of {_TRAINED[method]}" if method in _TRAINED else ""
+    return f"mmr5 rerank {corpus} {candidates} --model {model} --mode {mode} --candidates 10 --out {out}{made}"
+
+
+def as_text(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
+    """The tables for a terminal, and below each the commands of its missing rows."""
+    parts = [_note(corpus)]
+    for name, table in tables.items():
+        parts += [f"{title}\n{_marked(block).to_string()}" for title, block in _blocks(name, table)]
+        commands = _commands(table)
+        if len(commands):
+            parts.append("missing:" + "".join(f"\n  {row}: {told}" for row, told in commands.items()))
+    return visible("\n\n".join(parts))
+
+
+def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
+    """The tables and the commands of missing rows as one HTML page."""
+    parts = [f"<p>{escape_html(_note(corpus))}</p>"]
+    for name, table in tables.items():
+        parts += [html_table(_marked(block), title) for title, block in _blocks(name, table)]
+        if len(commands := _commands(table)):
+            parts.append(html_table(commands.to_frame(), f"{name}: missing runs"))
+    return html_page("Recall beside the paper's", STYLE, "\n".join(parts))
+
+
+def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
+    """The tables in LaTeX (package booktabs)."""
+    blocks = [block for name, table in tables.items() for block in _blocks(name, table)]
+    return "\n".join(latex_table(_marked(block), f"{title}. {_note(corpus)}") for title, block in blocks)
+
+
+def _blocks(name: str, table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """A table by kind of average, with a title each; rows of which nothing is known are left out."""
+    blocks = []
+    for kind in KINDS:
+        ends = [column for average in AVERAGES if average.startswith(f"{kind} ") for column in _beside(average)]
+        block = table[[column for column in ends if column in table]].dropna(how="all")
+        short = block.rename(columns=lambda column, kind=kind: column.replace(f"{kind} ", ""))
+        blocks.append((f"{name}, {kind.replace('_ex_news', ' without News')}", short))
+    return blocks
+
+
+def _beside(average: str) -> tuple[str, str, str]:
+    return average, f"paper {average}", f"Δ {average}"
+
+
+def _marked(block: pd.DataFrame) -> pd.DataFrame:
+    """Figures as texts, differences with their sign."""
+    texts = {
+        column: [
+            "–" if pd.isna(value) else f"{value:{'+' if column.startswith('Δ') else ''}.4f}" for value in block[column]
+        ]
+        for column in block
+    }
+    return pd.DataFrame(texts, index=block.index)
+
+
+def _commands(table: pd.DataFrame) -> pd.Series:
+    return table["command"][table["command"] != ""] if "command" in table else pd.Series(dtype=str)
+
+
+def _note(corpus: Corpus) -> str:
+    asked = len(corpus.questions)
+    told = "Recall of our runs, beside it the paper's (arXiv 2506.12364), and Δ, ours - the paper's."
+    if asked == MMDOCIR_QUESTIONS:
+        return told
+    return f"{told} The paper's are of MMDocIR's {MMDOCIR_QUESTIONS} questions, ours of another set of {asked}."
+
+
+def _label(first_stage: str, method: str) -> str:
+    return first_stage if method == RETRIEVER_ONLY else f"{first_stage} + {method}"
+
+
+def _cells(ours: pd.Series | None, paper: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A row: our averages, and the paper's beside them where it has them."""
+    cells: dict[str, Any] = {}
+    for average in AVERAGES:
+        cells[average] = float("nan") if ours is None else ours[average]
+        column = PAPER_COLUMNS.get(average, "")
+        if column in paper:
+            cells |= {f"paper {average}": paper[column], f"Δ {average}": cells[average] - paper[column]}
+    return cells | more
+
+
+def _flat(table: pd.DataFrame) -> pd.Series:
+    return pd.Series({average: table.loc[average.split()[0], average.split()[1]] for average in AVERAGES})
+
+
+def _gold_first(corpus: Corpus) -> dict[str, list[int]]:
+    return dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))

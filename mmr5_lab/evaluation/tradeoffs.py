@@ -1,0 +1,39 @@
+"""What each way to rank costs and gives, on the same questions."""
+
+import time
+from collections.abc import Mapping
+
+import pandas as pd
+
+from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.rankings import Rankings
+from mmr5_lab.evaluation.metrics import evaluate
+from mmr5_lab.reranking.ranking import Ranker
+from mmr5_lab.reranking.whole_runs import pair_of
+
+
+def compare_modes(
+    ways: Mapping[str, tuple[Ranker, str]], corpus: Corpus, run: Rankings, batch_size: int = 16
+) -> pd.DataFrame:
+    """What each way to rank (a ranker and its mode) costs and gives, on the same questions.
+
+    Index: names of `ways`; columns: "seconds a query" (wall time, one way after another), "R@1" (micro), "stability"
+    (mean over queries, where the ranker says it).
+    """
+    corpus = corpus.with_questions(run.pages)
+    pairs = [pair_of(corpus, corpus.by_id[question_id], pages) for question_id, pages in run.pages.items()]
+    rows = {}
+    for name, (ranker, mode) in ways.items():
+        started = time.perf_counter()
+        rankings = ranker.rank_many(pairs, mode, batch_size)
+        seconds = (time.perf_counter() - started) / len(pairs)
+        ranked = {
+            question_id: [pages[k] for k in ranking.order]
+            for (question_id, pages), ranking in zip(run.pages.items(), rankings, strict=True)
+        }
+        rows[name] = {
+            "seconds a query": seconds,
+            "R@1": evaluate(ranked, corpus).loc["micro", "R@1"],
+            "stability": pd.Series([ranking.stability for ranking in rankings], dtype=float).mean(),
+        }
+    return pd.DataFrame(rows).T

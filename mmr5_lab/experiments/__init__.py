@@ -1,0 +1,1 @@
+"""Notebooks as runs: parameters, fingerprints, chains, grids, scheduler, history."""

@@ -1,0 +1,75 @@
+"""Train what notebook 02 or 03 trains, on several GPUs, into the run folder that the notebook will have."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import PartialState
+
+from mmr5_lab.corpus.documents import Corpus, load_corpus
+from mmr5_lab.corpus.rankings import read_trec
+from mmr5_lab.experiments.notebooks import chain_run
+from mmr5_lab.experiments.runs import FOLDER, inside_project, open_run, project_root
+from mmr5_lab.files import results
+from mmr5_lab.traces.construction import rl_dataset, sft_dataset, training_candidates
+from mmr5_lab.training.adapters import start_of
+from mmr5_lab.training.prompt_selection import select_prompts
+from mmr5_lab.training.stages import keywords, train_grpo, train_sft
+
+PROMPT_SPLIT = "rl"  # the documents that RL's prompts are of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what notebook 02 or 03 trains, in the run folder that the notebook will have. For `accelerate launch`."""
+    parser = argparse.ArgumentParser(prog="accelerate launch -m mmr5_lab.experiments.launch", description=main.__doc__)
+    parser.add_argument("notebook", choices=["02_sft", "03_grpo"])
+    parser.add_argument("--profile", type=Path, required=True, metavar="FILE", help="parameters of every notebook")
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
+    parser.add_argument("--vllm", choices=["colocate", "server"], default="", help="03_grpo: let vLLM sample")
+    given = parser.parse_args(argv)
+    try:
+        parameters, folder = chain_run(given.notebook, given.profile, given.runs)
+    except (ValueError, OSError) as error:  # an unknown parameter, a run that is not there
+        print(f"mmr5_lab.experiments.launch: error: {error}", file=sys.stderr)
+        return 2
+    PartialState(timeout=timedelta(hours=6))  # the others wait while one merges
+    if PartialState().is_main_process:
+        open_run(given.notebook, {**parameters, FOLDER: str(inside_project(folder))})
+    PartialState().wait_for_everyone()
+    if given.notebook == "02_sft":
+        data = sft_dataset(Path(parameters["DATA_RUN"]) / "traces.jsonl")
+        train_sft(parameters["MODEL"], data, folder, **keywords(train_sft, parameters))
+    else:
+        model, adapter, data = grpo_material(parameters, folder)
+        train_grpo(model, data, folder, adapter=adapter, vllm=given.vllm, **keywords(train_grpo, parameters))
+    if PartialState().is_main_process:
+        print(f"{given.notebook} is trained, in {inside_project(folder)}")
+    return 0
+
+
+def corpus_of(data_run: str | Path) -> Corpus:
+    """The corpus that a finished run of 01 was made from."""
+    return load_corpus(project_root() / results(data_run)["corpus"])
+
+
+def grpo_material(parameters: Mapping[str, Any], folder: Path) -> tuple[str, str | None, datasets.Dataset]:
+    """What notebook 03 trains on: the model to start from, an adapter to continue or None, and the prompts."""
+    model, adapter = parameters["MODEL"], None
+    if not model:
+        model, adapter = start_of(parameters["SFT_RUN"], parameters["HANDOVER"])
+    corpus = corpus_of(parameters["DATA_RUN"]).split(PROMPT_SPLIT)
+    ranking = read_trec(Path(parameters["DATA_RUN"]) / f"{PROMPT_SPLIT}.trec", corpus)
+    candidates = training_candidates(corpus, ranking, parameters["NUM_CANDIDATES"], shuffles=0)
+    prompts = select_prompts(
+        candidates, corpus, parameters["SELECTION"], parameters["MAX_PROMPTS"], folder, model, adapter=adapter,
+        **keywords(select_prompts, parameters),
+    )  # fmt: skip
+    return model, adapter, rl_dataset(corpus, prompts, parameters["SEED"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Send finished runs of a sweep to an experiment tracker: trackio (local, offline), mlflow, tensorboard or wandb.
+
+    run_sweep(plan, workers, Tracked("trackio"))
+
+Each run is logged once, with its parameters and the numbers of its results, by accelerate's trackers. Where mlflow and
+wandb send theirs is for their own settings (MLFLOW_TRACKING_URI, `wandb offline`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mmr5_lab.experiments.history import flat, settings_of
+from mmr5_lab.experiments.runs import Record, read_run
+from mmr5_lab.experiments.scheduler import Sweep
+from mmr5_lab.training.monitoring import PROJECT, check_tracker
+
+
+class Tracked:
+    """Logs a sweep's runs as they finish; to be called with the sweep, as `schedule.run_sweep` does.
+
+    Raises ValueError for a tracker that is not known or not installed.
+    """
+
+    def __init__(self, tracker: str):
+        check_tracker(tracker)
+        self.tracker = tracker
+        self._logged: set[Path] = set()
+
+    def __call__(self, sweep: Sweep) -> None:
+        for folder, state in sweep.states.items():
+            if state.state == "done" and folder not in self._logged:
+                self._logged.add(folder)
+                log_run(read_run(folder), self.tracker)
+
+
+def log_run(record: Record, tracker: str) -> None:
+    """One run: the parameters of its whole lineage as configuration, the numbers of its results as one step."""
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()  # the trackers ask it whether they are the main process
+    name = f"{record.folder.parent.name} {record.folder.name}"
+    options: dict[str, dict[str, Any]] = {
+        "trackio": {"run_name": PROJECT, "name": name, "space_id": None, "resume": "allow"},
+        "tensorboard": {"run_name": "tensorboard", "logging_dir": record.folder},
+        "wandb": {"run_name": PROJECT, "name": name, "id": record.folder.name, "resume": "allow"},
+        "mlflow": {"experiment_name": PROJECT, "run_name": name},
+    }
+    numbers = {
+        name: float(value)
+        for name, value in flat(record.results or {}).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    sent: Any = LOGGER_TYPE_TO_CLASS[tracker](**options[tracker])
+    sent.start()
+    sent.store_init_configuration({key: str(value) for key, value in settings_of(record).items()})
+    sent.log(numbers, step=0)
+    sent.finish()

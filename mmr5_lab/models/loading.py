@@ -1,0 +1,106 @@
+"""Load a vision-language model and its processor, with device, dtype and pixel budget chosen sensibly."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+
+from mmr5_lab.models.cpu_layers import use_onednn
+
+# peft 0.21 and trl 1.16 ask by the name that transformers 5.24 gave up, trl twice a step
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """bfloat16 on a GPU; float32 on a CPU, where bfloat16 products were 77 times slower (docs/log.md)."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def best_attention(device: str, dtype: torch.dtype | str) -> str | None:
+    """Flash attention where it is installed and has kernels (Ampere or newer, 16 bits); None: transformers' choice."""
+    if not device.startswith("cuda") or dtype not in (torch.float16, torch.bfloat16) or not is_flash_attn_2_available():
+        return None
+    return "flash_attention_2" if torch.cuda.get_device_capability(torch.device(device))[0] >= 8 else None
+
+
+def load_model(
+    model: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: str | None = None,
+    max_pixels: int | None = None,
+    four_bit: bool = False,
+    **options: Any,
+):
+    """A model for image-text-to-text and its processor -> (model, processor).
+
+    model: a folder, or a name on the Hugging Face hub
+    adapter: a PEFT adapter, merged into the weights
+    attention: "sdpa", "flash_attention_2", "eager"; None: flash attention on a GPU where it is installed, else what
+        transformers chooses
+    max_pixels: budget of one page image, in pixels (28 × 28 make one visual token of Qwen2.5-VL); None leaves the
+        processor's own
+    four_bit: weights in 4-bit NormalFloat (QLoRA, arXiv 2305.14314); needs bitsandbytes and a GPU
+
+    Nothing from the model's repository is executed. Raises FileNotFoundError for a folder that is not a
+    checkpoint, ValueError for a model without images and for `four_bit` where it cannot work.
+    """
+    path = Path(model)
+    if path.exists() and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is not a model folder: config.json is missing")
+    if not path.exists() and str(model).startswith((".", "/", "~", "runs/", "data/")):
+        raise FileNotFoundError(f"model folder {path} does not exist")
+    device = device or best_device()
+    config = AutoConfig.from_pretrained(model)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(f"{model} is a {config.model_type} model, which takes no images")
+    dtype = dtype or best_dtype(device)
+    attention = attention or best_attention(device, dtype)
+    if attention:
+        options["attn_implementation"] = attention
+    if four_bit:
+        options |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
+    if adapter is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+    processor = AutoProcessor.from_pretrained(model)
+    processor.tokenizer.padding_side = "left"  # generation continues at the right end
+    if max_pixels:
+        set_max_pixels(processor, max_pixels)
+    if not four_bit:  # quantised weights are placed when they are loaded
+        loaded.to(torch.device(device))  # type: ignore[arg-type]
+    if device == "cpu":
+        use_onednn(loaded)
+    return loaded.eval(), processor
+
+
+def _four_bits(device: str) -> BitsAndBytesConfig:
+    if not (device.startswith("cuda") and is_bitsandbytes_available()):
+        raise ValueError(
+            f"4-bit weights need a GPU (the device is {device}) and bitsandbytes: pip install bitsandbytes, or leave"
+            " four_bit away"
+        )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def set_max_pixels(processor, max_pixels: int) -> None:
+    """Give the image processor a pixel budget; larger pages are scaled down to it."""
+    size = dict(processor.image_processor.size)
+    if "longest_edge" not in size:
+        raise ValueError(f"{type(processor.image_processor).__name__} has no pixel budget to set")
+    processor.image_processor.size = {
+        **size,
+        "longest_edge": max_pixels,
+        "shortest_edge": min(size["shortest_edge"], max_pixels),
+    }

@@ -1,0 +1,85 @@
+"""Candidate pages as they are given (paths, bytes, images): known by their content, checked and decoded once."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmr5_lab.images import Page, open_page, read_page
+
+Pair = tuple[str, Sequence[Page]]
+KEPT_DECODED = 256 << 20  # bytes of pages that stay decoded during a call; what is beyond is decoded again
+KNOWN = 100_000  # sizes remembered from call to call
+
+Sizes = dict[bytes, tuple[int, int]]  # of pages that were found good, by their key: (height, width)
+
+
+class Pages:
+    """The pages of some pairs. Equal pages have one key, whatever objects they are.
+
+    Every page that is not among `sizes` is decoded now, so that a bad one is named before any work is done, and its
+    size is noted there. Raises ValueError, naming pair and page, for a page that cannot be decoded and for a pair
+    without pages.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], sizes: Sizes | None = None):
+        self.sizes: Sizes = {} if sizes is None else sizes
+        if len(self.sizes) > KNOWN:
+            self.sizes.clear()
+        self._given: dict[bytes, tuple[Page, str]] = {}  # where to decode a page from, and what to call it
+        self._decoded: dict[bytes, Image.Image] = {}
+        self._room = KEPT_DECODED
+        by_object: dict[Any, bytes] = {}
+        self.keys: list[list[bytes]] = []  # of each pair's pages
+        for i, (query, pages) in enumerate(pairs):
+            if not pages:
+                raise ValueError(f"{name_pair(i, query)}: there are no pages to rank")
+            self.keys.append([])
+            for k, page in enumerate(pages):
+                known = page if isinstance(page, str | Path | bytes) else id(page)
+                if known not in by_object:
+                    by_object[known] = self._see(page, f"{name_pair(i, query)}, page {k}")
+                self.keys[-1].append(by_object[known])
+
+    def image(self, key: bytes) -> Image.Image:
+        """A page, open_page, in RGB."""
+        return self._decoded[key] if key in self._decoded else open_page(*self._given[key])
+
+    def source(self, key: bytes) -> Page:
+        """A page as it was given."""
+        return self._given[key][0]
+
+    def _see(self, page: Page, where: str) -> bytes:
+        if isinstance(page, Image.Image):  # images are known by their pixels: two of them may share a file or none
+            image = open_page(page, where)
+            key = _digest(repr(image.size).encode(), image.tobytes())
+        else:
+            data = read_page(page, where)
+            key, image = _digest(data), None
+        self._given.setdefault(key, (page, where))
+        if key in self.sizes and image is None:
+            return key
+        if image is None:
+            image = open_page(page, where)
+        self.sizes[key] = (image.height, image.width)
+        if key not in self._decoded and _bytes(image) <= self._room:
+            self._decoded[key] = image
+            self._room -= _bytes(image)
+        return key
+
+
+def name_pair(index: int, query: str) -> str:
+    return f"pair {index} ({query!r:.60})"
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def _bytes(image: Image.Image) -> int:
+    return 3 * image.width * image.height

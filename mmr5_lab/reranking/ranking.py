@@ -1,0 +1,85 @@
+"""What every reranker takes and gives."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mmr5_lab.images import Page
+from mmr5_lab.reranking.pages import Pages, Pair, Sizes
+
+MODES = ("reason", "direct", "score", "pointwise")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a reranker says about one query's n candidates.
+
+    order: 0-based permutation of range(n), best first
+    reasoning: the text inside <think>, or None
+    text: the completion as written ("" in modes "score" and "pointwise")
+    faults: what was wrong with it, as named by `parsing.parse_ranking`
+    scores: one a candidate, in candidate order, higher is better, or None: log-probabilities of the ids ("score"),
+        probabilities of "True" ("pointwise"), points ("consensus")
+    tokens, seconds: completion tokens, and this query's share of its batch's time
+    shown: the candidates that "Image 1", "Image 2", … of the reasoning are (0-based); None: all, in their order
+    stability: how alike the orders were that a consensus was made of (mean Kendall tau, -1 to 1), or None
+    """
+
+    order: list[int]
+    reasoning: str | None
+    text: str
+    faults: frozenset[str]
+    scores: list[float] | None
+    tokens: int
+    seconds: float
+    shown: list[int] | None = None
+    stability: float | None = None
+
+
+class RemoteError(RuntimeError):
+    """Requests to a server failed for good. `failures`: index of the pair -> what happened."""
+
+    def __init__(self, failures: dict[int, str], total: int):
+        self.failures = failures
+        index, reason = next(iter(sorted(failures.items())))
+        super().__init__(
+            f"{len(failures)} of {total} requests failed; the first is pair {index}: {reason}."
+            f" What was answered is kept: start again to ask for the rest"
+        )
+
+
+class Ranker:
+    """What ranks pages: a loaded model, a server (`remote`), or a strategy over either (`strategies`)."""
+
+    _sizes: Sizes | None = None  # of pages that were found good, where a ranker remembers them
+
+    def rank_each(
+        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
+    ) -> Iterator[tuple[int, Ranking]]:
+        """Like `rank_many`, but yields (index, ranking) as they are finished, in any order."""
+        raise NotImplementedError
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raises ValueError, naming pair and page, for pages that cannot be ranked, before any work is done."""
+        Pages(pairs, self._sizes)
+
+    def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
+        """Rank the pages (paths, image bytes or PIL images) of one query.
+
+        Raises ValueError for an empty query, no pages, a page that is not an image, more than the model's context
+        holds, or an unknown mode.
+        """
+        return self.rank_many([(query, pages)], mode=mode)[0]
+
+    def rank_many(self, pairs: Iterable[Pair], mode: str = "reason", batch_size: int = 16) -> list[Ranking]:
+        """Rank many (query, pages) pairs; results in their order.
+
+        Raises as `rank`, naming the pair; whatever is raised has `finished`, the rankings made before, by index.
+        """
+        pairs = list(pairs)
+        results: dict[int, Ranking] = {}
+        try:
+            results.update(self.rank_each(pairs, mode=mode, batch_size=batch_size))
+        except Exception as error:
+            error.finished = results  # type: ignore[attr-defined]
+            raise
+        return [results[i] for i in range(len(pairs))]

@@ -1,0 +1,182 @@
+"""Strategies over any ranker and mode: sliding windows for many candidates, consensus over shuffles.
+
+    wide = Windows(reranker, size=5, stride=3)
+    wide.rank("Which page?", forty_pages)
+    Consensus(wide, shuffles=5).rank_many(pairs, mode="direct")
+
+Each is a ranker itself, so they combine, and `rerank.rerank_run` takes them as it takes a model.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from scipy.stats import kendalltau
+
+from mmr5_lab.reranking.pages import Pair
+from mmr5_lab.reranking.ranking import Ranker, Ranking
+
+
+class Windows(Ranker):
+    """Ranks more candidates than a model is shown at once: windows from the back to the front.
+
+    As RankGPT does (arXiv 2304.09542, section 3.2): the last `size` candidates are ranked, then the window moves
+    `stride` places to the front, so that the best `size - stride` of each window go on into the next. One pass puts
+    the best of them in front; what is further down is ordered only roughly.
+
+    A ranking's reasoning, text and ids are those of the last window, the one that decided the top; faults are of
+    all windows, tokens and seconds their sums.
+
+    Raises ValueError for a stride below 1 or above the size.
+    """
+
+    def __init__(self, ranker: Ranker, size: int = 10, stride: int = 5):
+        if not 1 <= stride <= size:
+            raise ValueError(f"stride {stride} is not within 1 to the window's size {size}")
+        self.ranker, self.size, self.stride = ranker, size, stride
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """As the ranker beneath."""
+        self.ranker.check(pairs)
+
+    def rank_each(
+        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
+    ) -> Iterator[tuple[int, Ranking]]:
+        """Windows of the same turn go through the ranker together."""
+        self.check(pairs)  # all pages, before the first window
+        orders = [list(range(len(pages))) for _, pages in pairs]
+        starts = [window_starts(len(pages), self.size, self.stride) for _, pages in pairs]
+        done: list[Ranking | None] = [None] * len(pairs)
+        for turn in range(max(map(len, starts), default=0)):
+            due = [i for i, places in enumerate(starts) if turn < len(places)]
+            shown = [orders[i][starts[i][turn] : starts[i][turn] + self.size] for i in due]
+            window = [(pairs[i][0], [pairs[i][1][k] for k in places]) for i, places in zip(due, shown, strict=True)]
+            for j, ranking in self.ranker.rank_each(window, mode, batch_size):
+                i, start = due[j], starts[due[j]][turn]
+                orders[i][start : start + self.size] = [shown[j][k] for k in ranking.order]
+                before = done[i]
+                if before is not None:
+                    ranking = replace(
+                        ranking,
+                        faults=before.faults | ranking.faults,
+                        tokens=before.tokens + ranking.tokens,
+                        seconds=before.seconds + ranking.seconds,
+                    )
+                done[i] = ranking
+                if turn == len(starts[i]) - 1:
+                    scores = ranking.scores if len(starts[i]) == 1 else None  # of one window only
+                    yield i, replace(ranking, order=orders[i], scores=scores, shown=shown[j])
+
+
+def window_starts(n: int, size: int, stride: int) -> list[int]:
+    """Where the windows over n candidates begin, the last candidates' first, always ending at 0.
+
+    >>> window_starts(20, 10, 5)
+    [10, 5, 0]
+    """
+    starts = [max(0, n - size)]
+    while starts[-1] > 0:
+        starts.append(max(0, starts[-1] - stride))
+    return starts
+
+
+class Consensus(Ranker):
+    """Ranks several shuffles of the candidates and fuses the orders, which averages out a liking for places.
+
+    Permutation self-consistency (arXiv 2310.07712), with sums of ranks instead of its Kemeny optimum:
+
+    - "borda": n - rank points a shuffle;
+    - "rrf": 1 / (60 + rank) a shuffle (reciprocal rank fusion, Cormack and others, SIGIR 2009).
+
+    The first order is the one given. A ranking's `scores` are the points, `stability` the mean Kendall tau between
+    its orders (1: always the same), its reasoning and text those of the first order.
+
+    early: with "borda", stop for a query once no further shuffle can change its first place.
+
+    Raises ValueError for fewer than one shuffle or an unknown fusion.
+    """
+
+    def __init__(self, ranker: Ranker, shuffles: int = 5, fusion: str = "borda", seed: int = 0, early: bool = False):
+        if shuffles < 1:
+            raise ValueError(f"shuffles is {shuffles}: it must be at least 1")
+        if fusion not in ("borda", "rrf"):
+            raise ValueError(f"unknown fusion {fusion!r}: choose borda or rrf")
+        if early and fusion != "borda":
+            raise ValueError("early works with borda: only there the points that can still be won are bounded")
+        self.ranker, self.shuffles, self.fusion, self.seed, self.early = ranker, shuffles, fusion, seed, early
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """As the ranker beneath."""
+        self.ranker.check(pairs)
+
+    def rank_each(
+        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
+    ) -> Iterator[tuple[int, Ranking]]:
+        """All queries' first shuffles go through the ranker together, then their second, and so on."""
+        self.check(pairs)
+        said: list[list[Ranking]] = [[] for _ in pairs]
+        orders: list[list[list[int]]] = [[] for _ in pairs]
+        open_pairs = list(range(len(pairs)))
+        for turn in range(self.shuffles):
+            places = [shuffled(len(pairs[i][1]), turn, f"{self.seed} {pairs[i][0]} {turn}") for i in open_pairs]
+            shown = [(pairs[i][0], [pairs[i][1][k] for k in p]) for i, p in zip(open_pairs, places, strict=True)]
+            for j, ranking in self.ranker.rank_each(shown, mode, batch_size):
+                said[open_pairs[j]].append(ranking)
+                orders[open_pairs[j]].append([places[j][k] for k in ranking.order])
+            left = self.shuffles - turn - 1
+            ended = [i for i in open_pairs if not left or (self.early and _settled(orders[i], left))]
+            for i in ended:
+                yield i, self._fused(said[i], orders[i])
+            open_pairs = [i for i in open_pairs if i not in set(ended)]
+
+    def _fused(self, said: list[Ranking], orders: list[list[int]]) -> Ranking:
+        order, points = fused(orders, self.fusion)
+        return replace(
+            said[0],
+            order=order,
+            scores=points,
+            faults=frozenset().union(*(ranking.faults for ranking in said)),
+            tokens=sum(ranking.tokens for ranking in said),
+            seconds=sum(ranking.seconds for ranking in said),
+            stability=stability(orders),
+        )
+
+
+def stability(orders: Sequence[Sequence[int]]) -> float | None:
+    """Mean Kendall tau over pairs of orders of the same candidates; None for one order or one candidate."""
+    if len(orders) < 2 or len(orders[0]) < 2:
+        return None
+    ranks = [[order.index(k) for k in range(len(order))] for order in map(list, orders)]
+    taus = [kendalltau(a, b).statistic for a, b in combinations(ranks, 2)]
+    return float(sum(taus) / len(taus))
+
+
+def fused(orders: Sequence[Sequence[int]], fusion: str = "borda") -> tuple[list[int], list[float]]:
+    """One order of several, and each candidate's points (`Consensus`); equal points stand as in the first order."""
+    points = _points(orders, fusion)
+    return sorted(range(len(points)), key=lambda k: (-points[k], orders[0].index(k))), points
+
+
+def _points(orders: Sequence[Sequence[int]], fusion: str) -> list[float]:
+    n = len(orders[0])
+    points = [0.0] * n
+    for order in orders:
+        for rank, k in enumerate(order, 1):
+            points[k] += n - rank if fusion == "borda" else 1 / (60 + rank)
+    return points
+
+
+def _settled(orders: Sequence[Sequence[int]], left: int) -> bool:
+    """Can no candidate overtake the first one in `left` more shuffles? A shuffle moves two at most n - 1 apart."""
+    n = len(orders[0])
+    if n == 1:
+        return True
+    first, second = sorted(_points(orders, "borda"), reverse=True)[:2]
+    return first - second > left * (n - 1)
+
+
+def shuffled(n: int, turn: int, seed: str) -> list[int]:
+    """Places 0 to n - 1 in the order of a turn: as they are in turn 0, else drawn by `seed`."""
+    places = list(range(n))
+    return places if turn == 0 else random.Random(seed).sample(places, n)

@@ -1,0 +1,155 @@
+"""Rerank a whole first-stage run: resumable, one line a question as it is finished."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.rankings import Rankings, write_trec
+from mmr5_lab.files import appending, read_lines, report_progress
+from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
+from mmr5_lab.rewards import format_reward, rank_reward
+
+CHUNK = 256  # questions whose pages are read together
+
+
+def rerank_run(
+    reranker: Ranker,
+    corpus: Corpus,
+    run: Rankings,
+    folder: str | Path,
+    name: str,
+    *,
+    mode: str = "reason",
+    batch_size: int = 16,
+    trec: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    page_bytes: Callable[[pd.Series, int], bytes] | None = None,
+) -> pd.DataFrame:
+    """Rerank every question of a first-stage run; one row a question, in the run's order.
+
+    settings: what the rankings depend on beside the candidates (model, adapter, …), kept in `<name>.settings.json`;
+        going on with others is refused
+    page_bytes: image file of a question's page (its row, 0-based page), in place of the corpus's own
+
+    Columns: question_id, candidates, order (0-based places in them), pages (best first), text, think, faults,
+    valid (no fault), scores, stability, tokens, seconds, and rank_reward, format_reward where a candidate is right.
+
+    Writes into `folder`: `<name>.jsonl` as rankings finish (running again ranks only what is missing or has other
+    candidates now), `<name>.trec` (or the file `trec`), and at the end `<name>.generations.parquet`. Raises
+    ValueError for questions that the corpus does not have or that have no candidates, and for other settings.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = corpus.by_id
+    unknown = [question_id for question_id in run.pages if question_id not in questions]
+    if unknown:
+        raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
+    _check_settings(folder / f"{name}.settings.json", {"mode": mode, **(settings or {})})
+    log = folder / f"{name}.jsonl"
+    failures: dict[str, str] = {}
+    with appending(log) as append, tqdm(total=len(run.pages), desc=name) as bar:
+        done = {
+            row["question_id"]: row for row in read_lines(log) if row["candidates"] == run.pages.get(row["question_id"])
+        }
+        missing = [question_id for question_id in run.pages if question_id not in done]
+        bar.n = bar.initial = len(done)
+        for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
+            chunk = missing[start : start + CHUNK]
+            pairs = [
+                pair_of(corpus, questions[question_id], run.pages[question_id], page_bytes) for question_id in chunk
+            ]
+            try:
+                for i, ranking in reranker.rank_each(pairs, mode, batch_size):
+                    row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
+                    done[chunk[i]] = row
+                    append(row)
+                    bar.update()
+                    report_progress(folder, name, len(done), len(run.pages))
+            except RemoteError as error:  # the other chunks are asked all the same
+                failures |= {chunk[i]: reason for i, reason in error.failures.items()}
+    if failures:
+        question, reason = next(iter(failures.items()))
+        raise RuntimeError(
+            f"{len(failures)} of {len(run.pages)} questions were not answered; the first is {question}: {reason}."
+            f" The others are in {log}: start again to ask for the rest"
+        )
+    frame = pd.DataFrame([done[question_id] for question_id in run.pages])
+    write_trec(
+        Rankings(dict(zip(frame["question_id"], frame["pages"], strict=True))),
+        corpus,
+        trec or folder / f"{name}.trec",
+        "mmr5",
+    )
+    frame.to_parquet(folder / f"{name}.generations.parquet", index=False)
+    return frame
+
+
+def sample_answers(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
+    """What a model writes for the prompts of some traces: columns query_id, text, faults, valid.
+
+    The traces' image paths are relative to `folder`.
+    """
+    pairs = [(trace["query"], [Path(folder) / image for image in trace["images"]]) for trace in traces]
+    rankings = reranker.rank_many(pairs)
+    return pd.DataFrame({
+        "query_id": [trace["query_id"] for trace in traces],
+        "text": [ranking.text for ranking in rankings],
+        "faults": [sorted(ranking.faults) for ranking in rankings],
+        "valid": [not ranking.faults for ranking in rankings],
+    })  # fmt: skip
+
+
+def pair_of(
+    corpus: Corpus,
+    question: pd.Series,
+    pages: Sequence[int],
+    page_bytes: Callable[[pd.Series, int], bytes] | None = None,
+) -> tuple[str, list[bytes]]:
+    if not pages:
+        raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
+    read = page_bytes or (lambda question, page: corpus.page_bytes(question["doc_name"], page))
+    return question["question"], [read(question, page) for page in pages]
+
+
+def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
+    pages = [int(page) for page in pages]  # of a run from a parquet file they are numpy's, which JSON does not take
+    positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
+    # a text about some of the candidates (the last window) cannot be paid by all of them
+    rewarded = bool(positive_ids) and bool(ranking.text) and ranking.shown is None
+    return {
+        "question_id": question["question_id"],
+        "candidates": pages,
+        "order": ranking.order,
+        "pages": [pages[k] for k in ranking.order],
+        "text": ranking.text,
+        "think": ranking.reasoning,
+        "faults": sorted(ranking.faults),
+        "valid": not ranking.faults,
+        "scores": ranking.scores,
+        "shown": ranking.shown,
+        "stability": ranking.stability,
+        "tokens": ranking.tokens,
+        "seconds": ranking.seconds,
+        "rank_reward": rank_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
+        "format_reward": format_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
+    }
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    given = json.dumps(settings, default=str, sort_keys=True)
+    if not path.exists():
+        path.write_text(given + "\n")
+        return
+    before, now = json.loads(path.read_text()), json.loads(given)
+    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if other:
+        told = ", ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in other)
+        raise ValueError(
+            f"{path.parent} holds rankings made with other settings ({told}): choose another name to write to,"
+            f" or delete {path.name.removesuffix('.settings.json')}.*"
+        )

@@ -1,0 +1,1 @@
+"""First stage: BM25, page encoders, page vectors."""

@@ -1,0 +1,118 @@
+"""First-stage retrieval: for each question, the pages of its own document, best first.
+
+    run = retrieve(corpus, method="bm25", top_k=10)
+    run = retrieve(corpus, method="colqwen", model="vidore/colqwen2-v1.0-hf")
+    write_trec(run, corpus, "colqwen.trec")
+    evaluate(run.pages, corpus)
+
+Runs and labels are TREC files: `question Q0 page rank score tag` and `question 0 page 1`.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.rankings import Rankings, best
+from mmr5_lab.retrieval.bm25 import bm25_scores
+
+logger = logging.getLogger(__name__)
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG
+
+METHODS = ("bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense")
+
+
+def retrieve(
+    corpus: Corpus,
+    method: str = "bm25",
+    top_k: int = 10,
+    *,
+    source: str = "ocr_text",
+    stopwords: str | list[str] = "en",
+    model: str | Path | None = None,
+    vectors: str | Path | None = None,
+    batch_size: int = 4,
+    **options: Any,
+) -> Rankings:
+    """Rank the pages of each question's own document and keep the best `top_k`.
+
+    method: one of `METHODS`; see `bm25_scores` for `source` and `stopwords`. The others encode pages with a `model`
+      (folder or hub name; None: `encoders.ENCODERS`' choice), `batch_size` at a time, and keep the `vectors` in a
+      folder, by default one a model beside the corpus's files; pages that are there are not encoded again. `options`
+      go to `encoders.load_encoder`.
+
+    Equal scores are in page order, so a document without words is ranked by page order; a logged warning
+    names such documents.
+
+    Raises ValueError for an unknown method or top_k < 1, CorpusError if pages are missing, VectorsError for a folder
+    with other vectors, RuntimeError for a model that cannot be fetched.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown retrieval method {method!r}; there is: {', '.join(METHODS)}")
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    if method != "bm25":
+        from mmr5_lab.retrieval.dense import encode_corpus, rank_documents  # loads torch
+        from mmr5_lab.retrieval.encoders import load_encoder
+
+        encoder = load_encoder(method, model, **options)
+        store = encode_corpus(corpus, encoder, vectors, batch_size=batch_size, source=source)
+        return rank_documents(corpus, encoder, store, top_k)
+    pages_of: dict[str, list[int]] = {}
+    scores_of: dict[str, list[float]] = {}
+    wordless = []
+    for doc_name, questions in corpus.questions.groupby("doc_name", sort=False):
+        texts = [corpus.page_text(doc_name, page, source) for page in range(corpus.num_pages(doc_name))]
+        scores = bm25_scores(texts, questions["question"].tolist(), stopwords)
+        if scores is None:
+            wordless.append(doc_name)
+            scores = np.zeros((len(questions), len(texts)))
+        for question, row in zip(questions["question_id"], scores, strict=True):
+            pages_of[question], scores_of[question] = best(row, top_k)
+    if wordless:
+        logger.warning(
+            "%d documents have no words in %s, their pages are ranked by page order: %s",
+            len(wordless),
+            source,
+            ", ".join(wordless[:5]) + (", …" if len(wordless) > 5 else ""),
+        )
+    return Rankings(pages_of, scores_of)
+
+
+def hard_negatives(run: Rankings, corpus: Corpus, num_candidates: int = 5, max_share: float = 0.95) -> Rankings:
+    """Candidates to train on: each question's right pages, and with them the wrong ones that score highest.
+
+    run: many pages a question, with scores (retrieve with a large `top_k`)
+    max_share: a wrong page that scores more than this share of the best right page is left out: such pages are often
+      right without a label (arXiv 2407.15831, section 4.1: TopK-PercPos). 1 leaves out those that score higher.
+
+    At most `num_candidates` - 1 right pages are taken, by score; one that the run does not hold comes after those that
+    it does, without a bound on the wrong ones if it holds none. Questions with fewer than two candidates are left out.
+    The pages come in falling order of score, so that `traces.training_candidates` may shuffle them or not.
+
+    Raises ValueError for a run without scores, num_candidates < 2, and a question that the corpus does not have.
+    """
+    if run.scores is None:
+        raise ValueError("the run has no scores: hard negatives are chosen by them")
+    if num_candidates < 2:
+        raise ValueError(f"num_candidates is {num_candidates}; a right and a wrong page need at least 2")
+    mined: dict[str, list[int]] = {}
+    scores_of: dict[str, list[float]] = {}
+    for question, pages in run.pages.items():
+        if question not in corpus.by_id:
+            raise ValueError(f"{corpus.folder} has no question {question!r}: the run belongs to another corpus")
+        gold = corpus.by_id[question]["gold_pages"]
+        scores = dict(zip(pages, run.scores[question], strict=True))
+        lowest = min(scores.values(), default=0.0)
+        right = sorted(gold, key=lambda page: -scores.get(page, -np.inf))[: num_candidates - 1]
+        top = max((scores[page] for page in gold if page in scores), default=None)
+        # A share of a score below 0 would lie above it.
+        bound = np.inf if top is None else top - (1 - max_share) * abs(top)
+        wrong = [page for page in pages if page not in gold and scores[page] <= bound][: num_candidates - len(right)]
+        if wrong:
+            chosen = sorted([*right, *wrong], key=lambda page: -scores.get(page, lowest))
+            mined[question] = chosen
+            scores_of[question] = [scores.get(page, lowest) for page in chosen]
+    return Rankings(mined, scores_of)

@@ -1,0 +1,1 @@
+"""Training data: teachers, answers paid for, checks, formats."""

@@ -1,0 +1,337 @@
+"""Data for both stages of training: reasoning traces for SFT, ranking prompts for GRPO.
+
+A trace is one JSON line with `messages` and `images`, which ms-swift reads as it is
+(https://swift.readthedocs.io, "Custom dataset"), plus our own fields:
+
+    {"messages": [{"role": "system", …}, {"role": "user", …<image>…}, {"role": "assistant", …}],
+     "images": ["pages/doc_p0003.png", …], "query_id": …, "doc_name": …, "query": …, "candidates": [0-based pages],
+     "positive_ids": [1-based], "teacher": …, "refined": false, "prompt_version": …}
+
+Image paths are relative to the file. Construction follows arXiv 2506.12364: questions whose top-n candidates
+hold at least one positive, candidates shuffled, one `Image i: …` line a page by a teacher that knows the
+label, the answer with the positives first and the rest in candidate order.
+"""
+
+import itertools
+import json
+import random
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.ids import page_id
+from mmr5_lab.corpus.rankings import Rankings
+from mmr5_lab.files import appending, read_lines, replacing, report_progress
+from mmr5_lab.prompting.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise
+from mmr5_lab.traces.quality import MAX_WORDS, faults_of, near_duplicates
+from mmr5_lab.traces.teachers import Teacher, TeacherError, think_lines
+
+_PAGE_FILES = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The pages shown for one question: `pages` 0-based in prompt order, `positive_ids` 1-based places in it."""
+
+    question: pd.Series
+    pages: list[int]
+    positive_ids: list[int]
+
+
+def training_candidates(
+    corpus: Corpus, run: Rankings, num_candidates: int = 5, seed: int = 0, shuffles: int = 1
+) -> list[Candidates]:
+    """Questions with at least one positive among their first `num_candidates` pages, these pages shuffled.
+
+    A shuffle depends on `seed`, the question and its turn alone, so adding questions does not move the others. With
+    `shuffles` > 1 each question has that many turns, all questions before any comes again; an order that is drawn
+    twice is taken once. With 0 the retriever's order stays: the paper's text and its code disagree on which was used.
+
+    Raises ValueError for a question of the run that the corpus does not have, or where nothing remains.
+    """
+    rows = corpus.by_id
+    unknown = [question_id for question_id in run.pages if question_id not in rows]
+    if unknown:
+        raise ValueError(
+            f"the run has question {unknown[0]!r}, which {corpus.folder} does not: it belongs to another corpus"
+        )
+    chosen: dict[tuple[str, tuple[int, ...]], Candidates] = {}  # by question and order, each once
+    for turn, (question_id, ranked) in itertools.product(range(max(1, shuffles)), run.pages.items()):
+        question, pages = rows[question_id], ranked[:num_candidates]
+        if shuffles:
+            pages = shuffled(pages, seed, question_id, turn)
+        candidates = labelled(question, pages)
+        if candidates.positive_ids:
+            chosen.setdefault((question_id, tuple(pages)), candidates)
+    if not chosen:
+        raise ValueError(f"no question has a positive among its first {num_candidates} candidates: nothing to train on")
+    return list(chosen.values())
+
+
+def labelled(question: pd.Series, pages: list[int]) -> Candidates:
+    """These pages of a question, in this order, with the places of the right ones."""
+    return Candidates(question, pages, [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]])
+
+
+def answer_ids(chosen: Candidates) -> list[int]:
+    """The answer of a trace: 1-based places of the right pages, then the other places, both in prompt order."""
+    return sorted(range(1, len(chosen.pages) + 1), key=lambda place: place not in chosen.positive_ids)
+
+
+def shuffled(pages: Sequence[int], seed: int, question_id: str, turn: int) -> list[int]:
+    """The pages in an order that depends on these alone: the same in any run, on any number of devices."""
+    return random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
+
+
+def make_traces(
+    corpus: Corpus,
+    candidates: list[Candidates],
+    teacher: Teacher,
+    path: str | Path,
+    refined: bool = False,
+    *,
+    workers: int | None = None,
+    max_words: int = MAX_WORDS,
+) -> Path:
+    """Write one trace for each of `candidates` to `path` (JSON lines), page images beside it; returns the path.
+
+    workers: threads that ask the teacher at once (default: as many as it says that it takes, `workers`, else one)
+    max_words: words about a page before a trace is "too_long" (see `trace_quality.FAULTS` for the other checks)
+
+    Traces are appended as they are made, each in one write; those with a fault go to `rejected_path(path)`, with
+    `faults`. At the end both files are put into the order of `candidates` and near-duplicates are rejected. Running
+    again asks the teacher only for what is missing, also after a kill.
+
+    Raises ValueError, naming the line, where a finished line is not a trace or was made otherwise (another teacher,
+    other prompts); RuntimeError at the end for pages that the teacher did not explain, or where another process is
+    writing the file; BudgetError and TeacherGoneError as soon as the teacher does. What was made is kept.
+    """
+    path, rejected = Path(path), rejected_path(path)
+    failures: dict[str, str] = {}
+    ended: Exception | None = None
+    with appending(path) as accept, appending(rejected) as reject:
+        made = [*read_traces(path), *read_traces(rejected)]
+        _check_same(path, made, teacher.name, refined)
+        done = {_key(trace["query_id"], trace["candidates"]) for trace in made}
+        missing = [c for c in candidates if _key(c.question["question_id"], c.pages) not in done]
+        total, stopped = len(candidates), threading.Event()
+        bar = tqdm(total=total, initial=total - len(missing), desc="traces", disable=not missing)
+        with bar, ThreadPoolExecutor(workers or getattr(teacher, "workers", 1)) as pool:
+            try:
+                asked = {pool.submit(_trace, corpus, c, teacher, path.parent, refined, stopped): c for c in missing}
+                for future in as_completed(asked):
+                    try:
+                        trace = future.result()
+                    except TeacherError as error:  # one page must not cost the others
+                        failures[asked[future].question["question_id"]] = str(error)
+                        continue
+                    except Exception as error:
+                        ended = ended or error
+                        stopped.set()
+                        continue
+                    if trace is None:  # not begun, since the work has ended
+                        continue
+                    faults = faults_of(trace, _page_texts(corpus, trace), max_words)
+                    reject(trace | {"faults": faults}) if faults else accept(trace)
+                    bar.update()
+                    report_progress(path.parent, "traces", bar.n, total)
+            finally:
+                stopped.set()  # what was sent is waited for: it is paid for, and its answer is kept
+        _sort_out(corpus, path, candidates, max_words)
+    if ended:
+        raise ended
+    if failures:
+        question, reason = next(iter(failures.items()))
+        raise RuntimeError(
+            f"{len(failures)} of {len(candidates)} traces were not made; the first is {question}: {reason}."
+            f" The others are in {path}: start again to ask for the rest"
+        )
+    return path
+
+
+def rejected_path(path: str | Path) -> Path:
+    """Where the traces with faults of a file of traces are kept: `traces.rejected.jsonl`."""
+    return Path(path).with_suffix(f".rejected{Path(path).suffix}")
+
+
+def read_traces(path: str | Path) -> list[dict[str, Any]]:
+    """The traces of a file, one dict a line; [] where there is none. Raises ValueError naming what is not a trace."""
+    traces = read_lines(Path(path))
+    for number, trace in enumerate(traces, 1):
+        missing = {"messages", "images", "query_id", "query", "candidates", "prompt_version"} - trace.keys()
+        if missing:
+            raise ValueError(f"{path}, line {number} is not a trace: it has no {', '.join(sorted(missing))}")
+    return traces
+
+
+def sft_dataset(path: str | Path) -> datasets.Dataset:
+    """Traces as trl's `SFTTrainer` takes them: columns `prompt`, `completion` (messages) and `images`.
+
+    The prompt is built anew by `build_messages` from the trace's query, so that training, RL and inference
+    share one builder. Raises ValueError for traces that were made with other prompt texts.
+    """
+    rows = []
+    for trace in read_traces(path):
+        if trace["prompt_version"] != PROMPT_VERSION:
+            raise ValueError(
+                f"{path}: trace {trace['query_id']!r} was made with prompts {trace['prompt_version']},"
+                f" now they are {PROMPT_VERSION}: make the traces again"
+            )
+        completion = trace["messages"][-1]["content"]
+        rows.append({
+            "prompt": build_messages(trace["query"], len(trace["images"])),
+            "completion": [{"role": "assistant", "content": [{"type": "text", "text": completion}]}],
+            "images": [str(Path(path).parent / image) for image in trace["images"]],
+        })  # fmt: skip
+    return datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
+
+
+class PromptReader:
+    """Makes trl's examples of rows of prompts when they are drawn: pages are read then, in the order of the epoch.
+
+    With a `seed` every `epoch` has orders of its own (`shuffled`, by turns); with None the candidates' order stays.
+    """
+
+    def __init__(self, corpus: Corpus, seed: int | None):
+        self.corpus, self.seed, self.epoch = corpus, seed, 0
+
+    def __getstate__(self) -> tuple[str, int | None]:
+        """What datasets tells one reader from another by; it never makes one of it."""
+        return str(self.corpus.folder), self.seed
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        images: dict[tuple[str, int], Any] = {}  # a prompt stands in a batch once for each of its completions
+        examples = []
+        for question_id, pages in zip(rows["query_id"], rows["pages"], strict=True):
+            question = self.corpus.by_id[question_id]
+            doc_name = question["doc_name"]
+            if self.seed is not None:
+                pages = shuffled(pages, self.seed, question_id, self.epoch)
+            for page in pages:
+                if (doc_name, page) not in images:
+                    images[doc_name, page] = self.corpus.page_image(doc_name, page)
+            examples.append({
+                "prompt": build_messages(question["question"], len(pages)),
+                "images": [images[doc_name, page] for page in pages],
+                "positive_ids": labelled(question, pages).positive_ids,
+                "num_candidates": len(pages),
+                "query_id": question_id,
+                "candidates": pages,
+            })  # fmt: skip
+        return {name: [example[name] for example in examples] for name in examples[0]}
+
+
+def rl_dataset(corpus: Corpus, candidates: list[Candidates], seed: int | None = None) -> datasets.Dataset:
+    """Prompts as trl's `GRPOTrainer` takes them, made by a `PromptReader` as they are drawn.
+
+    Columns: `prompt` (messages), `images`, `positive_ids`, `num_candidates`, `query_id`, `candidates` (0-based pages in
+    the prompt's order). seed: of the orders, new ones each epoch; None: the candidates' order stays
+    """
+    rows = [{"query_id": c.question["question_id"], "pages": c.pages} for c in candidates]
+    return datasets.Dataset.from_list(rows).with_transform(PromptReader(corpus, seed))
+
+
+def _key(query_id: str, pages: list[int]) -> tuple[str, tuple[int, ...]]:
+    return query_id, tuple(pages)
+
+
+def _check_same(path: Path, made: list[dict[str, Any]], teacher: str, refined: bool) -> None:
+    """Refuse to go on with a file that was begun otherwise."""
+    for trace in made:
+        ways = {"teacher": teacher, "refined": refined, "prompt_version": PROMPT_VERSION}
+        other = [f"{key} {trace.get(key)!r}, now {value!r}" for key, value in ways.items() if trace.get(key) != value]
+        if other:
+            raise ValueError(f"{path} holds traces made otherwise ({'; '.join(other)}): choose another file to write")
+
+
+def _sort_out(corpus: Corpus, path: Path, candidates: list[Candidates], max_words: int) -> None:
+    """Put both files in order, each trace into the one where it belongs; traces that are not asked for now come last.
+
+    A trace that changes files is in both before it leaves one, so that a kill loses none; the next run sorts it out.
+    """
+    order = {_key(c.question["question_id"], c.pages): place for place, c in enumerate(candidates)}
+    before = {_key(t["query_id"], t["candidates"]): t for t in read_traces(rejected_path(path))}
+    made = {_key(t["query_id"], t["candidates"]): t for t in read_traces(path)} | before
+    sound, faulty, returned = [], [], []
+    for key, made_trace in sorted(made.items(), key=lambda item: order.get(item[0], len(order))):
+        trace = {name: value for name, value in made_trace.items() if name not in ("faults", "repeats")}
+        faults = faults_of(trace, _page_texts(corpus, trace), max_words)
+        if faults:
+            faulty.append(trace | {"faults": faults})
+        else:
+            sound.append(trace)
+            returned += [trace | {"faults": []}] if key in before else []
+    again = near_duplicates(sound)
+    faulty += [sound[k] | {"faults": ["near_duplicate"], "repeats": sound[j]["query_id"]} for k, j in again.items()]
+    _rewrite(rejected_path(path), [*faulty, *returned])
+    _rewrite(path, [trace for k, trace in enumerate(sound) if k not in again])
+    if returned:
+        _rewrite(rejected_path(path), faulty)
+
+
+def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+    with replacing(path) as new:
+        new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _page_texts(corpus: Corpus, trace: dict[str, Any]) -> list[str]:
+    return [corpus.page_text(trace["doc_name"], page) for page in trace["candidates"]]
+
+
+def _trace(
+    corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, refined: bool, stopped: threading.Event
+) -> dict[str, Any] | None:
+    if stopped.is_set():
+        return None
+    question, positives = chosen.question, chosen.positive_ids
+    images = [_page_file(corpus, question["doc_name"], page, folder) for page in chosen.pages]
+    written = (teacher.refine if refined else partial(think_lines, teacher))(question, chosen.pages, positives)
+    return {
+        "messages": swift_messages(
+            build_messages(question["question"], len(chosen.pages)),
+            completion_text(neutralise(written), answer_ids(chosen)),
+        ),
+        "images": images,
+        "query_id": question["question_id"],
+        "doc_name": question["doc_name"],
+        "query": question["question"],
+        "candidates": chosen.pages,
+        "positive_ids": positives,
+        "teacher": teacher.name,
+        "refined": refined,
+        "prompt_version": PROMPT_VERSION,
+    }
+
+
+def swift_messages(messages: list[dict[str, Any]], completion: str) -> list[dict[str, str]]:
+    """Chat messages and a completion as ms-swift writes them: strings, with `<image>` where each image stands."""
+    told = [
+        {
+            "role": message["role"],
+            "content": "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"]),
+        }
+        for message in messages
+    ]
+    return [*told, {"role": "assistant", "content": completion}]
+
+
+def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:
+    """The page's image as a file below `folder`; returns its path relative to it."""
+    data = corpus.page_bytes(doc_name, page)
+    suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
+    relative = Path("pages") / f"{page_id(doc_name, page)}.{suffix}"
+    with _PAGE_FILES:
+        if not (folder / relative).exists():
+            corpus.page_image(doc_name, page)  # a trace on an image that cannot be decoded would fail only in training
+            with replacing(folder / relative) as new:
+                new.write_bytes(data)
+    return str(relative)

@@ -1,0 +1,226 @@
+"""Are traces fit to learn from? Faults of each, near-duplicates among them, a report, statistics and a dataset card.
+
+    faults_of(trace, page_texts)       # (), or names from FAULTS
+    near_duplicates(traces)            # {place: place of the earlier one}
+    report(accepted, rejected)         # counts and examples
+
+The checks read words, not meaning: a rejected trace is kept with its faults, so that a wrong verdict costs nothing.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mmr5_lab.prompting.answers import parse_ranking
+from mmr5_lab.prompting.verdicts import REFUSAL, verdict
+
+FAULTS = {
+    "empty": "nothing is said about a page",
+    "refusal": "the teacher declines, or has not seen the page",
+    "label_leaked": "the label is named as such; the student will not be given one",
+    "contradicts_label": 'the verdict is the opposite of the label, such as "cannot" for a positive',
+    "wrong_image": "another image's number, or a line that is missing or out of order",
+    "too_long": "more words than allowed about a page",
+    "near_duplicate": "nearly the words of an earlier trace on another question",
+}
+MAX_WORDS = 60
+"""Words about a page. The prompt asks for 40; models count badly, so half as many again pass."""
+
+_LINE = re.compile(r"Image (\d+): ?(.*)")
+_IMAGE = re.compile(r"\bimages? (?:no\. ?|number |#)?(\d+)", re.IGNORECASE)
+_LEAK = re.compile(
+    r"\bground[- ]truth\b|\bgold(?:en)? (?:page|label|image|answer|standard)\b|\bhard negative\b"
+    r"|\b(?:positive|negative) (?:image|page|sample|example|candidate|label|instance)\b"
+    r"|\b(?:label(?:l?ed)?|marked|annotated|classified|tagged) (?:it |this |them )?as (?:a |an |the |being )?"
+    r"(?:positive|negative|relevant|irrelevant|correct|incorrect|right|wrong)\b"
+    r"|\b(?:the|its|this|given|provided) label (?:says|is|indicates|states|shows|tells)\b"
+    r"|\b(?:I was|I am|as I was|as) told (?:that|to)\b|\baccording to the (?:label|prompt|instructions?)\b",
+    re.IGNORECASE,
+)
+
+
+def faults_of(trace: dict[str, Any], page_texts: Sequence[str] = (), max_words: int = MAX_WORDS) -> list[str]:
+    """Names from `FAULTS`, in their order, that a trace has by itself ("near_duplicate" needs the others).
+
+    page_texts: the words of each page; what stands there, or in the question, may be quoted without being a fault
+    max_words: words about a page; a refined trace may have as many for the right pages, and for the others
+    """
+    think = think_of(trace)
+    count, positives = len(trace["images"]), set(trace["positive_ids"])
+    texts = [*page_texts, *[""] * (count - len(page_texts))]
+    found: set[str] = set()
+    if trace.get("refined"):
+        _common(think, 2 * max_words, [trace["query"], *texts], found)
+        _refined(think, count, positives, found)
+        return [fault for fault in FAULTS if fault in found]
+    lines = think.split("\n")
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if [match and int(match[1]) for match in matches] != list(range(1, count + 1)):
+        found.add("wrong_image")
+    for place, match in enumerate(matches[:count], 1):
+        said = match[2] if match else ""
+        words = [trace["query"], texts[place - 1]]
+        _common(said, max_words, words, found)
+        if any(int(number) != place for number in _IMAGE.findall(_without_quotes(said, words))):
+            found.add("wrong_image")
+        if verdict(said) is (place not in positives):
+            found.add("contradicts_label")
+    return [fault for fault in FAULTS if fault in found]
+
+
+def think_of(trace: dict[str, Any]) -> str:
+    """The reasoning of a trace."""
+    return parse_ranking(trace["messages"][-1]["content"], len(trace["images"])).think or ""
+
+
+def near_duplicates(traces: Sequence[dict[str, Any]], threshold: float = 0.9) -> dict[int, int]:
+    """Places of traces whose reasoning nearly repeats an earlier trace on another question, with that one's place.
+
+    Nearly: the sets of three words in a row have a Jaccard similarity of at least `threshold`. Orders of the same
+    question's pages repeat each other on purpose and do not count, nor does a question asked again word for word. In
+    time about linear in the traces (MinHash with locality-sensitive hashing, datasketch).
+    """
+    from datasketch import MinHash, MinHashLSH  # with scipy, 60 MB that nobody needs who looks at traces
+
+    index = MinHashLSH(threshold=threshold - 0.05, num_perm=64)
+    sets: list[frozenset[str]] = []
+    found: dict[int, int] = {}
+    for place, trace in enumerate(traces):
+        words = re.findall(r"\w+", think_of(trace).lower())
+        shingles = frozenset(" ".join(words[k : k + 3]) for k in range(max(1, len(words) - 2)))
+        sketch = MinHash(num_perm=64)
+        sketch.update_batch([shingle.encode() for shingle in shingles])
+        sets.append(shingles)
+        for other in sorted(index.query(sketch)):
+            same = trace["query_id"] == traces[other]["query_id"] or trace["query"] == traces[other]["query"]
+            if not same and len(shingles & sets[other]) >= threshold * len(shingles | sets[other]):
+                found[place] = other
+                break
+        else:
+            index.insert(place, sketch)
+    return found
+
+
+def report(accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A row a fault that occurs: traces that have it, their share of all, what it means, and an example.
+
+    The first row counts the accepted. A trace with two faults counts twice.
+    """
+    total = max(1, len(accepted) + len(rejected))
+    rows = [("accepted", len(accepted), len(accepted) / total, "", _example(accepted))]
+    for fault, meaning in FAULTS.items():
+        having = [trace for trace in rejected if fault in trace["faults"]]
+        if having:
+            rows.append((fault, len(having), len(having) / total, meaning, _example(having)))
+    return pd.DataFrame(rows, columns=["fault", "traces", "share", "meaning", "example"]).set_index("fault")
+
+
+def statistics(traces: Sequence[dict[str, Any]]) -> pd.Series:
+    """What a set of traces holds: counts, means, and words of reasoning (median, 95th percentile, most)."""
+    words = pd.Series([len(think_of(trace).split()) for trace in traces], dtype=float)
+    first = pd.Series([trace["positive_ids"][0] for trace in traces if trace["positive_ids"]], dtype=float)
+    return pd.Series({
+        "traces": len(traces),
+        "questions": len({trace["query_id"] for trace in traces}),
+        "documents": len({trace["doc_name"] for trace in traces}),
+        "pages a trace": pd.Series([len(trace["images"]) for trace in traces], dtype=float).mean(),
+        "right pages a trace": pd.Series([len(trace["positive_ids"]) for trace in traces], dtype=float).mean(),
+        "first right page is image 1": (first == 1).mean(),
+        "words of reasoning, median": words.median(),
+        "words of reasoning, 95 %": words.quantile(0.95),
+        "words of reasoning, most": words.max(),
+    }, name="value").astype(float)  # fmt: skip
+
+
+def dataset_card(accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]], name: str = "Traces") -> str:
+    """A dataset card in Markdown with the hub's YAML header: what is in it, how it was made, what was left out.
+
+    Licence and language of the documents are not known here: the card says where to fill them in.
+    """
+    teachers = ", ".join(sorted({str(trace["teacher"]) for trace in accepted})) or "none"
+    prompts = ", ".join(sorted({str(trace["prompt_version"]) for trace in accepted})) or "none"
+    refined = any(trace.get("refined") for trace in accepted)
+    counts = report(accepted, rejected)
+    facts = "\n".join(f"| {key} | {value:g} |" for key, value in statistics(accepted).round(3).items())
+    faults = "\n".join(
+        f"| {fault} | {row['traces']} | {row['share']:.1%} | {row['meaning']} |" for fault, row in counts.iterrows()
+    )
+    how = ", summed up in two sentences" if refined else ""
+    return f"""---
+pretty_name: {name}
+task_categories: [visual-document-retrieval, text-ranking]
+tags: [mm-r5, reasoning, reranking]
+license: other  # that of the documents; fill in
+---
+
+# {name}
+
+Reasoning traces that teach a vision-language model to rank document pages, in the way of MM-R5 (arXiv 2506.12364).
+Each holds a question, its candidate pages as images, a teacher's explanations of each page{how}, and the ranking
+with the right pages first. The teacher knew the label.
+
+- Teacher: {teachers}. Prompt texts: version {prompts}.
+- Questions whose candidates hold no right page were left out; traces with a fault are kept apart, with the fault.
+- Languages, source and licence of the documents: to be filled in by whoever publishes this.
+
+| What | Value |
+|---|---|
+{facts}
+
+## Checks
+
+| | Traces | Share | Meaning |
+|---|---|---|---|
+{faults}
+
+The checks read words, not meaning. A teacher that knows the label explains; it does not judge, and its reasons can be
+wrong.
+"""
+
+
+def _common(said: str, max_words: int, context: Iterable[str], found: set[str]) -> None:
+    """Faults of a text whatever page it is about."""
+    if not re.search(r"\w", said):
+        found.add("empty")
+    if len(said.split()) > max_words:
+        found.add("too_long")
+    if REFUSAL.search(said):
+        found.add("refusal")
+    read = _read(context)
+    if any(_read([leak[0]]) not in read for leak in _LEAK.finditer(said)):
+        found.add("label_leaked")
+
+
+def _refined(think: str, count: int, positives: set[int], found: set[str]) -> None:
+    """Faults of the two sentences: each right image is named, none that is not there, each with its own verdict."""
+    named: set[int] = set()
+    for sentence in re.split(r"(?<=[.!?])\s+", think):
+        ids = {
+            int(i) for i in re.findall(r"\d+", " ".join(re.findall(r"\bimages?\b[ \d,and]*", sentence, re.IGNORECASE)))
+        }
+        named |= ids
+        said = verdict(sentence)
+        if ids and ((ids <= positives and said is False) or (not ids & positives and said is True)):
+            found.add("contradicts_label")
+    if named - set(range(1, count + 1)) or positives - named:
+        found.add("wrong_image")
+
+
+def _without_quotes(said: str, context: Iterable[str]) -> str:
+    """The text without what it quotes, where the pages have figures of their own called images."""
+    read = _read(context)
+    return re.sub(r'["“][^"”]*["”]', lambda quote: " " if _read([quote[0][1:-1]]) in read else quote[0], said)
+
+
+def _read(texts: Iterable[str]) -> str:
+    """Texts as they are compared with what is quoted: lower case, single spaces, one kind of quotation mark."""
+    return " ".join(" ".join(texts).lower().replace('"', "'").split())
+
+
+def _example(traces: Sequence[dict[str, Any]]) -> str:
+    if not traces:
+        return ""
+    said = think_of(traces[0])
+    return f"{traces[0]['query_id']}: {said[:120]}{'…' if len(said) > 120 else ''}"

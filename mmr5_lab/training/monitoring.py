@@ -1,0 +1,243 @@
+"""What a training run shows by step, what GRPO's completions did, and when a run must stop.
+
+Of every step of GRPO the log has, beside trl's own figures (each reward, groups without variance, lengths, entropy,
+and KL where it has a weight):
+
+    answers/well_formed   share of completions whose structure is right     answers/valid   without any fault
+    answers/first_right   share whose first id is a right page
+    faults/<kind>         share with each fault of `parsing.FAULTS`
+    order/copied          share of the readable answers that are the input order 1, 2, …, n
+    order/tau             their mean Kendall tau with the input order: 1 copies it, 0 has nothing to do with it
+    order/first_place     the mean first id; order/right_place: the mean place of the first right page
+
+A model that copies has copied and tau near 1 and a first_place near 1, wherever the right pages stand.
+"""
+
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy.stats import kendalltau
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from mmr5_lab.files import report_progress
+from mmr5_lab.prompting.answers import FAULTS, ParsedRanking, parse_ranking
+from mmr5_lab.rewards import completion_texts
+
+Reward = Callable[..., Any]  # as in mmr5_lab.rewards
+TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
+PROJECT = "mmr5-lab"  # what trackers file runs under
+WINDOW = 10  # logged steps over which the form of the answers is judged
+
+
+class ReportProgress(TrainerCallback):
+    """Shows a bar, and tells the run folder how many steps are done."""
+
+    def __init__(self, folder: Path, what: str):
+        self.folder, self.what = folder, what
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        hidden = not state.is_world_process_zero
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, disable=hidden)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+        if state.is_world_process_zero:
+            report_progress(self.folder, self.what, state.global_step, state.max_steps)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "reward") if key in (logs or {})})
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class CollapseError(RuntimeError):
+    """The model no longer writes answers of the asked form, which it did before."""
+
+
+class StopWhenBroken(TrainerCallback):
+    """Ends a run that training has broken, before a checkpoint of it is written.
+
+    Raises FloatingPointError where loss or gradient is no longer a number, CollapseError where the share of
+    well-formed answers over the last `WINDOW` steps is less than a quarter of its best so far.
+    """
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        advice = f"lower the learning rate (now {args.learning_rate:g})"
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(float(value)):
+                raise FloatingPointError(
+                    f"step {state.global_step}: {key} is {value}; {advice} and start again; the last checkpoint in"
+                    f" {args.output_dir} is from before"
+                )
+        shares = pd.Series([row["answers/well_formed"] for row in state.log_history if "answers/well_formed" in row])
+        means = shares.rolling(WINDOW).mean()
+        if len(shares) >= WINDOW and means.iloc[-1] < means.max() / 4 and means.max() > 0.1:
+            raise CollapseError(
+                f"step {state.global_step}: {means.iloc[-1]:.2f} of the last {WINDOW} steps' answers are well-formed,"
+                f" after {means.max():.2f} at best: the policy has collapsed; {advice} or give the KL term more weight"
+                f" (beta, now {getattr(args, 'beta', 0):g}), and read the last completions in"
+                f" {args.output_dir}/completions"
+            )
+
+
+def watched(reward: Reward) -> Reward:
+    """The same reward under the same name, which also tells trl's log and completions table what was written.
+
+    Works through `log_metric` and `log_extra`, which trl hands to every reward function; without them it is the
+    reward alone.
+    """
+
+    @functools.wraps(reward)
+    def paid(completions, positive_ids, num_candidates, *, log_metric=None, log_extra=None, **columns):
+        if log_metric is not None and log_extra is not None:
+            texts = completion_texts(completions)
+            parsed = [parse_ranking(text, int(n)) for text, n in zip(texts, num_candidates, strict=True)]
+            for name, value in _figures(parsed, positive_ids).items():
+                log_metric(name, value)
+            for name, values in _parts(parsed, positive_ids, num_candidates, columns).items():
+                log_extra(name, values)
+        return reward(completions, positive_ids=positive_ids, num_candidates=num_candidates, **columns)
+
+    return paid
+
+
+def _figures(parsed: Sequence[ParsedRanking], positive_ids: Sequence[Sequence[int]]) -> dict[str, float]:
+    """What goes into a step's log; the figures of `order` only where some answer can be read."""
+
+    def mean(values) -> float:
+        return float(pd.Series(list(values), dtype=float).mean())
+
+    firsts = [p.answer[0] if p.answer else None for p in parsed]
+    first_right = (first in right for first, right in zip(firsts, positive_ids, strict=True))
+    figures = {
+        "answers/well_formed": mean(p.well_formed for p in parsed),
+        "answers/valid": mean(p.valid for p in parsed),
+        "answers/first_right": mean(first_right),
+        **{f"faults/{kind}": mean(kind in p.faults for p in parsed) for kind in sorted(FAULTS)},
+        "order/right_place": mean(min(right) for right in positive_ids),
+    }
+    read = [p.order for p in parsed if p.answer and len(p.order) > 1]
+    if read:
+        figures["order/copied"] = mean(order == tuple(range(len(order))) for order in read)
+        figures["order/tau"] = mean(kendalltau(order, range(len(order))).statistic for order in read)
+        figures["order/first_place"] = mean(order[0] + 1 for order in read)
+    return figures
+
+
+def _parts(
+    parsed: Sequence[ParsedRanking],
+    positive_ids: Sequence[Sequence[int]],
+    num_candidates: Sequence[int],
+    columns: dict[str, Any],
+) -> dict[str, list[Any]]:
+    """Columns of the completions table, one value a completion."""
+    known: dict[str, list[Any]] = {name: list(columns[name]) for name in ("query_id", "candidates") if name in columns}
+    return {
+        **known,
+        "positive_ids": [list(ids) for ids in positive_ids],
+        "num_candidates": [int(n) for n in num_candidates],
+        "think": [p.think for p in parsed],
+        "answer": [None if p.answer is None else list(p.answer) for p in parsed],
+        "order": [list(p.order) for p in parsed],
+        "faults": [sorted(p.faults) for p in parsed],
+        "tokens": [len(ids) for ids in columns["completion_ids"]],
+    }
+
+
+def completions(folder: str | Path) -> pd.DataFrame:
+    """All completions of a GRPO run, one row each, in the order of sampling.
+
+    Columns: step, query_id, candidates (0-based pages in the prompt's order), positive_ids (1-based), num_candidates,
+    text and its parts (think, answer: ids as written or None, order: 0-based permutation, faults), tokens, each
+    reward under its name, advantage; prompt and completion as trl has them (messages).
+    Rows of one step, query_id and candidates are a group.
+    """
+    files = sorted(Path(folder).glob("checkpoints/completions/*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no completions of a GRPO run")
+    tables: list[pd.DataFrame] = []
+    for file in files:  # a step that learns again from the completions before it repeats them
+        table = pd.read_parquet(file)
+        table.insert(1, "text", completion_texts(list(table["completion"])))
+        if not (tables and _sampled(table).equals(_sampled(tables[-1]))):
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _sampled(table: pd.DataFrame) -> pd.DataFrame:
+    return table[["query_id", "text", "advantage"]].reset_index(drop=True)
+
+
+def first_right(table: pd.DataFrame) -> pd.Series:
+    """Does each completion (as of `completions`) name a right page first?"""
+    named = [
+        answer is not None and len(answer) > 0 and answer[0] in set(right)
+        for answer, right in zip(table["answer"], table["positive_ids"], strict=True)
+    ]
+    return pd.Series(named, index=table.index)
+
+
+def groups(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a group of completions (as of `completions`): step, query_id, size, passed (share that names a right
+    page first), equal (all earned the same, so that it taught nothing)."""
+    known = table.assign(passed=first_right(table), prompt=[tuple(pages) for pages in table["candidates"]])
+    grouped = known.groupby(["step", "query_id", "prompt"], sort=False)
+    rows = grouped.agg(
+        size=("text", "size"),
+        passed=("passed", "mean"),
+        equal=("advantage", lambda advantages: bool((advantages.abs() < 1e-6).all())),
+    )
+    return rows.reset_index().drop(columns="prompt")
+
+
+def rankings(table: pd.DataFrame) -> pd.DataFrame:
+    """The completions that can be read (as of `completions`), as rankings in a drawn order for `audit.position_bias`.
+
+    Columns: question_id, candidates (0-based pages as shown), pages (as ranked), turn.
+    """
+    read = table[table["answer"].notna()]
+    candidates = [list(map(int, pages)) for pages in read["candidates"]]
+    ranked = [[pages[k] for k in order] for pages, order in zip(candidates, read["order"], strict=True)]
+    return pd.DataFrame({"question_id": list(read["query_id"]), "candidates": candidates, "pages": ranked, "turn": 1})
+
+
+def check_tracker(tracker: str) -> None:
+    """Raises ValueError for a tracker that is not one of `TRACKERS` or not installed."""
+    if tracker not in TRACKERS:
+        raise ValueError(f"there is no tracker {tracker!r}: choose one of {', '.join(TRACKERS)}")
+    if importlib.util.find_spec(tracker) is None:
+        raise ValueError(f"{tracker} is not installed: pip install {tracker}")
+
+
+def tracker_options(tracker: str, folder: Path) -> dict[str, Any]:
+    """Arguments of a trainer that report to `tracker`, one of `TRACKERS`, or to none (""); nothing leaves by default.
+
+    Trackio is local: no Space, no bucket. TensorBoard's files go to `<folder>/tensorboard`; where wandb and mlflow
+    send theirs is for their own settings (`wandb offline`, MLFLOW_TRACKING_URI).
+
+    Raises ValueError for another name and for a tracker that is not installed.
+    """
+    if tracker:
+        check_tracker(tracker)
+    if tracker == "tensorboard":
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    os.environ.setdefault("WANDB_PROJECT", PROJECT)
+    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    return {
+        "report_to": tracker or "none",
+        "run_name": "/".join(folder.parts[-2:]),
+        "project": PROJECT,
+        "trackio_space_id": None,
+        "trackio_bucket_id": None,
+        "trackio_static_space_id": False,
+        "push_to_hub": False,
+    }

@@ -1,0 +1,160 @@
+"""Which prompts GRPO learns from: equally of all image sizes, or those that the model can neither do nor not do.
+
+A group whose completions all earn the same teaches nothing. With a pass rate p a prompt's group of G completions is
+all right or all wrong with probability p^G + (1 - p)^G: at p = .9 and G = 4 that is .66.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.files import appending, read_lines, report_progress
+from mmr5_lab.reranking.local import Reranker
+from mmr5_lab.rewards import rank_reward
+from mmr5_lab.traces.construction import Candidates, labelled, shuffled
+
+SELECTIONS = ("all", "balanced", "pass_rate")
+CHUNK = 16  # prompts sampled together, and anew if the process is killed among them
+
+
+def select_prompts(
+    candidates: Sequence[Candidates],
+    corpus: Corpus,
+    how: str,
+    count: int,
+    folder: str | Path,
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    samples: int = 4,
+    temperature: float = 1.0,
+    max_completion: int = 2048,
+    max_pixels: int = 0,
+    seed: int = 0,
+) -> list[Candidates]:
+    """At most `count` of the prompts, in their order.
+
+    how: "all" takes the first; "balanced" as many of each image size as there are (arXiv 2506.12364 balances its 3,000
+        prompts so); "pass_rate" goes through the balanced ones and keeps those that `model` (with `adapter`) gets
+        right in some of `samples` completions and wrong in others, until there are enough
+    folder: keeps `pass_rates.<process>.jsonl`, so that an interrupted selection goes on where it was
+
+    With several processes each samples its share. Raises ValueError for another `how` and where nothing is left.
+    """
+    if how not in SELECTIONS:
+        raise ValueError(f"there is no selection {how!r}: choose one of {', '.join(SELECTIONS)}")
+    if how == "all":
+        return list(candidates[:count])
+    order = balanced(image_sizes(corpus, candidates))
+    if how == "balanced":
+        return [candidates[i] for i in sorted(order[:count])]
+    device = str(PartialState().device)
+    ranker = Reranker.from_pretrained(
+        model,
+        adapter,
+        device=device,
+        max_pixels=max_pixels or None,
+        temperature=temperature,
+        max_new_tokens=max_completion,
+    )
+    rates = pass_rates(ranker, corpus, [candidates[i] for i in order], Path(folder), samples, count, seed)
+    kept = set(rates.loc[rates["passes"].between(1, samples - 1), "query_id"].head(count))
+    if not kept:
+        raise ValueError(
+            f"of {len(rates)} prompts the model gets none right in some of {samples} completions and wrong in others:"
+            " there is nothing to learn from: it needs a longer SFT (all wrong) or harder prompts (all right)"
+        )
+    return [c for c in candidates if c.question["question_id"] in kept]
+
+
+def image_sizes(corpus: Corpus, candidates: Sequence[Candidates]) -> list[float]:
+    """Mean pixels of each prompt's pages."""
+    known: dict[tuple[str, int], int] = {}
+    sizes = []
+    for c in candidates:
+        pages = [(c.question["doc_name"], page) for page in c.pages]
+        for page in pages:
+            if page not in known:
+                known[page] = math.prod(corpus.page_image(*page).size)
+        sizes.append(sum(known[page] for page in pages) / len(pages))
+    return sizes
+
+
+def size_bin(pixels: float) -> int:
+    """The doubling that a size is in: 2^b to 2^(b+1) pixels."""
+    return math.floor(math.log2(pixels))
+
+
+def balanced(sizes: Sequence[float]) -> list[int]:
+    """All indices, one of each doubling of the size in turn: any beginning holds as many of each as there are."""
+    turns: Counter[int] = Counter()
+    places = []
+    for i, size in enumerate(sizes):
+        places.append((turns[size_bin(size)], size_bin(size), i))
+        turns[size_bin(size)] += 1
+    return [i for _, _, i in sorted(places)]
+
+
+def pass_rates(
+    ranker: Reranker,
+    corpus: Corpus,
+    candidates: Sequence[Candidates],
+    folder: Path,
+    samples: int = 4,
+    enough: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How often a sampled answer puts the right pages first: query_id, passes (of `samples`), pages (in this order).
+
+    Ends when `enough` prompts have passed in part; None: goes through all. A chunk's samples depend on `seed` and its
+    prompts alone.
+    """
+    process = PartialState()
+    path = folder / f"pass_rates.{process.process_index}.jsonl"
+    done = {row["query_id"]: row for row in gather_object(read_lines(path))}
+    chunks = [candidates[i : i + CHUNK] for i in range(0, len(candidates), CHUNK)]
+    rows: list[dict] = []
+    bar = tqdm(total=len(candidates), desc="pass rates", disable=not process.is_main_process)
+    with appending(path) as append:
+        for start in range(0, len(chunks), process.num_processes):
+            made: list[dict] = []
+            if (mine := start + process.process_index) < len(chunks):
+                made = _sampled(ranker, corpus, chunks[mine], samples, seed, mine, done)
+                for row in made:
+                    if row["query_id"] not in done:
+                        append(row)
+            rows += gather_object(made)
+            bar.update(len(rows) - bar.n)
+            if process.is_main_process:
+                report_progress(folder, "pass rates", len(rows), len(candidates))
+            if enough is not None and sum(0 < row["passes"] < samples for row in rows) >= enough:
+                break
+    bar.close()
+    return pd.DataFrame(rows)
+
+
+def _sampled(ranker, corpus: Corpus, chunk, samples: int, seed: int, number: int, done: dict[str, dict]) -> list[dict]:
+    ids = [c.question["question_id"] for c in chunk]
+    if all(question_id in done for question_id in ids):
+        return [done[question_id] for question_id in ids]
+    shown = [
+        labelled(c.question, shuffled(c.pages, seed, question_id, 0)) for c, question_id in zip(chunk, ids, strict=True)
+    ]
+    pairs = [
+        (c.question["question"], [corpus.page_bytes(c.question["doc_name"], page) for page in c.pages]) for c in shown
+    ]
+    ranker.seed = seed + number
+    rankings = ranker.rank_many([pair for pair in pairs for _ in range(samples)], batch_size=CHUNK)
+    rows = []
+    for k, c in enumerate(shown):
+        texts = [ranking.text for ranking in rankings[k * samples : (k + 1) * samples]]
+        earned = rank_reward(texts, [c.positive_ids] * samples, [len(c.pages)] * samples)
+        rows.append({"query_id": ids[k], "passes": sum(reward > 1 - 1e-9 for reward in earned), "pages": c.pages})
+    return rows

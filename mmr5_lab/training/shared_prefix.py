@@ -1,0 +1,268 @@
+"""GRPO whose groups share their prompt: its pages and tokens are encoded once for all G completions.
+
+Plain GRPO encodes the prompt, most of which is pages, anew for every completion: when it samples, when it takes the
+starting model's probabilities, and in the loss. Here a prompt is encoded once and its keys and values are copied when
+its completions are sampled, and the completions of a prompt stand behind one another in one row for the loss:
+
+    prompt but its last token | last token, completion 1 | last token, completion 2 | …
+
+with a mask that lets a completion see the prompt and itself alone, and with the positions that it would have alone.
+Losses and gradients are those of plain trl up to rounding (the idea is that of Prefix Grouper, arXiv 2506.05433; the
+layout in one row needs no change to the attention of the model).
+"""
+
+import functools
+from typing import Any, cast
+
+import torch
+from trl import GRPOTrainer
+from trl.trainer.utils import (
+    pad,
+    split_pixel_values_by_grid,
+    split_tensor_dict,
+    unsplit_pixel_values_by_grid,
+)
+
+from mmr5_lab.models.generation import roomy_cache
+
+# Model types whose positions come from `get_rope_index`, and attention kernels that take any mask.
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+KERNELS = ("sdpa", "eager")
+
+
+def can_share(model: torch.nn.Module) -> bool:
+    """Is it a model, with a kernel of attention, for which this is known to change no result?"""
+    config: Any = model.config
+    return config.model_type in SUPPORTED and config.get_text_config()._attn_implementation in KERNELS
+
+
+class SharedPromptGRPOTrainer(GRPOTrainer):
+    """trl's GRPOTrainer for Qwen's vision-language models, each prompt encoded once a group.
+
+    Same arguments and results as GRPOTrainer's, but for the order of a batch: completions are shuffled by groups, so
+    that those of a prompt stay in one pass. A model for which `can_share` is false trains as with plain trl.
+    """
+
+    _buffered_inputs: Any
+
+    def __init__(self, model, *args: Any, **options: Any):
+        self._shares = can_share(model)
+        if self._shares:
+            _share_in_generation(model)
+        super().__init__(model, *args, **options)
+
+    def _prepare_inputs(self, generation_batch):
+        """As trl's, which shuffles single completions and would tear groups apart."""
+        args, model, size = cast(Any, self.args), cast(Any, self.model), cast(int, self.num_generations)
+        if not (self._shares and model.training):
+            return super()._prepare_inputs(generation_batch)
+        if self._step % (args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            batches: Any = split_tensor_dict(_shuffled_by_group(whole, size), args.steps_per_generation)
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(batch) for batch in batches]
+        return self._buffered_inputs[self._step % args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **options: Any
+    ):
+        """Log-probabilities and entropies of the completions' tokens, (rows, logits_to_keep) each."""
+        if not self._shares or options.get("compute_aux_loss"):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **options
+            )
+        width = input_ids.shape[1] - logits_to_keep
+        pixels, grids = options["pixel_values"], options["image_grid_thw"]
+        images = _by_row(pixels, grids, options["num_images"])
+        prompts = _same_prompts(input_ids[:, :width], images)
+        logps = input_ids.new_zeros(len(input_ids), logits_to_keep, dtype=torch.float32)
+        entropies = torch.zeros_like(logps)
+        for group in _chunks(prompts, batch_size or len(input_ids)):
+            rows = [row for members in group for row in members]
+            first = [members[0] for members in group]
+            inputs, tokens = _packed(
+                _positions(model, input_ids[first, :width], attention_mask[first, :width], images, first, options),
+                [input_ids[row, :width][attention_mask[row, :width].bool()] for row in first],
+                [[input_ids[row, width:][attention_mask[row, width:].bool()] for row in members] for members in group],
+            )
+            with self.accelerator.autocast():
+                output = model(
+                    **inputs,
+                    pixel_values=torch.cat([images[row][0] for row in first]),
+                    image_grid_thw=torch.cat([images[row][1] for row in first]),
+                    fused_lm_head=True,
+                )
+            where = attention_mask[rows, width:].bool()
+            logps = _placed(logps, rows, where, output.log_probs, tokens)
+            if compute_entropy:
+                entropies = _placed(entropies, rows, where, output.entropy, tokens)
+        return logps, entropies if compute_entropy else None, None
+
+
+def _placed(whole, rows: list[int], where, values, tokens):
+    """`whole` with `values` at `tokens` (pairs of packed row and place) put into `rows`, where they are tokens."""
+    part = values.new_zeros(where.shape).masked_scatter(where, values[tokens[0], tokens[1]])
+    return whole.to(part.dtype).index_copy(0, torch.tensor(rows, device=part.device), part)
+
+
+def _by_row(pixels, grids, num_images: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Patches and grids of each row's images."""
+    by_row = grids.split(num_images)
+    return list(zip(pixels.split([int(grid.prod(-1).sum()) for grid in by_row]), by_row, strict=True))
+
+
+def _same_prompts(ids: torch.Tensor, images: list[tuple[torch.Tensor, torch.Tensor]]) -> list[list[int]]:
+    """Rows that have the same tokens and the same pages, together, in the order in which they first come."""
+    groups: list[list[int]] = []
+    for row in range(len(ids)):
+        for group in groups:
+            other = group[0]
+            if torch.equal(ids[row], ids[other]) and all(map(torch.equal, images[row], images[other])):
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return groups
+
+
+def _chunks(groups: list[list[int]], size: int) -> list[list[list[int]]]:
+    """Groups put together up to `size` rows; a larger group is cut."""
+    chunks: list[list[list[int]]] = []
+    room = 0
+    for group in groups:
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
+            if not chunks or len(part) > room:
+                chunks.append([])
+                room = size
+            chunks[-1].append(part)
+            room -= len(part)
+    return chunks
+
+
+def _positions(model, ids, mask, images, first: list[int], options: dict[str, Any]) -> list[torch.Tensor]:
+    """Positions of each prompt's tokens without its padding, (3, length)."""
+    inner = next(module for module in model.modules() if hasattr(module, "get_rope_index"))
+    positions, _ = inner.get_rope_index(
+        ids,
+        image_grid_thw=torch.cat([images[row][1] for row in first]),
+        attention_mask=mask,
+        mm_token_type_ids=options["mm_token_type_ids"][first, : ids.shape[1]],
+    )
+    return [row[:, kept.bool()] for row, kept in zip(positions.unbind(1), mask, strict=True)]
+
+
+def _packed(
+    positions: list[torch.Tensor], prompts: list[torch.Tensor], completions: list[list[torch.Tensor]]
+) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs with one row a prompt, and where (row, column) the output holds the completions' tokens, in order.
+
+    A token's probability stands where the token before it was read.
+    """
+    ids, labels, places, segments = [], [], [], []
+    rows: list[int] = []
+    columns: list[torch.Tensor] = []
+    for row, (prompt, place, texts) in enumerate(zip(prompts, positions, completions, strict=True)):
+        shared, last = prompt[:-1], prompt[-1:]
+        pieces, told = [shared], [torch.full_like(shared, -100)]
+        at, segment = [place[:, :-1]], [torch.zeros_like(shared)]
+        start = len(shared)
+        for number, text in enumerate(texts, 1):
+            pieces += [last, text]
+            told += [torch.full_like(last, -100), text]
+            at.append(place[:, -1:] + torch.arange(len(text) + 1, device=text.device))
+            segment.append(torch.full((len(text) + 1,), number, device=text.device))
+            rows += [row] * len(text)
+            columns.append(torch.arange(start, start + len(text), device=text.device))
+            start += len(text) + 1
+        ids.append(torch.cat(pieces))
+        labels.append(torch.cat(told))
+        places.append(torch.cat(at, 1).T)
+        segments.append(torch.cat(segment))
+    inputs = {
+        "input_ids": pad(ids, padding_value=0),
+        "labels": pad(labels, padding_value=-100),
+        "position_ids": pad(places, padding_value=0).permute(2, 0, 1),
+        "attention_mask": _mask(pad(segments, padding_value=-1)),
+    }
+    return inputs, (torch.tensor(rows, device=inputs["input_ids"].device), torch.cat(columns))
+
+
+def _mask(segments: torch.Tensor) -> torch.Tensor:
+    """Which tokens (last dimension) each token sees, (rows, 1, length, length): those before it of its own segment
+    and of segment 0, the prompt."""
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    return (seen & causal)[:, None]
+
+
+def _shuffled_by_group(batch: dict[str, Any], size: int) -> dict[str, Any]:
+    """A generation batch whose groups of `size` rows are in another order, the rows within a group in theirs.
+
+    Draws what trl's own shuffle draws, so that whatever is sampled afterwards is the same.
+    """
+    rows = len(batch["completion_ids"])
+    order = torch.randperm(rows) // size
+    groups = list(dict.fromkeys(order.tolist()))
+    places = [group * size + i for group in groups for i in range(size)]
+
+    def moved(value):
+        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
+            return value
+        return value[places] if isinstance(value, torch.Tensor) else [value[i] for i in places]
+
+    return {key: moved(value) for key, value in batch.items()}
+
+
+def _share_in_generation(model) -> None:
+    """From here on `model.generate` encodes rows with the same prompt and pages once, and samples as before."""
+    original = model.generate
+    inner = next(module for module in model.modules() if hasattr(module, "get_rope_index"))
+
+    @functools.wraps(original)
+    def generate(input_ids=None, pixel_values=None, image_grid_thw=None, **options: Any):
+        given = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        if pixel_values is None or options.get("cache") is not None:
+            return original(**given, **options)
+        tokens = (input_ids == model.config.image_token_id).sum(1).tolist()
+        images = _by_row(pixel_values, image_grid_thw, _images_by_row(image_grid_thw, tokens, _merged(model)))
+        groups = _same_prompts(input_ids, images)
+        if len(groups) == len(input_ids):
+            return original(**given, **options)
+        first = [group[0] for group in groups]
+        cache = roomy_cache(model)
+        with torch.no_grad():
+            inner(
+                input_ids=input_ids[first, :-1],
+                attention_mask=options["attention_mask"][first, :-1],
+                mm_token_type_ids=options["mm_token_type_ids"][first, :-1],
+                pixel_values=torch.cat([images[row][0] for row in first]),
+                image_grid_thw=torch.cat([images[row][1] for row in first]),
+                cache=cache,
+                use_cache=True,
+            )
+        of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
+        for number, group in enumerate(groups):
+            of_row[group] = number
+        cache.batch_select_indices(cast(Any, of_row))
+        inner.rope_deltas = inner.rope_deltas[of_row]
+        return original(input_ids=input_ids, cache=cache, **options)
+
+    model.generate = generate
+
+
+def _merged(model) -> int:
+    """Patches that one visual token is made of."""
+    return model.config.vision_config.spatial_merge_size**2
+
+
+def _images_by_row(grids: torch.Tensor, tokens: list[int], merged: int) -> list[int]:
+    """How many images each row has, from how many visual tokens it has."""
+    sizes = (grids.prod(-1) // merged).tolist()
+    counts, at = [], 0
+    for wanted in tokens:
+        start = at
+        while wanted > 0:
+            wanted -= sizes[at]
+            at += 1
+        counts.append(at - start)
+    return counts

@@ -1,0 +1,357 @@
+"""The two stages of training, on trl: SFT on reasoning traces, then GRPO with ranking and format rewards.
+
+Both train LoRA adapters on the language model's linear layers; the vision tower stays frozen (arXiv
+2506.12364). A stage writes into its folder:
+
+    adapter/      the LoRA adapter            model/   the same merged into the weights, for the next stage
+    checkpoints/  for going on after an interruption; of GRPO, all completions as well
+    log.csv       one row a logged step, written last: with it, the stage is done
+
+Values of the miniature are the defaults of notebooks 02 and 03. On several GPUs accelerate starts the training of a
+notebook, into the notebook's own run folder; the notebook, run afterwards, finds it done (docs/full_size.md):
+
+    accelerate launch --config_file notebooks/accelerate/ddp.yaml -m mmr5_lab.experiments.launch 02_sft \
+        --profile notebooks/profiles/paper.yaml --runs runs/paper
+"""
+
+import inspect
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+import datasets
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from peft import LoraConfig, PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import GRPOConfig, SFTConfig, SFTTrainer
+
+from mmr5_lab.files import replacing
+from mmr5_lab.models.loading import best_dtype, load_model
+from mmr5_lab.models.vision_cache import PageCache
+from mmr5_lab.rewards import REWARD_SETS
+from mmr5_lab.traces.construction import PromptReader
+from mmr5_lab.training.adapters import check_start, merge
+from mmr5_lab.training.monitoring import ReportProgress, Reward, StopWhenBroken, tracker_options, watched
+from mmr5_lab.training.shared_prefix import SharedPromptGRPOTrainer
+
+VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
+LOG = "log.csv"
+
+
+def train_sft(
+    model: str | Path,
+    data: datasets.Dataset,
+    folder: str | Path,
+    *,
+    learning_rate: float,
+    epochs: float,
+    batch_size: int,
+    accumulation: int = 1,
+    lora_rank: int,
+    lora_alpha: int,
+    lora_dropout: float = 0.0,
+    loraplus_ratio: float = 1.0,
+    warmup: float = 0.05,
+    max_length: int = 32_768,
+    max_pixels: int = 0,
+    save_steps: int = 50,
+    tracker: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Fine-tune `model` on traces (`traces.sft_dataset`); the loss is on completions alone. Returns the log.
+
+    learning_rate: peak, with linear warm-up over the share `warmup` of the steps and a cosine to 0
+    loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354)
+    batch_size: traces a device and pass; `accumulation`: passes a step, shared among the devices
+    max_length: tokens; a longer trace is refused by the trainer, never cut in its images
+    max_pixels: pixel budget of a page image; 0 leaves the processor's own
+    tracker: where the log goes as well (`training_log.TRACKERS`); "" is nowhere
+
+    Running again goes on from the last checkpoint; a finished stage returns its log at once. Raises
+    FloatingPointError when the loss is no longer finite.
+    """
+    folder = Path(folder)
+    if (done := finished_log(folder)) is not None:
+        return done
+    arguments = SFTConfig(
+        **_common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed),
+        num_train_epochs=epochs,
+        max_length=max_length,
+    )
+    loaded, processor = _load(model, max_pixels)
+    trainer = SFTTrainer(
+        loaded,
+        args=arguments,
+        train_dataset=data,
+        processing_class=processor,
+        peft_config=lora(lora_rank, lora_alpha, lora_dropout),
+        callbacks=[StopWhenBroken(), ReportProgress(folder, "SFT step")],
+    )
+    if loraplus_ratio != 1:
+        trainer.optimizer = create_loraplus_optimizer(
+            cast(PeftModel, trainer.model), torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=loraplus_ratio
+        )
+    return _run(trainer, processor, folder, model)
+
+
+def train_grpo(
+    model: str | Path,
+    data: datasets.Dataset,
+    folder: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    learning_rate: float,
+    batch_size: int,
+    accumulation: int = 1,
+    generations: int = 4,
+    epochs: float = 1.0,
+    max_steps: int = -1,
+    iterations: int = 1,
+    temperature: float = 1.0,
+    beta: float = 0.0,
+    epsilon: float = 0.2,
+    top_entropy: float = 1.0,
+    loss_type: str = "dapo",
+    scale_rewards: str = "group",
+    rewards: str | Sequence[Reward] = "strict",
+    reward_weights: Sequence[float] | None = None,
+    max_completion: int = 2048,
+    lora_rank: int,
+    lora_alpha: int | None = None,
+    lora_dropout: float = 0.0,
+    warmup: float = 0.0,
+    max_pixels: int = 0,
+    vllm: str = "",
+    save_steps: int = 5,
+    tracker: str = "",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """GRPO (arXiv 2402.03300) from `model` on prompts (`traces.rl_dataset`). Returns the log.
+
+    adapter: an adapter of `model` to continue (then `lora_*` are its own); None: a new one (`handover.start_of`)
+    batch_size: completions a device and pass, times `accumulation` (passes a step, shared among the devices):
+        completions a step; `generations` of them (G, the group) answer the same prompt
+    max_steps: optimisation steps; -1: as many as `epochs` passes over the prompts take
+    iterations: optimisation steps a batch of completions (mu)
+    beta: weight of the KL divergence to the starting model; 0 keeps no reference model, and logs no KL
+    top_entropy: share of the tokens, the most uncertain ones, that the loss is of (arXiv 2506.01939); the others are
+        what the model is sure of, and moving them is mostly noise
+    loss_type: as in trl; "grpo" divides by each completion's length and so favours long wrong answers
+    rewards: a name of `mmr5_lab.rewards.REWARD_SETS` or functions of that module's signature, summed with
+        `reward_weights` (1 each)
+    max_completion: tokens
+    lora_alpha: None: twice the rank
+    vllm: who samples: "colocate" or "server" for vLLM as trl runs it (docs/full_size.md), "" for transformers
+    save_steps: rounded up to whole batches of completions, so that a resumed run does not sample anew
+
+    What the log has: `mmr5_lab.training.monitoring`; the completions of every step are kept (`completions` there).
+    Before the first step the model must give the logits that the stage before ended with (`handover.check_start`).
+    Running again goes on from the last checkpoint; a finished stage returns its log at once. Raises ValueError where
+    a step's completions do not fill whole groups and for an unknown set of rewards, FloatingPointError when the loss
+    is no longer finite, CollapseError when the answers lose their form.
+    """
+    folder = Path(folder)
+    if isinstance(rewards, str):
+        if rewards not in REWARD_SETS:
+            raise ValueError(f"there are no rewards {rewards!r}; there are {', '.join(REWARD_SETS)}")
+        rewards = REWARD_SETS[rewards]
+    if (done := finished_log(folder)) is not None:
+        return done
+    save_steps = -(-save_steps // iterations) * iterations
+    common = _common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed)
+    passes = common["gradient_accumulation_steps"]
+    if (batch_size * passes) % generations:
+        raise ValueError(
+            f"{batch_size} × {passes} completions a step (on each device) are not a multiple of the group size"
+            f" {generations}: a group stays on one device"
+        )
+    arguments = GRPOConfig(
+        **common,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        num_generations=generations,
+        num_iterations=iterations,
+        temperature=temperature,
+        beta=beta,
+        epsilon=epsilon,
+        top_entropy_quantile=top_entropy,
+        loss_type=loss_type,
+        scale_rewards=scale_rewards,
+        reward_weights=list(reward_weights) if reward_weights else None,
+        max_completion_length=max_completion,
+        use_vllm=bool(vllm),
+        vllm_mode=vllm or "colocate",
+        log_completions=True,
+        num_completions_to_print=0,
+        log_multimodal=False,
+    )
+    loaded, processor = _load(model, max_pixels)
+    if adapter is not None:
+        loaded = PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
+    first, *others = rewards
+    trainer = SharedPromptGRPOTrainer(
+        loaded,
+        reward_funcs=[watched(first), *others],
+        args=arguments,
+        train_dataset=data,
+        processing_class=processor,
+        peft_config=None if adapter else lora(lora_rank, lora_alpha or 2 * lora_rank, lora_dropout),
+        callbacks=[NewOrders(data), StopWhenBroken(), ReportProgress(folder, "GRPO step")],
+    )
+    check_start(trainer.model, processor, adapter or model)
+    return _run(trainer, processor, folder, model)
+
+
+class NewOrders(TrainerCallback):
+    """Tells the prompts (`traces.rl_dataset`) which epoch it is, so that their pages come in another order."""
+
+    def __init__(self, data: datasets.Dataset):
+        self.reader = data.format["format_kwargs"].get("transform")
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if isinstance(self.reader, PromptReader):
+            self.reader.epoch = int(state.epoch + 1e-6)
+
+
+def finished_log(folder: str | Path) -> pd.DataFrame | None:
+    """The log of a stage that is finished in `folder`, or None."""
+    path = Path(folder) / LOG
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def _load(model: str | Path, max_pixels: int):
+    """The model on this process's device, or on the CPU where FSDP will spread its weights over the devices."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "DeepSpeed stage 3 cannot merge the adapter afterwards: use stage 2, or FSDP2 where the weights do not fit"
+        )
+    sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    device = "cpu" if sharded else str(PartialState().device)
+    loaded, processor = load_model(model, device=device, dtype=_dtype(), max_pixels=max_pixels or None)
+    # The vision tower is frozen: a page is encoded once, not once an epoch and completion. Sharded, every process must
+    # take part in each encoding, so none may skip it.
+    if PageCache.supports(loaded) and not sharded:
+        PageCache(loaded)
+    return loaded.train(), processor
+
+
+def _dtype() -> torch.dtype:
+    return best_dtype(str(PartialState().device))
+
+
+def lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        exclude_modules=VISION,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _common(
+    folder: Path,
+    learning_rate: float,
+    batch_size: int,
+    accumulation: int,
+    warmup: float,
+    save_steps: int,
+    tracker: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Arguments that both stages share. Raises ValueError for passes that cannot be shared among the devices."""
+    gpu, processes = PartialState().device.type == "cuda", PartialState().num_processes
+    if accumulation % processes:
+        raise ValueError(
+            f"{accumulation} passes a step (ACCUMULATION) cannot be shared evenly among {processes} devices"
+        )
+    return {
+        **tracker_options(tracker, folder),
+        "output_dir": str(folder / "checkpoints"),
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation // processes,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": warmup,  # below 1, transformers takes it as a share of all steps
+        "save_steps": save_steps,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is no number must be seen (`StopWhenBroken`)
+        "disable_tqdm": True,  # ReportProgress shows the bar
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": gpu,
+        "activation_checkpointing": gpu,
+        "dataloader_pin_memory": gpu,
+        "ddp_find_unused_parameters": False,  # what LoRA trains is used in every pass
+    }
+
+
+def _run(trainer, processor, folder: Path, base: str | Path) -> pd.DataFrame:
+    """Train to the end, from the last checkpoint on; make of the final checkpoint what the stage leaves."""
+    trainer.remove_callback(PrinterCallback)
+    output, together = Path(trainer.args.output_dir), trainer.accelerator.wait_for_everyone
+    last = _last_checkpoint(output)
+    if last is None or not _is_final(last):  # resumed after its last step, transformers would take another one
+        with completions_only():
+            trainer.train(resume_from_checkpoint=last and str(last))
+        together()  # the final checkpoint is written
+        last = _last_checkpoint(output)
+    assert last is not None  # the last step always writes one
+    rows = [row for row in _state(last).log_history if "loss" in row]
+    log = pd.DataFrame(rows).drop(columns="num_tokens", errors="ignore")  # trl counts them anew after an interruption
+    if trainer.is_world_process_zero():
+        (folder / "adapter").mkdir(exist_ok=True)
+        for file in last.glob("adapter_*"):
+            shutil.copy(file, folder / "adapter")
+        merge(base, folder, processor, _dtype())
+        with replacing(folder / LOG) as new:
+            log.to_csv(new, index=False)
+    together()
+    return log
+
+
+def completions_only():
+    """Within it trl computes the output layer for tokens that have a label only, which it does by itself with Triton.
+
+    Elsewhere it computes it for the prompt too, most of the tokens here, and throws that away. Same losses.
+    """
+    return patch("trl.trainer.utils._use_triton", return_value=True)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: `trainer_state.json` comes last. Others are written again."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            _state(checkpoint)
+        except (OSError, ValueError):
+            continue
+        return checkpoint
+    return None
+
+
+def _state(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _is_final(checkpoint: Path) -> bool:
+    state = _state(checkpoint)
+    return state.global_step >= state.max_steps
+
+
+def keywords(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a notebook's parameters say of `function`'s keyword arguments: LORA_RANK is lora_rank."""
+    known = {
+        name.upper(): name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return {known[name]: value for name, value in parameters.items() if name in known}

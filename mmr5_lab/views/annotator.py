@@ -1,0 +1,153 @@
+"""Label questions of your own on a corpus's pages, in MMDocIR's annotation format.
+
+    Annotator("my_corpus")                                                       # in JupyterLab
+    add_question("my_corpus", "report.pdf", "What was the revenue in 2015?", [3], answer="4.2 million")
+
+Questions are added to the corpus folder's own annotation file, where `load_corpus` finds them and `mmr5 ingest` leaves
+them, if it is run again without `--annotations`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import ipywidgets as w
+from filelock import FileLock
+
+from mmr5_lab.corpus.annotations import annotation_records, parse_document
+from mmr5_lab.corpus.documents import ANNOTATIONS, Corpus, load_corpus
+from mmr5_lab.corpus.ids import CorpusError, question_id
+from mmr5_lab.files import replacing
+from mmr5_lab.html import escape_html
+
+TYPES = ("Pure-text (Plain-text)", "Table", "Chart", "Figure", "Generalized-text (Layout)")  # MMDocIR's
+
+
+def add_question(
+    folder: str | Path, doc_name: str, question: str, pages: Sequence[int], answer: str = "", types: Sequence[str] = ()
+) -> str:
+    """Add a question about a document to a corpus folder's annotations; returns its id.
+
+    pages: 0-based pages that answer it, at least one; types: where the answer stands, of `TYPES`
+
+    The file is replaced as a whole, by one process at a time. Raises CorpusError for an unknown document, an empty
+    question, or pages that are missing or that the document does not have; the file is then left as it was.
+    """
+    path = Path(folder) / ANNOTATIONS
+    if not question.strip():
+        raise CorpusError("the question is empty: write what a reader would ask")
+    if not pages:
+        raise CorpusError("no page is marked as right: mark at least one that answers the question")
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
+        records = annotation_records(path)
+        if doc_name not in records:
+            raise CorpusError(f"{folder} has no document {doc_name!r}")
+        record = records[doc_name]
+        entry = {
+            "Q": question.strip(), "A": answer.strip(), "page_id": sorted(set(map(int, pages))),
+            "type": str(list(types)), "layout_mapping": [],
+        }  # fmt: skip
+        record["questions"] = [*record["questions"], entry]
+        parse_document(record, str(path))  # as `load_corpus` will
+        with replacing(path) as new, new.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(given, ensure_ascii=False) + "\n" for given in records.values())
+    return question_id(doc_name, len(record["questions"]) - 1)
+
+
+class Annotator(w.HBox):
+    """Look through a document's pages, mark those that answer a question, and save it (`add_question`)."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        corpus = load_corpus(self.folder)
+        names = corpus.documents["doc_name"].tolist()
+        if not names:
+            raise CorpusError(f"{folder} has no documents to ask about")
+        self.corpus: Corpus = corpus
+        self.right: set[int] = set()
+        wide = w.Layout(width="auto")
+        self.document = w.Dropdown(options=names, description="Document", layout=wide)
+        self.page = w.BoundedIntText(min=1, description="Page", layout=w.Layout(width="11rem"))
+        self.back = w.Button(icon="chevron-left", tooltip="page before", layout=w.Layout(width="2.6rem"))
+        self.on = w.Button(icon="chevron-right", tooltip="next page", layout=w.Layout(width="2.6rem"))
+        self.count = w.HTML()
+        self.mark = w.ToggleButton(description="This page answers", icon="star", layout=w.Layout(width="12rem"))
+        self.image = w.Image(layout=w.Layout(width="98%", border="1px solid #999", object_fit="contain"))
+        self.image.add_class("mmr5-annotated")
+        self.question = w.Textarea(placeholder="What would a reader ask?", description="Question", layout=wide)
+        self.answer = w.Text(placeholder="as the document states it", description="Answer", layout=wide)
+        self.types = w.SelectMultiple(options=TYPES, rows=len(TYPES), description="Stands in", layout=wide)
+        self.save = w.Button(
+            description="Save the question", button_style="primary", icon="check", layout=w.Layout(width="14rem")
+        )
+        self.told, self.marked, self.saved = w.HTML(), w.HTML(), w.HTML()
+        turn = w.HBox([self.back, self.page, self.on, self.count, self.mark], layout=w.Layout(flex_flow="row wrap"))
+        look = w.VBox([self.document, turn, self.image], layout=w.Layout(flex="3 1 20rem", min_width="18rem"))
+        form = [self.question, self.answer, self.types, self.marked, self.save, self.told, self.saved]
+        super().__init__(
+            [look, w.VBox(form, layout=w.Layout(flex="2 1 18rem", min_width="16rem"))],
+            layout=w.Layout(flex_flow="row wrap", grid_gap="1rem"),
+        )
+        self.document.observe(lambda _: self._open(), "value")
+        self.page.observe(lambda _: self._turn(), "value")
+        self.mark.observe(self._toggle, "value")
+        self.back.on_click(lambda _: self._step(-1))
+        self.on.on_click(lambda _: self._step(1))
+        self.save.on_click(lambda _: self._add())
+        self._open()
+
+    def _open(self) -> None:
+        self.right = set()
+        self.page.max = self.corpus.num_pages(self.document.value)
+        self.page.value = 1
+        self.count.value = f"of {self.page.max}"
+        self._turn()
+        self._list()
+
+    def _step(self, by: int) -> None:
+        self.page.value = min(self.page.max, max(1, self.page.value + by))
+
+    def _turn(self) -> None:
+        page = self.page.value - 1
+        self.mark.value = page in self.right
+        try:
+            self.corpus.page_image(self.document.value, page)  # raises, saying why, for what no browser could show
+            data = self.corpus.page_bytes(self.document.value, page)
+        except CorpusError as error:
+            self.image.value = b""
+            self.told.value = f"<p role='alert'>{escape_html(str(error))}</p>"
+            return
+        self.told.value = ""
+        self.image.format = "jpeg" if data.startswith(b"\xff\xd8") else "png"
+        self.image.value = data
+
+    def _toggle(self, change: dict) -> None:
+        (self.right.add if change["new"] else self.right.discard)(self.page.value - 1)
+        self._list()
+
+    def _add(self) -> None:
+        name, pages = self.document.value, sorted(self.right)
+        try:
+            number = add_question(self.folder, name, self.question.value, pages, self.answer.value, self.types.value)
+        except (CorpusError, OSError) as error:
+            self.told.value = f"<p role='alert'>✗ not saved: {escape_html(str(error))}</p>"
+            return
+        self.corpus = load_corpus(self.folder)
+        self.question.value, self.answer.value, self.types.value = "", "", ()
+        self.right = set()
+        self._turn()
+        self._list()
+        self.told.value = f"<p role='status'>✓ saved as {escape_html(number)}</p>"
+
+    def _list(self) -> None:
+        shown = ", ".join(str(page + 1) for page in sorted(self.right)) or "none yet"
+        self.marked.value = f"<p>★ Pages that answer: <b>{shown}</b></p>"
+        mine = self.corpus.questions[self.corpus.questions["doc_name"] == self.document.value]
+        items = "".join(
+            f"<li>{escape_html(row['question'])} <i>(page {', '.join(str(p + 1) for p in row['gold_pages'])})</i></li>"
+            for _, row in mine[::-1].iterrows()
+        )
+        heading = f"<b>{len(mine)} questions about this document</b>"
+        self.saved.value = (
+            f"{heading}<ol reversed style='line-height: 1.4; max-height: 14rem; overflow: auto'>{items}</ol>"
+        )

@@ -1,0 +1,380 @@
+"""A folder of PDFs turned into a corpus, resumable page by page."""
+
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib
+import psutil
+import pyarrow.parquet as pq
+import pypdfium2
+import pytest
+from helpers.pdfs import bare_pdf, blank_pdf, encrypted_pdf, picture_pdf, text_pdf
+
+from mmr5_lab.corpus import ingest, pdf
+from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES, load_corpus
+from mmr5_lab.corpus.ids import CorpusError
+from mmr5_lab.corpus.ingest import build_corpus
+from mmr5_lab.corpus.writing import write_corpus
+from mmr5_lab.files import sole_writer
+
+matplotlib.use("agg")
+
+
+def document(doc_name: str, *questions: dict, **more) -> dict:
+    return {"doc_name": doc_name, "domain": "Laws", "questions": list(questions)} | more
+
+
+def question(text: str, gold: list[int]) -> dict:
+    return {"Q": text, "A": "yes", "page_id": gold, "type": "text-only", "layout_mapping": []}
+
+
+@pytest.fixture(autouse=True)
+def no_reader(monkeypatch):
+    """Whatever OCR this machine has, "auto" finds none, so that pictures stay without words unless a test says so."""
+    monkeypatch.setattr(pdf, "READERS", ())
+
+
+@pytest.fixture
+def pdfs(tmp_path):
+    folder = tmp_path / "pdfs"
+    folder.mkdir()
+    text_pdf(folder / "words.pdf", "apples and pears", "only plums")
+    picture_pdf(folder / "Scan 1.PDF", pages=3)
+    (folder / "notes.txt").write_text("not a document")
+    return folder
+
+
+def test_pdfs_become_a_corpus(pdfs, tmp_path):
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=12_000)
+    assert corpus.documents[["doc_name", "domain", "num_pages"]].to_numpy().tolist() == [
+        ["Scan 1.PDF", "PDF", 3],
+        ["words.pdf", "PDF", 2],
+    ]
+    assert corpus.questions.empty
+    assert corpus.page_text("words.pdf", 0).strip() == "apples and pears"
+    # 12,000 pixels in the aspect 4 : 3 are 126.5 × 94.9; PDFium rounds up, the budget holds
+    assert corpus.page_image("words.pdf", 0).size == (126, 95)
+    red, green, blue = corpus.page_image("Scan 1.PDF", 2).getpixel((40, 40))
+    assert (abs(red - 200) < 6, abs(green - 60) < 6, blue < 6) == (True, True, True)
+    # pages without a text layer are kept and flagged
+    assert corpus.pages["has_text"].tolist() == [False, False, False, True, True]
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert [(entry["file"], entry["pages"], entry["pages_without_text"]) for entry in report["documents"]] == [
+        ("Scan 1.PDF", 3, [0, 1, 2]),
+        ("words.pdf", 2, []),
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ANNOTATIONS,
+        PAGES,
+        "ingest_report.json",
+    ]
+
+
+@pytest.mark.parametrize("size", [(4, 3), (20, 1), (1, 30)])
+@pytest.mark.parametrize("max_pixels", [1, 997, 50_000])
+def test_a_page_keeps_to_the_pixel_budget(tmp_path, size, max_pixels):
+    from matplotlib import pyplot as plt
+
+    figure = plt.figure(figsize=size)
+    (tmp_path / "in").mkdir()
+    figure.savefig(tmp_path / "in" / "a.pdf")
+    plt.close(figure)
+    image = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=max_pixels).page_image("a.pdf", 0)
+    assert image.width * image.height <= max_pixels
+
+
+def test_annotations_are_taken_for_the_documents_that_are_there(pdfs, tmp_path, caplog):
+    annotated = [
+        document("words.pdf", question("Which fruit?", [1]), page_indices=[700, 701], layout_indices=[0, 9]),
+        document("absent.pdf", question("Where?", [0]), page_indices=[0, 0]),
+    ]
+    (tmp_path / ANNOTATIONS).write_text("".join(json.dumps(record) + "\n" for record in annotated))
+    corpus = build_corpus(pdfs, tmp_path / "out", tmp_path / ANNOTATIONS, max_pixels=1000)
+    assert corpus.documents["domain"].tolist() == ["PDF", "Laws"]
+    assert corpus.documents["first_row"].tolist() == [0, 3]  # rows of this page file, not the annotations'
+    assert corpus.questions[["question_id", "gold_pages"]].to_numpy().tolist() == [["words.pdf:q0", [1]]]
+    assert "1 annotated documents are not in" in caplog.text
+
+
+def test_a_gold_page_that_a_pdf_lacks_is_named_before_the_long_work(pdfs, tmp_path, rendered):
+    with pytest.raises(CorpusError, match=r"question 0 of 'words\.pdf': gold page 2 does not exist"):
+        build_corpus(pdfs, tmp_path / "out", [document("words.pdf", question("?", [2]))], max_pixels=1000)
+    assert rendered == []
+
+
+def test_pdfs_that_cannot_be_used_are_skipped_and_reported(pdfs, tmp_path, caplog):
+    whole = (pdfs / "words.pdf").read_bytes()
+    (pdfs / "corrupt.pdf").write_bytes(whole[:200])
+    (pdfs / "empty.pdf").write_bytes(b"")
+    bare_pdf(pdfs / "no pages.pdf")
+    encrypted_pdf(pdfs / "secret.pdf")
+    annotated = [document("words.pdf", page_indices=[10, 14])]
+    with caplog.at_level(logging.WARNING):
+        corpus = build_corpus(pdfs, tmp_path / "out", annotated, max_pixels=1000)
+    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
+    skipped = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["skipped"]
+    reasons = {entry["file"]: entry["reason"] for entry in skipped}
+    assert list(reasons) == ["corrupt.pdf", "empty.pdf", "no pages.pdf", "secret.pdf", "words.pdf"]
+    assert "PDFium cannot read it" in reasons["corrupt.pdf"]
+    assert "PDFium cannot read it" in reasons["empty.pdf"]
+    assert "without pages?" in reasons["no pages.pdf"]
+    assert "encrypted" in reasons["secret.pdf"]
+    assert "password" in reasons["secret.pdf"]
+    # labels that were made for another number of pages may point anywhere
+    assert reasons["words.pdf"] == "it has 2 pages but page_indices of its annotation says 5"
+    for name in reasons:
+        assert f"{name} is skipped" in caplog.text
+
+
+def test_a_folder_without_usable_pdfs_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match="holds no PDF files"):
+        build_corpus(tmp_path, tmp_path / "out")
+    with pytest.raises(CorpusError, match="absent is not a folder"):
+        build_corpus(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"none of the 1 PDFs in .* can be used; .*ingest_report.json says why"):
+        build_corpus(tmp_path, tmp_path / "out")
+    with pytest.raises(CorpusError, match="max_pixels is 0"):
+        build_corpus(tmp_path, tmp_path / "out", max_pixels=0)
+
+
+def test_another_corpus_is_not_overwritten(pdfs, tmp_path):
+    write_corpus(tmp_path / "other", [document("a.pdf")], [{"doc_name": "a.pdf", "image_binary": b"x"}])
+    with pytest.raises(CorpusError, match="not made from PDFs here"):
+        build_corpus(pdfs, tmp_path / "other")
+
+
+def test_bad_annotation_files_are_named(pdfs, tmp_path):
+    with pytest.raises(CorpusError, match=r"absent.jsonl does not exist"):
+        build_corpus(pdfs, tmp_path / "out", tmp_path / "absent.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"doc_name": "words.pdf", "domain": "Laws", "questions": []}\n{')
+    with pytest.raises(CorpusError, match=r"bad.jsonl, line 2 is not JSON"):
+        build_corpus(pdfs, tmp_path / "out", tmp_path / "bad.jsonl")
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """A list that gets an entry for each page rendered from here on."""
+    pages = []
+    render_page = pdf.render_page
+
+    def counted(page, max_pixels):
+        pages.append(max_pixels)
+        return render_page(page, max_pixels)
+
+    monkeypatch.setattr(pdf, "render_page", counted)
+    return pages
+
+
+def test_an_interrupted_run_goes_on_at_the_page_where_it_stopped(pdfs, tmp_path, rendered, monkeypatch):
+    """`Scan 1.PDF` (3 pages) is done when the second page of `words.pdf` (2 pages) is interrupted."""
+    read_page = pdf.read_page
+
+    def interrupted(page, ocr):
+        if len(rendered) == 5:
+            raise KeyboardInterrupt
+        return read_page(page, ocr)
+
+    monkeypatch.setattr(pdf, "read_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    monkeypatch.setattr(pdf, "read_page", read_page)
+    assert len(rendered) == 5
+    assert not (tmp_path / "out" / PAGES).exists()
+    rendered.clear()
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert len(rendered) == 1
+    assert len(corpus.pages) == 5
+
+
+def test_the_earlier_corpus_stays_until_the_new_one_is_whole(pdfs, tmp_path, rendered, monkeypatch):
+    """Of two new PDFs the first is written already when the second is interrupted."""
+    out = tmp_path / "out"
+    build_corpus(pdfs, out, max_pixels=1000)
+    text_pdf(pdfs / "x.pdf", "quinces")
+    text_pdf(pdfs / "y.pdf", "medlars")
+    read_page, under_way = pdf.read_page, []
+
+    def interrupted(page, ocr):
+        under_way.append((out / f"{PAGES}.new").exists())
+        if len(under_way) == 2:
+            raise KeyboardInterrupt
+        return read_page(page, ocr)
+
+    monkeypatch.setattr(pdf, "read_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(pdfs, out, max_pixels=1000)
+    assert under_way == [True, True]
+    assert load_corpus(out).documents["doc_name"].tolist() == ["Scan 1.PDF", "words.pdf"]
+    monkeypatch.setattr(pdf, "read_page", read_page)
+    rendered.clear()
+    assert build_corpus(pdfs, out, max_pixels=1000).page_text("y.pdf", 0).strip() == "medlars"
+    assert len(rendered) == 1
+
+
+def test_processes_end_when_the_corpus_cannot_be_written(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        blank_pdf(tmp_path / "in" / f"{name}.pdf", 40)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=1000, ocr="none", workers=2)
+    assert not [child for child in psutil.Process().children() if "mmr5_lab.corpus.pdf" in child.cmdline()]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".parts"]
+
+
+def test_a_later_run_renders_only_what_is_new_or_changed(pdfs, tmp_path, rendered):
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    rendered.clear()
+    text_pdf(pdfs / "more.pdf", "quinces")
+    picture_pdf(pdfs / "Scan 1.PDF", pages=4)
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert len(rendered) == 5
+    assert [corpus.page_text(name, 0).strip() for name in ("more.pdf", "words.pdf")] == [
+        "quinces",
+        "apples and pears",
+    ]
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert [entry["read_by"] for entry in report["documents"]] == [["none"] * 4, ["text layer"], ["text layer"] * 2]
+    rendered.clear()
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1100)  # another size: all again
+    assert len(rendered) == 7
+
+
+def test_processes_render_the_same_bytes(pdfs, tmp_path):
+    one = build_corpus(pdfs, tmp_path / "one", max_pixels=1000, ocr="none")
+    two = build_corpus(pdfs, tmp_path / "two", max_pixels=1000, ocr="none", workers=2)
+    for name, number in (("Scan 1.PDF", 2), ("words.pdf", 1)):
+        assert one.page_bytes(name, number) == two.page_bytes(name, number)
+    assert (tmp_path / "one" / "ingest_report.json").read_text() == (
+        tmp_path / "two" / "ingest_report.json"
+    ).read_text()
+
+
+def test_jobs_shrink_towards_the_end(tmp_path):
+    """Two processes, a PDF of 300 pages and one of 20: a quarter of what is left, 64 pages at most and 8 at least."""
+    whole = [pdf.Rendering(tmp_path / name, tmp_path, range(n), 1, 90, "none") for name, n in (("a", 300), ("b", 20))]
+    jobs = list(ingest._cut(whole, 2))
+    assert [len(job.pages) for job in jobs] == [64, 64, 48, 36, 27, 20, 15, 11, 8, 7, 8, 8, 4]
+    assert [page for job in jobs[:10] for page in job.pages] == list(range(300))
+    assert [page for job in jobs[10:] for page in job.pages] == list(range(20))
+
+
+RUN = """
+import sys
+from mmr5_lab.corpus import build_corpus
+build_corpus(sys.argv[1], sys.argv[2], max_pixels=300_000, ocr="none", workers=int(sys.argv[3]))
+"""
+
+
+def finished(out) -> int:
+    return len(list(out.glob(".parts/*/*.page")))
+
+
+def started(folder, workers: int, pages: int = 10) -> subprocess.Popen:
+    """A run in a process of its own that has finished some pages."""
+    (folder / "run.py").write_text(RUN)
+    command = [sys.executable, "run.py", "in", "out", str(workers)]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while finished(folder / "out") < pages and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
+def test_two_processes_do_not_make_one_corpus(pdfs, tmp_path):
+    out = tmp_path / "corpus"
+    other = sole_writer(out, out / ".parts" / ".lock")  # as the other process holds it
+    with other, pytest.raises(RuntimeError, match=r"another process is writing .*corpus: wait"):
+        build_corpus(pdfs, out)
+    assert len(build_corpus(pdfs, out).documents) == 2
+
+
+def test_a_killed_run_keeps_its_pages(tmp_path, rendered):
+    """Killed like `kill -9` would, somewhere among 150 pages; what was there is not made again."""
+    (tmp_path / "in").mkdir()
+    blank_pdf(tmp_path / "in" / "long.pdf", 150)
+    process = started(tmp_path, workers=1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = finished(tmp_path / "out")
+    assert 10 <= before < 150
+    corpus = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=300_000, ocr="none")
+    assert corpus.num_pages("long.pdf") == 150
+    assert len(rendered) == 150 - before
+
+
+def test_a_thousand_pages_are_kept_in_small_groups(tmp_path):
+    (tmp_path / "in").mkdir()
+    blank_pdf(tmp_path / "in" / "long.pdf", 1000)
+    corpus = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=600)
+    assert corpus.num_pages("long.pdf") == 1000
+    assert corpus.page_image("long.pdf", 999).size == (20, 30)
+    assert pq.ParquetFile(tmp_path / "out" / PAGES).metadata.num_row_groups == 32  # of 32 pages
+
+
+def test_a_page_that_cannot_be_rendered_is_named_and_its_pdf_skipped(pdfs, tmp_path, monkeypatch):
+    render_page = pdf.render_page
+
+    def fails(page, max_pixels):
+        if page.get_size() == (4 * 72, 3 * 72):  # those of words.pdf
+            raise pypdfium2.PdfiumError("Failed to load page.")
+        return render_page(page, max_pixels)
+
+    monkeypatch.setattr(pdf, "render_page", fails)
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert report["skipped"][0]["reason"] == "PDFium cannot render page 0: Failed to load page."
+    (pdfs / "Scan 1.PDF").unlink()
+    with pytest.raises(CorpusError, match="none of the 1 PDFs"):
+        build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert load_corpus(tmp_path / "out").num_pages("Scan 1.PDF") == 3  # no corpus took its place
+
+
+def test_a_process_that_dies_is_told_and_nothing_lost(tmp_path, rendered):
+    """One of two rendering processes is killed; the error names where, and the next run goes on."""
+    (tmp_path / "in").mkdir()
+    blank_pdf(tmp_path / "in" / "long.pdf", 150)
+    process = started(tmp_path, workers=2)
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if "mmr5_lab.corpus.pdf" in child.cmdline()).kill()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"RuntimeError: the process that rendered pages \d+ to \d+ of \S*long.pdf died", error)
+    before = finished(tmp_path / "out")
+    build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=300_000, ocr="none")
+    assert len(rendered) == 150 - before
+
+
+def test_reading_anew_with_an_ocr_redoes_only_documents_with_unread_pages(pdfs, tmp_path, rendered, monkeypatch):
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    rendered.clear()
+    monkeypatch.setattr(ingest, "choose_ocr", lambda ocr: "tesseract")
+    monkeypatch.setattr(pdf, "_tesseract", lambda image: f"a picture {image.width} pixels wide")
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert len(rendered) == 6  # three pages of the scan, each once as it is kept and once to be read
+    assert corpus.page_text("Scan 1.PDF", 2).startswith("a picture")
+    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
+    assert [entry["read_by"] for entry in report["documents"]] == [["tesseract"] * 3, ["text layer"] * 2]
+
+
+def test_an_ocr_that_is_not_there_is_refused(pdfs, tmp_path):
+    with pytest.raises(CorpusError, match="unknown OCR 'eyes'"):
+        build_corpus(pdfs, tmp_path / "out", ocr="eyes")
+
+
+def test_pages_that_nobody_can_read_are_counted(pdfs, tmp_path, caplog):
+    build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
+    assert "3 pages have no text layer, and no OCR is installed" in caplog.text
+    caplog.clear()
+    build_corpus(pdfs, tmp_path / "other", max_pixels=1000, ocr="none")  # as told: no warning
+    assert "no OCR" not in caplog.text

@@ -1,0 +1,110 @@
+"""Two processes, started by accelerate and talking over gloo, train what one process trains."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from safetensors.torch import load_file
+
+from mmr5_lab.experiments.launch import main
+from mmr5_lab.experiments.notebooks import chain_run, run_notebook
+from mmr5_lab.experiments.runs import project_root
+from mmr5_lab.training.monitoring import completions
+from mmr5_lab.training.stages import finished_log, keywords, train_grpo, train_sft
+
+ROOT = project_root()
+SCRIPT = [ROOT / "tests" / "helpers" / "same_draws.py", "2"]
+TWO = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+TWO += [
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+    "--num_cpu_threads_per_process",
+    "1",
+]
+
+
+@pytest.fixture(scope="module")
+def profile(material, tmp_path_factory):
+    """A profile of a few steps with the tiny model."""
+    folder = tmp_path_factory.mktemp("distributed")
+    corpus = {"CORPUS": str(material.folder / "corpus")}
+    parameters = {
+        "01_data_construction": {**corpus, "SPLITS": ["sft", "rl"], "MAX_TRACES": 8},
+        "02_sft": {"MODEL": str(material.model), "EPOCHS": 1.0, "BATCH_SIZE": 1, "ACCUMULATION": 2, "LORA_RANK": 4},
+        "03_grpo": {
+            "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 2, "MAX_COMPLETION": 8,
+            "LORA_RANK": 4,
+        },
+    }  # fmt: skip
+    (folder / "profile.yaml").write_text(yaml.safe_dump(parameters))
+    return folder / "profile.yaml"
+
+
+def trained(profile, runs, start) -> tuple:
+    """Run folders of SFT and GRPO in `runs`, trained by the command that `start` begins."""
+    given = ["--profile", str(profile), "--runs", str(runs)]
+    _, sft = chain_run("02_sft", profile, runs)
+    sft.mkdir(parents=True)
+    found = {"base": yaml.safe_load(profile.read_text())["02_sft"]["MODEL"], "model": str(sft / "model")}
+    (sft / "results.json").write_text(json.dumps(found))  # as notebook 02 leaves it
+    command = [sys.executable, *start, *SCRIPT, "02_sft", *given, ",", "03_grpo", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("is trained, in") == 2, "one process speaks"
+    return sft, chain_run("03_grpo", profile, runs)[1]
+
+
+def test_two_processes_train_what_one_trains(profile):
+    one, two = profile.parent / "one", profile.parent / "two"
+    run_notebook("01_data_construction", yaml.safe_load(profile.read_text())["01_data_construction"], one)
+    shutil.copytree(one / "01_data_construction", two / "01_data_construction")
+    for alone, together in zip(trained(profile, one, []), trained(profile, two, TWO), strict=True):
+        log, other = finished_log(alone), finished_log(together)
+        assert len(log) == len(other) > 1
+        assert other["loss"].tolist() == pytest.approx(log["loss"].tolist(), abs=1e-4)
+        assert other["grad_norm"].tolist() == pytest.approx(log["grad_norm"].tolist(), rel=1e-3, abs=1e-5)
+        assert (log["grad_norm"] > 0).any(), "something was learnt"
+        expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (alone, together))
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, atol=1e-4), name
+    assert completions(together)["text"].tolist() == completions(alone)["text"].tolist()
+    assert completions(together)["advantage"].tolist() == pytest.approx(
+        completions(alone)["advantage"].tolist(), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP"), ("deepspeed", "DEEPSPEED")])
+def test_accelerate_takes_each_configuration(name, kind):
+    """accelerate refuses a file with a key that it does not know."""
+    config = load_config_from_file(str(ROOT / "notebooks" / "accelerate" / f"{name}.yaml"))
+    assert isinstance(config, ClusterConfig)
+    assert config.distributed_type == kind
+    assert config.num_processes == 4
+
+
+def test_every_training_parameter_of_the_notebooks_is_an_argument():
+    from mmr5_lab.experiments.notebooks import default_parameters
+
+    others = {"RUN", "DATA_RUN", "MODEL", "PROBES"}
+    sft = default_parameters(ROOT / "notebooks" / "02_sft.ipynb")
+    assert set(sft) - others == {name.upper() for name in keywords(train_sft, sft)}
+    grpo = default_parameters(ROOT / "notebooks" / "03_grpo.ipynb")
+    others |= {"SFT_RUN", "HANDOVER", "CORPUS", "NUM_CANDIDATES", "SELECTION", "MAX_PROMPTS"}
+    assert set(grpo) - others == {name.upper() for name in keywords(train_grpo, grpo)}
+
+
+def test_bad_input_is_named_and_exits_with_2(profile, tmp_path, capsys):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("02_sft: {LERNING_RATE: 1.0}\n")
+    assert main(["02_sft", "--profile", str(profile), "--runs", str(tmp_path)]) == 2
+    assert "is not a finished run (no results.json): run its notebook to the end first" in capsys.readouterr().err
+    assert main(["02_sft", "--profile", str(wrong), "--runs", str(profile.parent / "one")]) == 2

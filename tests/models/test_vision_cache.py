@@ -1,0 +1,220 @@
+"""The page cache changes nothing but the work: same answers, pages encoded once, memory bounded."""
+
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from helpers.architectures import save
+from PIL import Image
+
+import mmr5_lab.reranking.pages as pages_module
+from mmr5_lab.models.vision_cache import PageCache
+from mmr5_lab.reranking.local import Reranker
+from mmr5_lab.reranking.pages import Pages
+
+
+def page(shade: int, size=(140, 168)) -> Image.Image:
+    image = Image.new("RGB", size, (shade, 90, 200))
+    image.paste((255 - shade, 10, 10), (shade % 100, 20, 139, 60))
+    return image
+
+
+def encoded_page(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    page(shade).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PAGES = [page(20), page(90), page(200, (112, 140)), page(250)]
+PAIRS = [("Which page?", PAGES[:3]), ("What was the staff?", [PAGES[1], PAGES[0]]), ("Where?", [PAGES[2], PAGES[3]])]
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+@pytest.mark.parametrize("mode", ["reason", "direct", "score"])
+def test_cached_pages_give_the_same_rankings(architecture, mode, by_file):
+    plain = architecture.rank_many(PAIRS, mode, batch_size=2)
+    cache = PageCache(architecture.model)
+    reranker = Reranker(
+        architecture.model, architecture.processor, max_new_tokens=12, page_cache=cache if by_file else None
+    )
+    try:
+        first = reranker.rank_many(PAIRS, mode, batch_size=2)
+        seen = cache.misses
+        again = reranker.rank_many(PAIRS, mode, batch_size=2)
+    finally:
+        cache.remove()
+    assert cache.misses == seen, "the second time nothing is encoded"
+    assert cache.hits > 0
+    for cached in (first, again):
+        assert [r.text for r in cached] == [r.text for r in plain]
+        assert [r.order for r in cached] == [r.order for r in plain]
+        if mode == "score":
+            assert torch.allclose(
+                torch.tensor([r.scores for r in cached[1:]]), torch.tensor([r.scores for r in plain[1:]]), atol=1e-4
+            )
+
+
+def test_removed_the_model_encodes_for_itself(architecture):
+    cache = PageCache(architecture.model)
+    with pytest.raises(ValueError, match="has a page cache already"):
+        PageCache(architecture.model)
+    cache.remove()
+    architecture.rank_many(PAIRS, "score")
+    assert (cache.hits, cache.misses, cache.bytes) == (0, 0, 0)
+
+
+def test_what_the_model_is_given_is_what_the_processor_makes(architecture):
+    """Prompts of several lengths, pages of several sizes and one twice: ids, masks, grids and features."""
+    known = Pages(PAIRS)
+    texts = [architecture._prompt(query, len(pages), "reason") for query, pages in PAIRS]
+    plain = architecture._inputs(texts, known.keys, known)
+    cache = PageCache(architecture.model)
+    try:
+        inputs = Reranker(architecture.model, architecture.processor, page_cache=cache)._inputs(
+            texts, known.keys, known
+        )
+    finally:
+        cache.remove()
+    features = inputs.pop("mm_encoder_outputs")["image"]
+    with torch.no_grad():
+        grid = {"image_grid_thw": plain["image_grid_thw"]} if "image_grid_thw" in plain else {}
+        expected = architecture.model.model.get_image_features(plain.pop("pixel_values"), **grid, return_dict=True)
+    assert inputs.keys() == plain.keys()
+    for name, values in plain.items():
+        assert torch.equal(inputs[name], values), name
+    for name in ("pooler_output", "deepstack_features"):
+        for mine, theirs in zip(getattr(features, name, ()), getattr(expected, name, ()), strict=True):
+            together = [
+                torch.cat(list(given)) if isinstance(given, tuple | list) else given for given in (mine, theirs)
+            ]
+            assert torch.allclose(*together, atol=1e-5), name
+
+
+def _one(features) -> torch.Tensor:
+    return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+
+
+def test_pages_cut_into_crops_are_kept_whole(tmp_path):
+    """Gemma 3 may show a page in several crops, each with tokens of its own."""
+    reranker = Reranker.from_pretrained(save("gemma3", tmp_path), max_new_tokens=4, page_cache_bytes=0)
+    images = reranker.processor.image_processor
+    images.do_pan_and_scan, images.pan_and_scan_min_crop_size = True, 28
+    images.pan_and_scan_max_num_crops, images.pan_and_scan_min_ratio_to_activate = 4, 1.2
+    pairs = [("Which page?", [page(20, (280, 90)), page(90)]), ("Where?", [page(30, (90, 400)), page(20, (280, 90))])]
+    plain = reranker.rank_many(pairs, "score", 2)
+    reranker.page_cache = PageCache(reranker.model)
+    for _ in range(2):
+        for mine, theirs in zip(reranker.rank_many(pairs, "score", 2), plain, strict=True):
+            assert mine.scores == pytest.approx(theirs.scores, abs=1e-4)
+    assert (reranker.page_cache.misses, reranker.page_cache.hits) == (3, 5)
+
+
+def test_a_page_is_known_by_its_file_and_not_processed_again(tiny_model, tmp_path, monkeypatch):
+    page(7).save(tmp_path / "a.png")
+    page(7).save(tmp_path / "b.png")  # the same bytes
+    page(9).save(tmp_path / "c.png")
+    data = (tmp_path / "a.png").read_bytes()
+    reranker = Reranker.from_pretrained(tiny_model, max_new_tokens=2)
+    seen = []
+    processed = reranker.processor._process_images
+    monkeypatch.setattr(
+        reranker.processor,
+        "_process_images",
+        lambda images, **options: seen.append(len(images)) or processed(images, **options),
+    )
+    reranker.rank("q", [tmp_path / "a.png", tmp_path / "b.png", data, tmp_path / "c.png"], "score")
+    assert (seen, reranker.page_cache.misses, reranker.page_cache.hits) == ([2], 2, 2)
+    monkeypatch.setattr(pages_module, "decoded", lambda *given: pytest.fail("decoded again"))
+    reranker.rank("r", [data, tmp_path / "c.png"])
+    assert seen == [2]
+    monkeypatch.undo()
+    (tmp_path / "c.png").write_bytes(encoded_page(11))  # another page in the same place
+    reranker.rank("q", [tmp_path / "c.png"], "score")
+    assert reranker.page_cache.misses == 3
+    reranker.processor.image_processor.size = {"shortest_edge": 784, "longest_edge": 7840}
+    reranker.rank("q", [tmp_path / "c.png"], "score")
+    assert reranker.page_cache.misses == 4, "scaled otherwise, it is another page"
+
+
+@pytest.fixture
+def small(tiny_model):
+    reranker = Reranker.from_pretrained(tiny_model, max_new_tokens=4, page_cache_bytes=0)
+    yield reranker
+    cache = getattr(reranker.model.model.get_image_features, "page_cache", None)
+    if cache:
+        cache.remove()
+
+
+def test_pages_are_counted_and_forgotten_oldest_first(small):
+    one = 30 * 64 * 4  # bytes: 10 × 12 patches in groups of four, 64 numbers of 4 bytes
+    cache = PageCache(small.model, max_bytes=2 * one)
+    for shade in (1, 2, 3):
+        small.rank("q", [page(shade)], "score")
+    assert (cache.misses, cache.hits, cache.bytes) == (3, 0, 2 * one)
+    small.rank("q", [page(3)], "score")
+    assert (cache.misses, cache.hits) == (3, 1)
+    small.rank("q", [page(1)], "score")
+    assert (cache.misses, cache.hits) == (4, 1), "the first page was forgotten"
+    assert cache.hit_rate == 0.2
+
+
+def test_batches_encode_beside_each_other_and_no_page_twice(small):
+    cache = PageCache(small.model)
+    both = threading.Barrier(2, timeout=30)  # broken unless two threads encode at the same time
+    encoded = []
+
+    def encode(places):
+        both.wait()
+        encoded.append(len(places))
+        return [{"pooler_output": torch.ones(1)} for _ in places]
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(cache._found, ([b"a", b"b"], [b"b", b"c", b"b"]), (encode, encode))
+    assert one[1] is other[0] is other[2]
+    assert (sum(encoded), cache.misses, cache.hits, len(cache._kept)) == (3, 3, 2, 3)
+
+
+def test_a_page_that_could_not_be_encoded_is_tried_again(small):
+    cache = PageCache(small.model)
+    begun, waiting = threading.Event(), threading.Event()
+
+    def fail(places):
+        begun.set()
+        waiting.wait(30)
+        raise MemoryError("no room")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache._found, [b"a"], fail)
+        begun.wait(30)
+        second = pool.submit(cache._found, [b"a"], lambda places: pytest.fail("encoded twice"))
+        for _ in range(30_000):
+            if cache.hits:  # the second waits for the first one's page
+                break
+            time.sleep(0.001)
+        waiting.set()
+        for future in (first, second):
+            with pytest.raises(MemoryError, match="no room"):
+                future.result(30)
+    [page_now] = cache._found([b"a"], lambda places: [{"pooler_output": torch.zeros(1)}])
+    assert page_now["pooler_output"] == 0
+
+
+def test_a_page_larger_than_the_bound_is_used_and_not_kept(small):
+    cache = PageCache(small.model, max_bytes=100)
+    assert small.rank("q", [page(1), page(2)], "score").order in ([0, 1], [1, 0])
+    assert cache.bytes == 0
+
+
+def test_a_tower_in_training_is_refused(small):
+    PageCache(small.model)
+    images = small.processor.image_processor(images=[page(1)], return_tensors="pt")
+    with pytest.raises(ValueError, match="vision tower is being trained"):
+        small.model.model.get_image_features(**images)
+
+
+def test_a_model_without_images_is_refused():
+    with pytest.raises(TypeError, match="Linear has no get_image_features"):
+        PageCache(torch.nn.Linear(2, 2))

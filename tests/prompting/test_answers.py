@@ -1,0 +1,310 @@
+"""Any text gives a permutation and names its faults, in linear time."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmr5_lab.prompting.answers import FAULTS, parse_ranking, reasoning_by_image
+from mmr5_lab.prompting.prompts import completion_text
+
+T = "<think>Image 3 matters.</think>"
+
+# text, n, order, answer, faults
+CASES = {
+    "as asked": (T + "<answer>[3, 1, 2]</answer>", 3, (2, 0, 1), (3, 1, 2), ""),
+    "white space is free": (f" \n{T}\n\n<answer>\n[ 3,\n1 ,2 ]\n</answer>\n", 3, (2, 0, 1), (3, 1, 2), ""),
+    "one candidate": (T + "<answer>[1]</answer>", 1, (0,), (1,), ""),
+    "leading zeros": (T + "<answer>[03, 1, 002]</answer>", 3, (2, 0, 1), (3, 1, 2), ""),
+    "missing ids follow in candidate order": (
+        T + "<answer>[3]</answer>",
+        4,
+        (2, 0, 1, 3),
+        (3,),
+        "missing",
+    ),
+    "repeats count once": (
+        T + "<answer>[3, 3, 1, 3]</answer>",
+        3,
+        (2, 0, 1),
+        (3, 3, 1, 3),
+        "duplicate missing",
+    ),
+    "out of range is dropped": (
+        T + "<answer>[9, 2, 0, 1]</answer>",
+        2,
+        (1, 0),
+        (9, 2, 0, 1),
+        "out_of_range",
+    ),
+    "negative ids": (
+        T + "<answer>[-3, 1, 2]</answer>",
+        3,
+        (0, 1, 2),
+        (-3, 1, 2),
+        "extra_text missing out_of_range",
+    ),
+    "repeat out of range": (
+        T + "<answer>[7, 7, 1]</answer>",
+        1,
+        (0,),
+        (7, 7, 1),
+        "duplicate out_of_range",
+    ),
+    "empty list": (T + "<answer>[]</answer>", 2, (0, 1), (), "missing"),
+    "empty block": (T + "<answer></answer>", 2, (0, 1), None, "no_answer"),
+    "words for an answer": (T + "<answer>the first</answer>", 2, (0, 1), None, "extra_text no_answer"),
+    "no think": ("<answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "no_think"),
+    "blank think": ("<think> \n</think><answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "no_think"),
+    "no answer": (T, 2, (0, 1), None, "no_answer"),
+    "empty text": ("", 3, (0, 1, 2), None, "no_answer no_think"),
+    "a list without tags is no answer": ("[2, 1]", 2, (0, 1), None, "extra_text no_answer no_think"),
+    "text after": (T + "<answer>[2, 1]</answer> done", 2, (1, 0), (2, 1), "extra_text"),
+    "text before": ("Well: " + T + "<answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
+    "text between": (T + " so <answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
+    "answer before think": ("<answer>[2, 1]</answer>" + T, 2, (1, 0), (2, 1), "extra_text"),
+    "two think blocks": (T + T + "<answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
+    "the last answer counts": (
+        T + "<answer>[1, 2]</answer><answer>[2, 1]</answer>",
+        2,
+        (1, 0),
+        (2, 1),
+        "extra_text",
+    ),
+    "an answer inside think does not": (
+        "<think>so <answer>[2, 1]</answer> it is</think><answer>[1, 2]</answer>",
+        2,
+        (0, 1),
+        (1, 2),
+        "",
+    ),
+    "only inside think": ("<think><answer>[2, 1]</answer></think>", 2, (0, 1), None, "no_answer"),
+    "stray closing tag": (T + "</think><answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
+    "think never opened": ("so</think><answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text no_think"),
+    "answer reopened": (T + "<answer>[1<answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
+    "answer interrupted": (T + "<answer>[2, 1]</think>", 2, (1, 0), (2, 1), "extra_text"),
+    "words in the list": (
+        T + "<answer>[image 3, Image_1, page-2]</answer>",
+        3,
+        (2, 0, 1),
+        (3, 1, 2),
+        "extra_text",
+    ),
+    "no brackets": (T + "<answer>3, 1, 2</answer>", 3, (2, 0, 1), (3, 1, 2), "extra_text"),
+    "no commas": (T + "<answer>[3 1 2]</answer>", 3, (2, 0, 1), (3, 1, 2), "extra_text"),
+    "other separators": (T + "<answer>3 > 1 > 2</answer>", 3, (2, 0, 1), (3, 1, 2), "extra_text"),
+    "trailing comma": (T + "<answer>[3, 1, 2,]</answer>", 3, (2, 0, 1), (3, 1, 2), "extra_text"),
+    "several lists": (T + "<answer>[3], [1], [2]</answer>", 3, (2, 0, 1), (3, 1, 2), "extra_text"),
+    "numbers around the list": (
+        T + "<answer>Of 3: [2, 1, 3], 1 is close</answer>",
+        3,
+        (1, 0, 2),
+        (2, 1, 3),
+        "extra_text",
+    ),
+    "decimals are no ids": (T + "<answer>[3.5, 1]</answer>", 3, (0, 1, 2), (1,), "extra_text missing"),
+    "digits of other scripts": (T + "<answer>[٣, 1]</answer>", 3, (0, 1, 2), (1,), "extra_text missing"),
+    "superscripts": (T + "<answer>[²]</answer>", 3, (0, 1, 2), (), "extra_text missing"),
+    "think cut": ("<think>Image 3 mat", 2, (0, 1), None, "no_answer truncated"),
+    "think cut, answer rehearsed": (
+        "<think>a <answer>[2, 1]</answer>",
+        2,
+        (0, 1),
+        None,
+        "no_answer truncated",
+    ),
+    "answer cut": (T + "<answer>[3, 1", 5, (2, 0, 1, 3, 4), (3, 1), "missing truncated"),
+    "cut id may be 1, 10, 11 or 12": (T + "<answer>[3, 1", 12, None, (3,), "missing truncated"),
+    "cut id can only be 2": (T + "<answer>[3, 2", 12, None, (3, 2), "missing truncated"),
+    "comma ends an id": (T + "<answer>[3, 1,", 12, None, (3, 1), "missing truncated"),
+    "bracket ends an id": (T + "<answer>[3, 1]", 12, None, (3, 1), "missing truncated"),
+    "tag cut": (T + "<answer>[2, 1]</ans", 2, (1, 0), (2, 1), "truncated"),
+    "tag cut after a bare id": (T + "<answer>[2, 1</", 12, None, (2, 1), "missing truncated"),
+    "cut before the list": (T + "<answer>", 2, (0, 1), None, "no_answer truncated"),
+    "cut words": (T + "<answer>image 2", 2, (1, 0), (2,), "extra_text missing truncated"),
+    "an earlier answer stands when the last was not begun": (
+        T + "<answer>[2, 1]</answer><answer>[",
+        2,
+        (1, 0),
+        (2, 1),
+        "extra_text truncated",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cases(case):
+    text, n, order, answer, faults = CASES[case]
+    parsed = parse_ranking(text, n)
+    assert parsed.answer == answer
+    assert parsed.faults == set(faults.split())
+    assert parsed.order == order or order is None
+    assert parsed.valid == (not faults)
+
+
+@pytest.mark.parametrize(
+    ("text", "think"),
+    [
+        (T, "Image 3 matters."),
+        ("<think>\n a \n</think>", "\n a \n"),  # verbatim
+        ("<think></think>", ""),
+        ("<think>one</think><think>two</think>", "one"),
+        ("<think>unfinished", "unfinished"),
+        ("<think>a <think> b</think>", "a <think> b"),  # free text up to the first </think>
+        ("nothing", None),
+    ],
+)
+def test_think_is_the_first_block_as_written(text, think):
+    assert parse_ranking(text, 2).think == think
+
+
+def test_well_formed_is_about_structure_and_valid_about_all():
+    parsed = parse_ranking(T + "<answer>[3, 3, 9]</answer>", 3)
+    assert parsed.well_formed
+    assert not parsed.valid
+
+
+@pytest.mark.parametrize("text", [None, 3, b"<answer>[1]</answer>", ["<answer>[1]</answer>"]])
+def test_not_a_string(text):
+    with pytest.raises(TypeError, match="expected the model's text"):
+        parse_ranking(text, 2)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_candidates(n):
+    with pytest.raises(ValueError, match="at least one candidate"):
+        parse_ranking("", n)
+
+
+def test_numpy_counts_are_counts():
+    assert parse_ranking("", np.int64(2)).order == (0, 1)
+
+
+def test_ids_longer_than_python_converts():
+    parsed = parse_ranking(f"{T}<answer>[{'9' * 5000}, -{'9' * 5000}, {'0' * 5000}1]</answer>", 1)
+    assert parsed.answer == (10**18, -(10**18), 1)
+    assert parsed.order == (0,)
+    assert "out_of_range" in parsed.faults
+
+
+PIECES = [
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "[",
+    "]",
+    ",",
+    " ",
+    "\n",
+    "1",
+    "2",
+    "10",
+    "-",
+    ".",
+    "x",
+]
+SOUP = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
+
+
+@settings(deadline=None)
+@given(text=st.one_of(st.text(), SOUP), n=st.integers(1, 12))
+def test_any_text_gives_a_permutation_and_named_faults(text, n):
+    parsed = parse_ranking(text, n)
+    assert sorted(parsed.order) == list(range(n))
+    assert parsed.faults <= FAULTS
+    assert (parsed.answer is None) == ("no_answer" in parsed.faults)
+    if parsed.answer is not None:
+        in_range = list(dict.fromkeys(i for i in parsed.answer if 1 <= i <= n))
+        assert [i + 1 for i in parsed.order[: len(in_range)]] == in_range
+        assert list(parsed.order[len(in_range) :]) == sorted(parsed.order[len(in_range) :])
+    if parsed.valid:
+        assert sorted(parsed.answer) == list(range(1, n + 1))
+
+
+@settings(deadline=None)
+@given(think=st.text(min_size=1), order=st.integers(1, 12).flatmap(lambda n: st.permutations(range(1, n + 1))))
+def test_what_is_written_is_read_back(think, order):
+    if "</think>" in think or not think.strip():
+        return
+    parsed = parse_ranking(completion_text(think, order), len(order))
+    assert parsed.valid
+    assert parsed.think == think
+    assert parsed.answer == tuple(order)
+    assert [i + 1 for i in parsed.order] == list(order)
+
+
+@settings(deadline=None)
+@given(order=st.integers(1, 12).flatmap(lambda n: st.permutations(range(1, n + 1))), cut=st.integers(0, 200))
+def test_a_cut_never_invents_an_id(order, cut):
+    """Every prefix of a good completion reads as a prefix of its answer."""
+    parsed = parse_ranking(completion_text("Image 1 fits.", order)[:cut], len(order))
+    answer = parsed.answer or ()
+    assert answer == tuple(order[: len(answer)])
+
+
+ADVERSARIAL = {
+    "open thinks": "<think>",
+    "closed thinks": "</think>",
+    "open answers": "<answer>[",
+    "closed answers": "]</answer>",
+    "both": "<think></think><answer>[",
+    "lists": "<answer>[1,2]</answer>",
+    "almost tags": "<answe",
+    "brackets": "[",
+    "angle brackets": "<",
+    "newlines": "\n",
+}
+
+
+def seconds(function, *arguments):
+    """The quicker of two: noise only adds."""
+    spent = []
+    for _ in range(2):
+        start = time.perf_counter()
+        function(*arguments)
+        spent.append(time.perf_counter() - start)
+    return min(spent)
+
+
+@pytest.mark.parametrize("prefix", ["", T + "<answer>[", "<think>"])
+@pytest.mark.parametrize("unit", ADVERSARIAL.values(), ids=ADVERSARIAL)
+def test_time_is_linear_in_repeated_tags(prefix, unit):
+    short, long = prefix + unit * 3_000, prefix + unit * 30_000
+    # Ten times the text: quadratic time would be a hundred times as long. Loose, for a busy machine.
+    assert seconds(parse_ranking, long, 5) < 40 * seconds(parse_ranking, short, 5) + 0.05
+
+
+@pytest.mark.parametrize("unit", ["1", "0", "1,", "1 ", " ", ",", "-", "1.", "-1,", "1-", "٣"])
+@pytest.mark.parametrize("end", ["", "]</answer>", "x</answer>"])
+def test_time_is_linear_in_long_lists(unit, end):
+    opening = T + "<answer>["
+    short, long = opening + unit * 5_000 + end, opening + unit * 50_000 + end
+    assert seconds(parse_ranking, long, 5) < 40 * seconds(parse_ranking, short, 5) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("think", "parts"),
+    [
+        ("Image 1: a b.\nImage 2: c.", {1: "a b.", 2: "c."}),
+        (
+            "First. Image 2 shows it, unlike Image 1. Image 3 does not.",
+            {2: "Image 2 shows it, unlike Image 1.", 3: "Image 3 does not."},
+        ),
+        ("Image 1: a.\nImage 9: z.\nImage 1: b.", {1: "a.\nb."}),
+        ("Image 2 is like Image 1: both fail.", {2: "Image 2 is like", 1: "both fail."}),
+        ("The other images do not.", {}),
+        ("", {}),
+    ],
+)
+def test_reasoning_comes_apart_by_image(think, parts):
+    assert reasoning_by_image(think, 3) == parts
+
+
+@given(st.text(alphabet="Image 12:.\n", max_size=200), st.integers(1, 5))
+def test_any_reasoning_comes_apart(think, n):
+    parts = reasoning_by_image(think, n)
+    assert set(parts) <= set(range(1, n + 1))
+    assert all(line in think for text in parts.values() for line in text.split("\n"))

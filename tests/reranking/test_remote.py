@@ -1,0 +1,143 @@
+"""Ranking through servers: a real one with the same weights, and one with every fault, over real sockets."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from helpers.servers import ANSWER, Server, completion, pages
+
+from mmr5_lab.reranking.local import Reranker
+from mmr5_lab.reranking.ranking import RemoteError
+from mmr5_lab.reranking.remote import RemoteReranker
+
+
+def test_every_passing_fault_is_overcome():
+    turns = {
+        "q0": [429, 500], "q1": ["hang"], "q2": ["cut", 503], "q3": [b"garbage", b"<html>", b"[1]"],
+        "q4": [completion("no list")], "q5": [completion(ANSWER, "length")],
+        "q6": [b'{"choices": {}}', completion(7), completion("\ud800"), b'{"choices": [{"message": 5}]}'],
+    }  # fmt: skip
+    with Server(turns, delay=0.1) as server:
+        remote = RemoteReranker(server.url, "m", concurrency=3, timeout=1, retries=4, pause=0.01)
+        rankings = remote.rank_many([(q, pages(2)) for q in turns])
+    assert [r.order for r in rankings] == [[1, 0]] * 4 + [[0, 1], [1, 0], [1, 0]]
+    assert [set(r.faults) for r in rankings[:4]] == [set()] * 4
+    assert "no_answer" in rankings[4].faults
+    assert rankings[5].faults == {"truncated"}
+    assert rankings[0].tokens == 9
+    assert all(not left for left in server.turns.values()), "each fault was met"
+    assert server.most == 3
+
+
+def test_what_fails_for_good_costs_nothing_else():
+    with Server({"bad": [400], "dead": [500] * 3}) as server:
+        remote = RemoteReranker(server.url, "m", retries=2, pause=0.01)
+        finished = {}
+
+        def take():
+            for i, ranking in remote.rank_each([(q, pages(2)) for q in ("a", "bad", "dead", "b")]):
+                finished[i] = ranking.order
+
+        with pytest.raises(RemoteError, match=r"2 of 4 .* first is pair 1: BadRequestError 400") as error:
+            take()
+        assert finished == {0: [1, 0], 3: [1, 0]}
+        assert set(error.value.failures) == {1, 2}
+        assert len(server.bodies) == 1 + 1 + 3 + 1, "a refused request is not sent again"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_that_a_server_gives_apart_is_put_back(name):
+    turns = {
+        "q": [completion("<answer>[2, 1]</answer>", **{name: "Image 2 fits."})],
+        "cut": [completion("", "length", **{name: "Image 1"})],
+    }
+    with Server(turns) as server:
+        whole, cut = RemoteReranker(server.url, "m").rank_many([(q, pages(2)) for q in turns])
+    assert (whole.text, whole.faults) == (ANSWER, frozenset())
+    assert cut.text == "<think>Image 1"
+    assert {"truncated", "no_answer"} <= cut.faults
+
+
+def test_stopping_early_does_not_wait_for_what_hangs():
+    with Server({"slow": ["hang"] * 9}) as server:
+        ranked = RemoteReranker(server.url, "m", concurrency=2, retries=8).rank_each(
+            [("quick", pages(2)), ("slow", pages(2))]
+        )
+        assert next(ranked)[0] == 0
+        started = time.monotonic()
+        ranked.close()
+        assert time.monotonic() - started < 1
+        sent = len(server.bodies)
+        time.sleep(4)
+        assert len(server.bodies) <= sent + 1, "it is not tried again"
+
+
+def test_the_key_comes_from_the_environment_and_the_page_is_sent_as_it_is(monkeypatch, tmp_path):
+    pages(1)[0].save(tmp_path / "page.jpg")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-7")
+    with Server({}) as server:
+        remote = RemoteReranker(server.url, "m", max_new_tokens=33, seed=5)
+        remote.rank("q", [tmp_path / "page.jpg", pages(1)[0]])
+        [body] = server.bodies
+    assert server.keys == ["Bearer secret-7"]
+    assert "secret-7" not in repr(vars(remote))
+    assert (body["max_tokens"], body["temperature"], body["seed"], body["model"]) == (33, 0.0, 5, "m")
+    urls = [p["image_url"]["url"] for p in body["messages"][1]["content"] if p["type"] == "image_url"]
+    assert urls[0].startswith("data:image/jpeg;base64,/9j/")
+    assert urls[1].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(("given", "message"), [([], "no pages"), ([b"x"], "page 0 is not a readable image")])
+def test_bad_pages_are_named_before_anything_is_sent(given, message):
+    with Server({}) as server, pytest.raises(ValueError, match=f"pair 1 .'q'.*{message}"):
+        list(RemoteReranker(server.url, "m").rank_each([("p", pages(1)), ("q", given)]))
+    assert server.bodies == []
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="concurrency is 0"):
+        RemoteReranker("http://127.0.0.1:9/v1", "m", concurrency=0)
+    with pytest.raises(ValueError, match="mode 'score' needs the model's logits"):
+        RemoteReranker("http://127.0.0.1:9/v1", "m").rank("q", pages(1), "score")
+
+
+@pytest.fixture(scope="module")
+def served():
+    """`transformers serve` with the miniature's base: (url, model name)."""
+    model = Path(__file__).parents[2] / "data" / "mini" / "base"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "transformers", "serve", model, "--port", str(port), "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [*command, "--dtype", "float32"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+    )
+    try:
+        for _ in range(600):
+            assert process.poll() is None, process.stderr.read().decode()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1", str(model)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_a_server_with_the_same_weights_writes_the_same(served):
+    url, model = served
+    shown = [(f"What was the staff of Orion in {2014 + k}?", pages(2 + k % 2)) for k in range(3)]
+    local = Reranker.from_pretrained(model, max_new_tokens=40).rank_many(shown)
+    remote = RemoteReranker(url, model, max_new_tokens=40, concurrency=2).rank_many(shown)
+    assert [r.reasoning for r in remote] == [r.reasoning for r in local]
+    assert any(r.reasoning for r in local), "the server gives reasoning apart from the text"
+    assert [r.order for r in remote] == [r.order for r in local]
+    assert [r.faults for r in remote] == [r.faults for r in local]

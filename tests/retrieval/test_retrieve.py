@@ -1,0 +1,233 @@
+"""First-stage retrieval and TREC files, on a corpus small enough to rank by hand."""
+
+import logging
+import math
+
+import ir_measures
+import pytest
+from ir_measures import R
+
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.corpus.rankings import Rankings, RankingsError, read_trec, write_qrels, write_trec
+from mmr5_lab.corpus.writing import write_corpus
+from mmr5_lab.retrieval.bm25 import bm25_scores
+from mmr5_lab.retrieval.retrieve import hard_negatives, retrieve
+
+
+def question(text: str, gold: list[int]) -> dict:
+    return {"Q": text, "A": "", "page_id": gold, "type": "text-only", "layout_mapping": []}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """`a b.pdf` with questions q0 (gold 2), q1 (gold 0, 3); `scan.pdf`, without words, with q0 (gold 1)."""
+    texts = ["the market", "a map of rivers", "Rivers, rivers: the long river", "tax 2021"]
+    pages = [{"doc_name": "a b.pdf", "image_binary": b"x", "ocr_text": text} for text in texts]
+    pages += [{"doc_name": "scan.pdf", "image_binary": b"x", "ocr_text": text} for text in ("", " \n", ".")]
+    annotations = [
+        {
+            "doc_name": "a b.pdf",
+            "domain": "Guidebook",
+            "questions": [question("Which RIVERS are long?", [2]), question("What is it?", [0, 3])],
+        },
+        {"doc_name": "scan.pdf", "domain": "Brochure", "questions": [question("The river?", [1])]},
+    ]
+    write_corpus(tmp_path / "corpus", annotations, pages)
+    return load_corpus(tmp_path / "corpus")
+
+
+def test_bm25_ranks_pages_of_the_questions_own_document(corpus):
+    run = retrieve(corpus)
+    # page 2 holds "rivers" twice and "long", page 1 "rivers" once; the others score 0 and are in page order
+    assert run.pages["a%20b.pdf:q0"] == [2, 1, 0, 3]
+    # "what" is on no page, "is" and "it" are stop words: page order
+    assert run.pages["a%20b.pdf:q1"] == [0, 1, 2, 3]
+    assert run.scores["a%20b.pdf:q1"] == [0, 0, 0, 0]
+    assert list(run.pages) == corpus.questions["question_id"].tolist()
+
+
+def test_bm25_is_the_written_formula():
+    """Texts of 2 and 1 words, both query words in text 0 only, k1 = 1.5 and b = .75."""
+    [row] = bm25_scores(["Blue whale", "krill"], ["the blue BLUE fox"])
+    idf = math.log(1 + (2 - 1 + 0.5) / (1 + 0.5))
+    once = idf * 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * 2 / 1.5))
+    assert row.tolist() == pytest.approx([2 * once, 0])  # a word asked twice counts twice
+
+
+def test_stopwords_can_be_given():
+    assert bm25_scores(["the of"], ["the"]) is None  # nothing left to index
+    [row] = bm25_scores(["the of", "whale"], ["the whale"], stopwords=[])
+    assert (row > 0).tolist() == [True, True]
+    [row] = bm25_scores(["the of", "whale"], ["the whale"], stopwords=["whale"])
+    assert (row > 0).tolist() == [True, False]
+
+
+def test_top_k_cuts_the_ranking(corpus):
+    assert retrieve(corpus, top_k=2).pages["a%20b.pdf:q0"] == [2, 1]
+    with pytest.raises(ValueError, match="top_k is 0"):
+        retrieve(corpus, top_k=0)
+    with pytest.raises(ValueError, match="unknown retrieval method 'magic'"):
+        retrieve(corpus, method="magic")
+
+
+def test_a_document_without_words_is_in_page_order_and_says_so(corpus, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = retrieve(corpus)
+    assert run.pages["scan.pdf:q0"] == [0, 1, 2]
+    assert "1 documents have no words in ocr_text, their pages are ranked by page order: scan.pdf" in caplog.text
+
+
+def test_a_run_is_written_in_trec_form_and_read_back(corpus, tmp_path):
+    run = Rankings(
+        {"a%20b.pdf:q0": [2, 0, 3], "scan.pdf:q0": [1]},
+        {"a%20b.pdf:q0": [1.5, 0.0, 0.0], "scan.pdf:q0": [7.0]},
+    )
+    write_trec(run, corpus, tmp_path / "runs" / "bm25.trec", tag="bm25")
+    # the tie is broken by a small step: other tools sort by score
+    assert (tmp_path / "runs" / "bm25.trec").read_text() == (
+        "a%20b.pdf:q0 Q0 a%20b.pdf:2 1 1.50000 bm25\n"
+        "a%20b.pdf:q0 Q0 a%20b.pdf:0 2 0.00000 bm25\n"
+        "a%20b.pdf:q0 Q0 a%20b.pdf:3 3 -0.00001 bm25\n"
+        "scan.pdf:q0 Q0 scan.pdf:1 1 7.00000 bm25\n"
+    )
+    again = read_trec(tmp_path / "runs" / "bm25.trec", corpus)
+    assert again.pages == run.pages
+    assert again.scores == {"a%20b.pdf:q0": [1.5, 0.0, -1e-5], "scan.pdf:q0": [7.0]}
+
+
+def test_a_run_without_scores_keeps_its_order(corpus, tmp_path):
+    run = Rankings({"a%20b.pdf:q0": [3, 1, 0, 2]})
+    write_trec(run, corpus, tmp_path / "run")
+    assert (tmp_path / "run").read_text().splitlines()[2] == "a%20b.pdf:q0 Q0 a%20b.pdf:0 3 0.33333 mmr5"
+    assert read_trec(tmp_path / "run", corpus).pages == run.pages
+
+
+def test_scores_order_a_run_and_ranks_break_ties(corpus, tmp_path):
+    (tmp_path / "run").write_text(
+        "scan.pdf:q0 Q0 scan.pdf:0 3 1.0 x\nscan.pdf:q0 Q0 scan.pdf:1 2 1.0 x\n\nscan.pdf:q0 Q0 scan.pdf:2 1 9e1 x\n"
+    )
+    assert read_trec(tmp_path / "run", corpus).pages == {"scan.pdf:q0": [2, 1, 0]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "scan.pdf:q0 Q0 scan.pdf:1 1 1.0",
+            "5 fields instead of `question Q0 .*; write the run again",
+        ),
+        ("scan.pdf:q0 Q0 scan.pdf:1 first 1.0 x", "rank 'first' or score '1.0' is not a number"),
+        ("scan.pdf:q0 Q0 scan.pdf:1 1 high x", "score 'high' is not a number; write them as digits"),
+        (
+            "scan.pdf:q0 Q0 scan.pdf:1 1 nan x",
+            "the score is nan, which has no order; rank question .* again",
+        ),
+        ("scan.pdf:q9 Q0 scan.pdf:1 1 1.0 x", "the corpus has no question 'scan.pdf:q9'; read the run with the corpus"),
+        ("scan.pdf:q0 Q0 scan.pdf 1 1.0 x", "'scan.pdf' is not a page id"),
+        ("scan.pdf:q0 Q0 scan.pdf:3 1 1.0 x", "'scan.pdf' has no page 3, only 0 to 2; read the run with the corpus"),
+        ("scan.pdf:q0 Q0 a%20b.pdf:1 1 1.0 x", "'a%20b.pdf:1' is not of the question's document .*; read the run"),
+        (
+            "scan.pdf:q0 Q0 scan.pdf:0 2 0.5 x",
+            "page 'scan.pdf:0' is listed twice for question .*; keep its better",
+        ),
+    ],
+)
+def test_a_malformed_line_is_named(corpus, tmp_path, line, message):
+    (tmp_path / "run").write_text(f"scan.pdf:q0 Q0 scan.pdf:0 1 1.0 x\n{line}\n")
+    with pytest.raises(RankingsError, match=f"run, line 2: .*{message}"):
+        read_trec(tmp_path / "run", corpus)
+
+
+def test_runs_that_are_missing_or_empty_are_named(corpus, tmp_path):
+    with pytest.raises(RankingsError, match="absent does not exist"):
+        read_trec(tmp_path / "absent", corpus)
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(RankingsError, match="empty holds no rankings; retrieve or rerank again"):
+        read_trec(tmp_path / "empty", corpus)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(RankingsError, match="binary is not a text file"):
+        read_trec(tmp_path / "binary", corpus)
+
+
+def test_scores_that_are_not_finite_are_not_written(corpus, tmp_path):
+    with pytest.raises(RankingsError, match=r"question 'scan\.pdf:q0' has scores that are not finite: \[1\.0, nan\]"):
+        write_trec(Rankings({"scan.pdf:q0": [0, 1]}, {"scan.pdf:q0": [1.0, math.nan]}), corpus, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_does_not_fit_the_corpus_is_not_written(corpus, tmp_path):
+    (tmp_path / "run").write_text("before")
+    with pytest.raises(RankingsError, match=r"no question 'c\.pdf:q0'"):
+        write_trec(Rankings({"scan.pdf:q0": [0], "c.pdf:q0": [0]}), corpus, tmp_path / "run")
+    with pytest.raises(RankingsError, match="must be one word"):
+        write_trec(Rankings({"scan.pdf:q0": [0]}), corpus, tmp_path / "run", tag="two words")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir() if path.is_file()] == [("run", "before")]
+
+
+def test_other_tools_read_our_files_alike(corpus, tmp_path):
+    """ir_measures sorts by score: the ties at 0 must not lose our order, in which page 3 is fourth."""
+    write_trec(retrieve(corpus), corpus, tmp_path / "run")
+    write_qrels(corpus, tmp_path / "qrels")
+    assert (tmp_path / "qrels").read_text().splitlines()[1:] == [
+        "a%20b.pdf:q1 0 a%20b.pdf:0 1",
+        "a%20b.pdf:q1 0 a%20b.pdf:3 1",
+        "scan.pdf:q0 0 scan.pdf:1 1",
+    ]
+    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "qrels")))
+    run = list(ir_measures.read_trec_run(str(tmp_path / "run")))
+    values = {(m.query_id, str(m.measure)): m.value for m in ir_measures.iter_calc([R @ 1, R @ 3], qrels, run)}
+    assert values == {
+        ("a%20b.pdf:q0", "R@1"): 1.0,
+        ("a%20b.pdf:q0", "R@3"): 1.0,
+        ("a%20b.pdf:q1", "R@1"): 0.5,
+        ("a%20b.pdf:q1", "R@3"): 0.5,
+        ("scan.pdf:q0", "R@1"): 0.0,
+        ("scan.pdf:q0", "R@3"): 1.0,
+    }
+
+
+@pytest.mark.parametrize("score", [0.0, -3.5, 500.0, 1e6])
+def test_ties_survive_single_precision(corpus, tmp_path, score):
+    """trec_eval keeps scores in 32 bits and would put page 2 first, by its name."""
+    run = Rankings({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [score] * 3})
+    write_trec(run, corpus, tmp_path / "run")
+    scores = ir_measures.read_trec_run(str(tmp_path / "run"))
+    [value] = ir_measures.iter_calc([R @ 1], [ir_measures.Qrel("scan.pdf:q0", "scan.pdf:1", 1)], scores)
+    assert value.value == 1
+    assert read_trec(tmp_path / "run", corpus).pages == run.pages
+
+
+def test_retrieval_is_silent(corpus, capfd):
+    retrieve(corpus)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") <= 1  # at most the warning about the document without words
+    assert "%|" not in captured.err
+
+
+def test_hard_negatives_are_the_best_wrong_pages_below_the_right_one(corpus):
+    """Gold page 1 of scan.pdf scores 10. With a share of .95 page 0 (9.8) may be right too; page 2 (9.5) is not."""
+    run = Rankings({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [10.0, 9.8, 9.5]})
+    mined = hard_negatives(run, corpus, num_candidates=2)
+    assert mined == Rankings({"scan.pdf:q0": [1, 2]}, {"scan.pdf:q0": [10.0, 9.5]})
+    assert hard_negatives(run, corpus, 2, max_share=1).pages == {"scan.pdf:q0": [1, 0]}
+    assert hard_negatives(run, corpus, 5, max_share=1).pages == {"scan.pdf:q0": [1, 0, 2]}
+    # below zero a share still lies below: 5 % of 10 under -10 is -10.5
+    below = Rankings({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [-10.0, -10.2, -10.6]})
+    assert hard_negatives(below, corpus, 3).pages == {"scan.pdf:q0": [1, 2]}
+
+
+def test_a_right_page_that_was_not_found_is_added(corpus):
+    run = Rankings({"scan.pdf:q0": [2, 0]}, {"scan.pdf:q0": [3.0, 1.0]})
+    assert hard_negatives(run, corpus, 2) == Rankings({"scan.pdf:q0": [2, 1]}, {"scan.pdf:q0": [3.0, 1.0]})
+
+
+def test_questions_without_a_wrong_page_are_left_out(corpus):
+    run = Rankings({"scan.pdf:q0": [1, 0]}, {"scan.pdf:q0": [3.0, 3.0]})
+    assert hard_negatives(run, corpus, 2).pages == {}
+    with pytest.raises(ValueError, match="has no scores"):
+        hard_negatives(Rankings({"scan.pdf:q0": [1]}), corpus)
+    with pytest.raises(ValueError, match="at least 2"):
+        hard_negatives(run, corpus, 1)
+    with pytest.raises(ValueError, match="belongs to another corpus"):
+        hard_negatives(Rankings({"x:q0": [1]}, {"x:q0": [1.0]}), corpus)

@@ -1,0 +1,176 @@
+"""Training on trl with a tiny random model: what is trained, what is kept, how a killed run goes on."""
+
+import multiprocessing
+import os
+import signal
+
+import pandas as pd
+import pytest
+import torch
+from helpers.material import SFT, Material
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from mmr5_lab.rewards import format_reward, rank_reward
+from mmr5_lab.training import stages as training
+from mmr5_lab.training.monitoring import StopWhenBroken, completions
+from mmr5_lab.training.stages import finished_log, train_grpo, train_sft
+
+GRPO = {
+    "learning_rate": 1e-3, "batch_size": 4, "generations": 2, "iterations": 2, "max_steps": 6, "save_steps": 1,
+    "lora_rank": 4, "max_completion": 12,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grpo(material, tmp_path_factory):
+    """A folder in which GRPO has finished."""
+    folder = tmp_path_factory.mktemp("grpo")
+    train_grpo(material.model, material.prompts, folder, tracker="tensorboard", **GRPO)
+    return folder
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_sft_trains_lora_on_the_language_model_and_leaves_the_vision_tower(material, sft):
+    log = finished_log(sft)
+    assert log["step"].tolist() == list(range(1, len(log) + 1))
+    assert log["loss"].iloc[-1] < log["loss"].iloc[0]
+    adapter = load_file(sft / "adapter" / "adapter_model.safetensors")
+    assert adapter
+    assert not [name for name in adapter if "visual" in name]
+    modules = {name.split(".")[-3] for name in adapter}
+    assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    before, after = load_file(material.model / "model.safetensors"), weights(sft)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(any(module in name for module in modules) and "visual" not in name for name in changed)
+
+
+def test_a_finished_stage_gives_its_log_and_trains_nothing(sft, grpo):
+    for folder, train, options in ((sft, train_sft, SFT), (grpo, train_grpo, GRPO)):
+        log = train("no such model", None, folder, **options)
+        pd.testing.assert_frame_equal(log, finished_log(folder))
+
+
+def test_lora_plus_gives_b_a_higher_rate(material, tmp_path, monkeypatch):
+    rates = {}
+
+    def run(trainer, processor, folder, base):
+        trainer.create_optimizer()
+        names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+        for group in trainer.optimizer.param_groups:
+            for parameter in group["params"]:
+                rates.setdefault(names[id(parameter)].split(".")[-3], set()).add(group["lr"])
+
+    monkeypatch.setattr(training, "_run", run)
+    train_sft(material.model, material.traces, tmp_path, **SFT, loraplus_ratio=16.0)
+    assert rates == {"lora_A": {1e-2}, "lora_B": {0.16}}
+
+
+def test_grpo_keeps_every_completion_with_its_parts_and_rewards(grpo):
+    log, kept = finished_log(grpo), completions(grpo)
+    assert log["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert {"rewards/rank_reward/mean", "rewards/format_reward/mean", "frac_reward_zero_std"} <= set(log.columns)
+    assert {"entropy", "completions/mean_length", "faults/no_answer", "answers/well_formed"} <= set(log.columns)
+    assert kept.groupby("step").size().to_dict() == {1: 4, 3: 4, 5: 4}, "two optimisation steps a batch of completions"
+    labels = {
+        "positive_ids": [list(ids) for ids in kept["positive_ids"]],
+        "num_candidates": list(kept["num_candidates"]),
+    }
+    texts = list(kept["text"])
+    assert kept["format_reward"].tolist() == pytest.approx(format_reward(texts, **labels), abs=1e-6)
+    assert kept["rank_reward"].tolist() == pytest.approx(rank_reward(texts, **labels), abs=1e-6)
+    assert kept["tokens"].max() == 12
+    prompts = [tuple(pages) for pages in kept["candidates"]]
+    assert prompts[0::2] == prompts[1::2], "a group is one prompt in one order"
+    no_answer = kept["faults"].map(lambda faults: "no_answer" in faults).groupby(kept["step"]).mean()
+    assert log.set_index("step").loc[[1, 3, 5], "faults/no_answer"].tolist() == pytest.approx(no_answer.tolist())
+
+
+def test_a_tracker_gets_what_the_log_has(grpo):
+    [events] = (grpo / "tensorboard").glob("events.*")
+    assert all(name.encode() in events.read_bytes() for name in ("answers/well_formed", "order/right_place", "entropy"))
+
+
+def test_a_step_that_does_not_fill_groups_and_unknown_rewards_are_refused(material, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"6 × 1 completions a step .on each device. are not a multiple of the group size 4"
+    ):
+        train_grpo(material.model, None, tmp_path, **{**GRPO, "batch_size": 6, "generations": 4})
+    with pytest.raises(ValueError, match="there are no rewards 'generous'; there are strict, ndcg, released"):
+        train_grpo(material.model, None, tmp_path, rewards="generous", **GRPO)
+
+
+def test_a_rate_that_breaks_the_model_ends_the_run(material, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step \d: (loss|grad_norm) is (nan|inf); lower the learning rate"):
+        train_sft(material.model, material.traces, tmp_path, **{**SFT, "learning_rate": 1e20})
+    assert finished_log(tmp_path) is None
+
+
+# Killed with SIGKILL at each of these points in turn, then left alone.
+
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_step(number: int):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == number:
+            kill()
+
+    StopWhenBroken.on_step_begin = on_step_begin
+
+
+def between_checkpoints():
+    at_step(3)
+
+
+def while_a_checkpoint_is_written():
+    Trainer._save_optimizer_and_scheduler = kill
+
+
+def while_it_merges():
+    training.merge = kill
+
+
+def before_it_is_marked_as_done():
+    training.replacing = kill
+
+
+def killed(stage, material: Material, folder, when) -> None:
+    """In a process of its own."""
+    when()
+    train(stage, material, folder)
+
+
+def train(stage, material: Material, folder) -> None:
+    if stage == "sft":
+        train_sft(material.model, material.traces, folder, **SFT)
+    else:
+        train_grpo(material.model, material.prompts, folder, **GRPO)
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_run_that_was_killed_anywhere_ends_as_one_that_was_not(stage, material, tmp_path, request):
+    whole = request.getfixturevalue(stage)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mmr5_lab.experiments.launch"])
+    for when in (between_checkpoints, while_a_checkpoint_is_written, while_it_merges, before_it_is_marked_as_done):
+        process = context.Process(target=killed, args=(stage, material, tmp_path, when))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, when.__name__
+        assert finished_log(tmp_path) is None
+    train(stage, material, tmp_path)
+    timing = ["step_time", "train_runtime"]
+    expected, found = (finished_log(f).drop(columns=timing, errors="ignore") for f in (whole, tmp_path))
+    pd.testing.assert_frame_equal(found, expected)
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(value, weights(whole)[name]), name
+    if stage == "grpo":
+        columns = ["step", "text", "candidates", "advantage"]
+        pd.testing.assert_frame_equal(completions(tmp_path)[columns], completions(whole)[columns])
