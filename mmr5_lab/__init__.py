@@ -55,6 +55,7 @@ HOMES = {  # module -> the names it gives; a module that gives its own name is m
     "views.live_view": ["LiveView"],
     "views.plots": ["plots"],
     "views.widgets": ["reasoning_browser", "trace_browser", "widgets"],
+    "mini.teacher": ["evidence_teacher"],
 }
 _HOME = {name: module for module, names in HOMES.items() for name in names}
 __all__ = sorted(_HOME)

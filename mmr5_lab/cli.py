@@ -201,7 +201,7 @@ def _add_traces(commands) -> None:
         "--server",
         metavar="URL",
         help="the teacher's server, with OpenAI's interface, such as https://api.openai.com/v1; its key is read from"
-        " OPENAI_API_KEY. Without: the offline evidence teacher, which quotes the words that match",
+        " OPENAI_API_KEY. Without: an offline teacher, which quotes the words that match",
     )
     command.add_argument("--model", help="the teacher's name on the server, such as gpt-4o")
     command.add_argument("--refine", action="store_true", help="sum each trace up in two sentences (one more call)")
@@ -231,6 +231,7 @@ def _add_traces(commands) -> None:
 
 def _traces(arguments: argparse.Namespace) -> None:
     from mmr5_lab.corpus.rankings import read_trec
+    from mmr5_lab.mini.teacher import evidence_teacher
     from mmr5_lab.traces.construction import make_traces, read_traces, rejected_path, training_candidates
     from mmr5_lab.traces.quality import dataset_card, report
     from mmr5_lab.traces.teachers import ServerTeacher, open_teacher
@@ -251,6 +252,7 @@ def _traces(arguments: argparse.Namespace) -> None:
         price_in=arguments.price_in,
         price_out=arguments.price_out,
         budget=arguments.budget,
+        offline=evidence_teacher(corpus),
     ) as teacher:
         try:
             chosen = candidates[: arguments.max_traces]
