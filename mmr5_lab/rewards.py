@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from mmr5_lab.prompting.answers import parse_ranking
+from mmr5_lab.prompting.prompts import content_text
 
 Completion: TypeAlias = str | Sequence[dict[str, Any]]
 
@@ -174,7 +175,10 @@ def _texts(completions: Sequence[Completion], positive_ids: Sequence[Any], num_c
 
 
 def completion_texts(completions: Sequence[Completion]) -> list[str]:
-    """The text of each completion. Raises TypeError, naming its index, for one that is neither text nor messages."""
+    """Return the text of each completion.
+
+    Raises TypeError, naming its index, for one that is neither a string nor a list of messages.
+    """
     return [_text(i, completion) for i, completion in enumerate(completions)]
 
 
@@ -182,14 +186,7 @@ def _text(index: int, completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
     try:
-        pieces = []
-        for message in completion:
-            content = message["content"]
-            if isinstance(content, str):
-                pieces.append(content)
-            else:
-                pieces += [part["text"] for part in content or () if part.get("type") == "text"]
-        return "".join(pieces)
+        return "".join(content_text(message["content"]) for message in completion)
     except (TypeError, KeyError, AttributeError) as error:
         raise TypeError(
             f"completion {index} is neither a string nor a list of messages with a content: {error!r}"

@@ -29,7 +29,7 @@ from mmr5_lab.evaluation.metrics import bootstrap_interval, per_question
 from mmr5_lab.prompting.answers import reasoning_by_image
 from mmr5_lab.prompting.verdicts import verdict
 from mmr5_lab.reranking.ranking import Ranker
-from mmr5_lab.reranking.strategies import fused, shuffled, stability
+from mmr5_lab.reranking.strategies import fused, places_of_turn, stability
 from mmr5_lab.reranking.whole_runs import rerank_run
 
 AS_SHOWN = "as shown"
@@ -57,7 +57,7 @@ def order_audit(
         raise ValueError(f"shuffles is {shuffles}: an audit needs at least two orders of the candidates")
     frames = []
     for turn in range(shuffles):
-        places = {q: shuffled(len(pages), turn, f"{seed} {q} {turn}") for q, pages in run.pages.items()}
+        places = {q: places_of_turn(len(pages), turn, seed, q) for q, pages in run.pages.items()}
         order = Rankings({q: [run.pages[q][k] for k in at] for q, at in places.items()})
         asked = {"seed": seed, **(settings or {})}
         frame = rerank_run(

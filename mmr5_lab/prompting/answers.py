@@ -55,6 +55,33 @@ class ParsedRanking:
         return not self.faults & STRUCTURAL_FAULTS
 
 
+# What chat templates (and our own modes without reasoning) open of the answer, at the very end of a prompt.
+_OPENING = re.compile(r"<think>\s*+(?:</think>\s*+(?:<answer>\s*+\[?+\s*+)?+)?+\Z")
+
+
+def with_opening(text: str, prompt: str | None = None) -> str:
+    """Return a completion with what its prompt had opened of the answer put before it, such as `<think>`.
+
+    Many chat templates end a prompt with `<think>`, so the model goes on from there and its completion alone looks
+    as if it had not thought. Apply this before `parse_ranking` and before any reward, in training and inference.
+
+        >>> with_opening("Image 2 fits.</think><answer>[2, 1]</answer>", "…<|im_start|>assistant\\n<think>\\n")
+        '<think>\\nImage 2 fits.</think><answer>[2, 1]</answer>'
+
+    prompt: the text that the model went on from (`apply_chat_template(…, tokenize=False,
+        add_generation_prompt=True)`). None where it is unknown, as with a server: then `<think>` is put before a
+        text that closes a think block without opening one.
+    """
+    if prompt is None:
+        closed, opened = text.find("</think>"), text.find("<think>")
+        opening = "<think>" if closed >= 0 and not 0 <= opened < closed else ""
+    else:
+        found = _OPENING.search(prompt)
+        opening = found[0] if found else ""
+    # Some servers and models write the tag again that the template opened.
+    return text if text.lstrip().startswith("<think>") else opening + text
+
+
 def parse_ranking(text: str, n: int) -> ParsedRanking:
     """Read a completion that ranks n candidates. Any string gives a permutation, in linear time.
 

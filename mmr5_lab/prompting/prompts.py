@@ -14,9 +14,12 @@ text which looks like a special token cannot close a turn or claim an image.
 
 import hashlib
 import operator
+import random
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 SYSTEM_PROMPT = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
@@ -179,6 +182,19 @@ def completion_text(think: str, answer_ids: Sequence[int]) -> str:
     if "</think>" in think:
         raise ValueError("think holds '</think>', which would end the reasoning early: remove it first")
     return f"<think>{think}</think><answer>{ids}</answer>"
+
+
+def content_text(content: str | Sequence[dict[str, Any]] | None) -> str:
+    """Return the text of a chat message's `content`: a string, or the text parts of a list joined; "" for None."""
+    if isinstance(content, str):
+        return content
+    parts = () if content is None else content
+    return "".join(part.get("text") or "" for part in parts if part.get("type") == "text")
+
+
+def shuffled(items: Sequence[T], *seeds: Any) -> list[T]:
+    """Return the items in an order drawn from `seeds` alone: the same in any run, on any number of devices."""
+    return random.Random(" ".join(map(str, seeds))).sample(list(items), len(items))
 
 
 def teacher_prompt(question: str, positive: bool) -> str:

@@ -7,13 +7,13 @@
 Each is a ranker itself, so they combine, and `rerank.rerank_run` takes them as it takes a model.
 """
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
 from scipy.stats import kendalltau
 
+from mmr5_lab.prompting.prompts import shuffled
 from mmr5_lab.reranking.pages import Pair
 from mmr5_lab.reranking.ranking import Ranker, Ranking
 
@@ -119,7 +119,7 @@ class Consensus(Ranker):
         orders: list[list[list[int]]] = [[] for _ in pairs]
         open_pairs = list(range(len(pairs)))
         for turn in range(self.shuffles):
-            places = [shuffled(len(pairs[i][1]), turn, f"{self.seed} {pairs[i][0]} {turn}") for i in open_pairs]
+            places = [places_of_turn(len(pairs[i][1]), turn, self.seed, pairs[i][0]) for i in open_pairs]
             shown = [(pairs[i][0], [pairs[i][1][k] for k in p]) for i, p in zip(open_pairs, places, strict=True)]
             for j, ranking in self.ranker.rank_each(shown, mode, batch_size):
                 said[open_pairs[j]].append(ranking)
@@ -167,6 +167,11 @@ def _points(orders: Sequence[Sequence[int]], fusion: str) -> list[float]:
     return points
 
 
+def places_of_turn(n: int, turn: int, seed: int, query: str) -> list[int]:
+    """Return places 0 to n - 1 in the order in which a turn shows them: as they are in turn 0, then drawn."""
+    return list(range(n)) if turn == 0 else shuffled(range(n), seed, query, turn)
+
+
 def _settled(orders: Sequence[Sequence[int]], left: int) -> bool:
     """Can no candidate overtake the first one in `left` more shuffles? A shuffle moves two at most n - 1 apart."""
     n = len(orders[0])
@@ -174,9 +179,3 @@ def _settled(orders: Sequence[Sequence[int]], left: int) -> bool:
         return True
     first, second = sorted(_points(orders, "borda"), reverse=True)[:2]
     return first - second > left * (n - 1)
-
-
-def shuffled(n: int, turn: int, seed: str) -> list[int]:
-    """Places 0 to n - 1 in the order of a turn: as they are in turn 0, else drawn by `seed`."""
-    places = list(range(n))
-    return places if turn == 0 else random.Random(seed).sample(places, n)

@@ -14,9 +14,7 @@ label, the answer with the positives first and the rest in candidate order.
 
 import itertools
 import json
-import random
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +29,7 @@ from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.ids import page_id
 from mmr5_lab.corpus.rankings import Rankings
 from mmr5_lab.files import appending, read_lines, replacing, report_progress
-from mmr5_lab.prompting.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise
+from mmr5_lab.prompting.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise, shuffled
 from mmr5_lab.traces.quality import MAX_WORDS, faults_of, near_duplicates
 from mmr5_lab.traces.teachers import Teacher, TeacherError, think_lines
 
@@ -85,11 +83,6 @@ def labelled(question: pd.Series, pages: list[int]) -> Candidates:
 def answer_ids(chosen: Candidates) -> list[int]:
     """The answer of a trace: 1-based places of the right pages, then the other places, both in prompt order."""
     return sorted(range(1, len(chosen.pages) + 1), key=lambda place: place not in chosen.positive_ids)
-
-
-def shuffled(pages: Sequence[int], seed: int, question_id: str, turn: int) -> list[int]:
-    """The pages in an order that depends on these alone: the same in any run, on any number of devices."""
-    return random.Random(f"{seed} {question_id} {turn}").sample(pages, len(pages))
 
 
 def make_traces(

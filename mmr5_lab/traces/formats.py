@@ -27,7 +27,7 @@ from datasets.table import embed_table_storage
 
 from mmr5_lab.files import read_lines, replacing
 from mmr5_lab.prompting.answers import parse_ranking
-from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_messages
+from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_messages, content_text
 from mmr5_lab.traces.construction import read_traces, rejected_path, swift_messages
 from mmr5_lab.traces.quality import dataset_card
 
@@ -137,16 +137,11 @@ def _read(form: str, record: dict[str, Any]) -> tuple[list[str], str, str]:
             images, question, completion = record["image"], said["human"], record.get("completion") or said["gpt"]
         else:
             images = record["images"]
-            question, completion = _text(record["prompt"][-1]), _text(record["completion"][-1])
+            question, completion = (content_text(record[key][-1]["content"]) for key in ("prompt", "completion"))
     except (KeyError, IndexError, TypeError):
         return [], "", ""
     images = [images] if isinstance(images, str) else list(images)
     return images, question, completion if parse_ranking(str(completion), len(images)).think else ""
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
 def _embedded(folder: Path, out: Path) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.files import appending, read_lines, report_progress
+from mmr5_lab.prompting.prompts import shuffled
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.rewards import rank_reward
-from mmr5_lab.traces.construction import Candidates, labelled, shuffled
+from mmr5_lab.traces.construction import Candidates, labelled
 
 SELECTIONS = ("all", "balanced", "pass_rate")
 CHUNK = 16  # prompts sampled together, and anew if the process is killed among them

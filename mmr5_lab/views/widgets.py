@@ -23,7 +23,7 @@ from mmr5_lab.evaluation.errors import HIT, classify, records
 from mmr5_lab.evaluation.gold_ranks import first_few
 from mmr5_lab.html import GOLD_MARK, escape_html, html_table
 from mmr5_lab.prompting.answers import parse_ranking, reasons_in_order
-from mmr5_lab.prompting.prompts import asked_question
+from mmr5_lab.prompting.prompts import asked_question, content_text
 from mmr5_lab.traces.quality import FAULTS
 from mmr5_lab.views.browser import Browser, Row
 
@@ -452,8 +452,7 @@ def _text(message: Any) -> str:
     """What was written, of a text or of chat messages (their last)."""
     if isinstance(message, str):
         return message
-    content = message[-1]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    return content_text(message[-1]["content"])
 
 
 def _question_in(prompt: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmr5_lab.prompting.answers import FAULTS, parse_ranking, reasoning_by_image
+from mmr5_lab.prompting.answers import FAULTS, parse_ranking, reasoning_by_image, with_opening
 from mmr5_lab.prompting.prompts import completion_text
 
 T = "<think>Image 3 matters.</think>"
@@ -164,6 +164,33 @@ def test_well_formed_is_about_structure_and_valid_about_all():
     parsed = parse_ranking(T + "<answer>[3, 3, 9]</answer>", 3)
     assert parsed.well_formed
     assert not parsed.valid
+
+
+GOOD = "Image 3 matters.</think><answer>[3, 1, 2]</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "whole"),
+    [
+        (GOOD, "<|im_start|>assistant\n<think>\n", "<think>\n" + GOOD),
+        (GOOD, "<|im_start|>assistant\n", GOOD),  # nothing was opened
+        ("<think>" + GOOD, "assistant\n<think>", "<think>" + GOOD),  # the model writes the tag again
+        ("<answer>[1]</answer>", "a\n<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n<answer>[1]</answer>"),
+        ("3, 1, 2]</answer>", "a\n<think></think><answer>[", "<think></think><answer>[3, 1, 2]</answer>"),
+        (GOOD, "Write <think>reasoning</think><answer>[ids]</answer>.\nassistant\n", GOOD),  # only instructions
+        (GOOD, None, "<think>" + GOOD),  # a server's answer that begins in the middle of the thinking
+        ("<think>" + GOOD, None, "<think>" + GOOD),
+        ("<answer>[1]</answer>", None, "<answer>[1]</answer>"),
+        ("", None, ""),
+    ],
+)
+def test_what_a_prompt_opened_is_put_before_the_completion(text, prompt, whole):
+    assert with_opening(text, prompt) == whole
+
+
+def test_a_perfect_answer_after_an_opened_think_has_no_fault():
+    assert parse_ranking(with_opening(GOOD, "assistant\n<think>\n"), 3).valid
+    assert parse_ranking(with_opening(GOOD), 3).think == "Image 3 matters."
 
 
 @pytest.mark.parametrize("text", [None, 3, b"<answer>[1]</answer>", ["<answer>[1]</answer>"]])

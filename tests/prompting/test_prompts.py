@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from mmr5_lab.prompting import prompts
 from mmr5_lab.prompting.answers import parse_ranking
-from mmr5_lab.prompting.prompts import build_messages, completion_text, neutralise, refine_prompt, teacher_prompt
+from mmr5_lab.prompting.prompts import (
+    build_messages,
+    completion_text,
+    content_text,
+    neutralise,
+    refine_prompt,
+    shuffled,
+    teacher_prompt,
+)
 
 RELEASED = json.loads((Path(__file__).parents[1] / "data" / "prompts.json").read_text(encoding="utf-8"))
 
@@ -186,3 +194,22 @@ def test_prompt_version_is_pinned():
     # Changes only when a text does; traces and runs carry it.
     assert re.fullmatch("[0-9a-f]{12}", prompts.PROMPT_VERSION)
     assert prompts.PROMPT_VERSION == "b4540de37fbb"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a", "a"),
+        (None, ""),
+        ([], ""),
+        ([{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}], "ab"),
+        ([{"type": "text", "text": None}, {"type": "image", "text": None}], ""),  # a parquet file fills what is absent
+    ],
+)
+def test_text_of_a_content(content, text):
+    assert content_text(content) == text
+
+
+def test_orders_depend_on_their_seeds_alone():
+    assert shuffled([7, 8, 9], 0, "a.pdf:q0", 1) == shuffled(range(7, 10), 0, "a.pdf:q0", 1)
+    assert len({tuple(shuffled(range(9), 0, "q", turn)) for turn in range(20)}) == 20
