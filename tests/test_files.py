@@ -11,7 +11,7 @@ from mmr5_lab.files import appending, read_lines
 
 APPEND_AND_WAIT = """
 import sys
-from mmr5_lab.lines import appending
+from mmr5_lab.files import appending
 with appending(sys.argv[1]) as append:
     append({"n": 2})
     print("open", flush=True)

@@ -11,7 +11,6 @@ Format: https://github.com/MMDocRAG/MMDocIR/tree/main/dataset. Two things it doe
 a range of parquet rows whose end is inclusive, and the page ids of questions count from 0 in each document.
 """
 
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from PIL import Image
 from mmr5_lab.corpus.annotations import is_pair, parse_document, read_annotations
 from mmr5_lab.corpus.ids import CorpusError, page_id
 from mmr5_lab.corpus.page_store import PageStore
-from mmr5_lab.images import as_rgb
+from mmr5_lab.images import open_page, plain_file
 
 ANNOTATIONS = "MMDocIR_annotations.jsonl"
 PAGES = "MMDocIR_pages.parquet"
@@ -101,16 +100,18 @@ class Corpus:
 
         size: (width, height) in pixels that are enough; a larger JPEG is then decoded at a fraction of its own
         """
-        data = self.page_bytes(doc_name, page)
         try:
-            image = Image.open(io.BytesIO(data))
-            if size is not None:
-                image.draft("RGB", size)
-            return as_rgb(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise CorpusError(
-                f"page {page} of {doc_name!r}: the image ({len(data)} bytes) is truncated or corrupt: {error}"
-            ) from error
+            return open_page(self.page_bytes(doc_name, page), f"page {page} of {doc_name!r}", size)
+        except ValueError as error:
+            raise CorpusError(str(error)) from error
+
+    def page_file(self, doc_name: str, page: int) -> tuple[bytes, str]:
+        """The page as an image file that any program shows alike, and its kind, "jpeg" or "png" (`images.plain_file`).
+
+        Raises CorpusError, naming document and page, if it cannot be decoded.
+        """
+        self.page_image(doc_name, page)
+        return plain_file(self.page_bytes(doc_name, page))
 
     def page_text(self, doc_name: str, page: int, source: str = "ocr_text") -> str:
         """The page's words, from text layer or OCR ("ocr_text") or a VLM ("vlm_text"); "" if it has none."""

@@ -26,6 +26,7 @@ from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.rankings import Rankings
 from mmr5_lab.evaluation.errors import records
 from mmr5_lab.evaluation.metrics import bootstrap_interval, per_question
+from mmr5_lab.images import open_page
 from mmr5_lab.prompting.answers import reasoning_by_image
 from mmr5_lab.prompting.verdicts import verdict
 from mmr5_lab.reranking.ranking import Ranker
@@ -257,7 +258,7 @@ def faithfulness(effects: pd.DataFrame, samples: int = 2000) -> pd.DataFrame:
 def blank_page(data: bytes) -> bytes:
     """White paper of an image's size, as a PNG file."""
     file = io.BytesIO()
-    Image.new("RGB", Image.open(io.BytesIO(data)).size, "white").save(file, "PNG")
+    Image.new("RGB", open_page(data).size, "white").save(file, "PNG")
     return file.getvalue()
 
 

@@ -8,7 +8,6 @@ The key is read from the environment variable OPENAI_API_KEY and written nowhere
 """
 
 import email.utils
-import io
 import json
 import os
 import random
@@ -16,15 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion
-from PIL import Image
 
 from mmr5_lab.html import data_url
-from mmr5_lab.images import as_rgb
+from mmr5_lab.images import Page, plain_file
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_PAUSE = 60.0  # seconds between two tries
@@ -169,19 +166,9 @@ def with_images(messages: list[dict[str, Any]], urls: Iterable[str]) -> list[dic
     return [{**message, "content": [part(p) for p in message["content"]]} for message in messages]
 
 
-def page_url(page: str | Path | bytes | Image.Image) -> str:
-    """A page (path, file's bytes or image) as a data URL; JPEG files are sent as they are, without decoding."""
-    data = Path(page).read_bytes() if isinstance(page, str | Path) else page
-    if isinstance(data, bytes):
-        image = Image.open(io.BytesIO(data))
-        if image.format == "JPEG":
-            return data_url(data, "jpeg")
-        if image.format == "PNG" and image.mode in ("RGB", "L", "P", "1") and "transparency" not in image.info:
-            return data_url(data, "png")  # others may be transparent or of kinds that are not taken everywhere
-        data = image
-    buffer = io.BytesIO()
-    as_rgb(data).save(buffer, "PNG")
-    return data_url(buffer.getvalue(), "png")
+def page_url(page: Page) -> str:
+    """Return a page as a data URL of a file that every server shows alike (`images.plain_file`)."""
+    return data_url(*plain_file(page))
 
 
 def _reply(answer: Any) -> Reply:

@@ -1,13 +1,14 @@
-"""Candidate pages as they are given (paths, bytes, images): known by their content, checked and decoded once."""
+"""Candidate pages (paths, bytes, images): known by their content, checked and decoded once."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from mmr5_lab.images import Page, open_page, read_page
+from mmr5_lab.images import Page, open_page, read_bytes
 
 Pair = tuple[str, Sequence[Page]]
 KEPT_DECODED = 256 << 20  # bytes of pages that stay decoded during a call; what is beyond is decoded again
@@ -34,6 +35,10 @@ class Pages:
         by_object: dict[Any, bytes] = {}
         self.keys: list[list[bytes]] = []  # of each pair's pages
         for i, (query, pages) in enumerate(pairs):
+            if isinstance(pages, str | Path | bytes | Image.Image | np.ndarray):
+                raise ValueError(
+                    f"{name_pair(i, query)}: the pages are a single {type(pages).__name__}; expected a list of pages"
+                )
             if not pages:
                 raise ValueError(f"{name_pair(i, query)}: there are no pages to rank")
             self.keys.append([])
@@ -44,7 +49,7 @@ class Pages:
                 self.keys[-1].append(by_object[known])
 
     def image(self, key: bytes) -> Image.Image:
-        """A page, open_page, in RGB."""
+        """A page, decoded (`open_page`)."""
         return self._decoded[key] if key in self._decoded else open_page(*self._given[key])
 
     def source(self, key: bytes) -> Page:
@@ -52,12 +57,14 @@ class Pages:
         return self._given[key][0]
 
     def _see(self, page: Page, where: str) -> bytes:
-        if isinstance(page, Image.Image):  # images are known by their pixels: two of them may share a file or none
+        if isinstance(page, Image.Image | np.ndarray):  # known by its pixels: two may share a file, or have none
             image = open_page(page, where)
             key = _digest(repr(image.size).encode(), image.tobytes())
         else:
-            data = read_page(page, where)
+            data = read_bytes(page, where)
             key, image = _digest(data), None
+            if not isinstance(page, str | Path):
+                page = data  # an open file may be read only once
         self._given.setdefault(key, (page, where))
         if key in self.sizes and image is None:
             return key

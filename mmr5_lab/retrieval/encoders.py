@@ -24,7 +24,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from mmr5_lab.images import as_rgb
+from mmr5_lab.images import open_page
 
 IMAGE, TEXT = "image", "text"
 
@@ -90,7 +90,7 @@ class ClipEncoder(_ImageEncoder):
 
     @torch.inference_mode()
     def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        inputs = self.processor(images=[as_rgb(page) for page in pages], return_tensors="pt").to(self.device)
+        inputs = self.processor(images=[open_page(page) for page in pages], return_tensors="pt").to(self.device)
         return _single(self.model.get_image_features(**inputs).pooler_output)
 
     @torch.inference_mode()
@@ -119,7 +119,7 @@ class E5VEncoder(_ImageEncoder):
 
     def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
         prompts = [self._template.format("<image>", "image")] * len(pages)
-        return self._last(images=[as_rgb(page) for page in pages], text=prompts)
+        return self._last(images=[open_page(page) for page in pages], text=prompts)
 
     def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
         # <image> in a question would ask for an image that is not there.
@@ -151,7 +151,7 @@ class DseEncoder(_ImageEncoder):
         return _single(self.model.model(**self._inputs(images=images, text=prompts)).last_hidden_state[:, -1])
 
     def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        return self._last([as_rgb(page) for page in pages], ["What is shown in this image?"] * len(pages))
+        return self._last([open_page(page) for page in pages], ["What is shown in this image?"] * len(pages))
 
     def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
         return self._last([self._blank] * len(queries), [f"Query: {_plain(query)}" for query in queries])
@@ -183,7 +183,7 @@ class GmeEncoder(_ImageEncoder):
         return _single(states[torch.arange(len(ends), device=self.device), ends])
 
     def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        return self._last(images=[as_rgb(page) for page in pages], text=[self._page] * len(pages))
+        return self._last(images=[open_page(page) for page in pages], text=[self._page] * len(pages))
 
     def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
         instruction = "Find an image that matches the given text."
@@ -219,7 +219,7 @@ class ColQwenEncoder(_ImageEncoder):
         return [v[m] for v, m in zip(vectors, mask.bool().cpu().numpy(), strict=True)]  # without the batch's padding
 
     def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        return self._vectors(self.processor.process_images(images=[as_rgb(page) for page in pages]))
+        return self._vectors(self.processor.process_images(images=[open_page(page) for page in pages]))
 
     def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
         return self._vectors(self.processor.process_queries(text=[_plain(query) for query in queries]))

@@ -29,6 +29,7 @@ from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.ids import page_id
 from mmr5_lab.corpus.rankings import Rankings
 from mmr5_lab.files import appending, read_lines, replacing, report_progress
+from mmr5_lab.images import open_page
 from mmr5_lab.prompting.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise, shuffled
 from mmr5_lab.traces.quality import MAX_WORDS, faults_of, near_duplicates
 from mmr5_lab.traces.teachers import Teacher, TeacherError, think_lines
@@ -169,10 +170,11 @@ def read_traces(path: str | Path) -> list[dict[str, Any]]:
 def sft_dataset(path: str | Path) -> datasets.Dataset:
     """Traces as trl's `SFTTrainer` takes them: columns `prompt`, `completion` (messages) and `images`.
 
-    The prompt is built anew by `build_messages` from the trace's query, so that training, RL and inference
-    share one builder. Raises ValueError for traces that were made with other prompt texts.
+    The prompt is built anew by `build_messages` from the trace's query, and `open_page` opens the images of a row when
+    it is read, so that training, RL and inference share both. Raises ValueError for traces that were made with other
+    prompt texts.
     """
-    rows = []
+    folder, rows = Path(path).parent, []
     for trace in read_traces(path):
         if trace["prompt_version"] != PROMPT_VERSION:
             raise ValueError(
@@ -183,9 +185,17 @@ def sft_dataset(path: str | Path) -> datasets.Dataset:
         rows.append({
             "prompt": build_messages(trace["query"], len(trace["images"])),
             "completion": [{"role": "assistant", "content": [{"type": "text", "text": completion}]}],
-            "images": [str(Path(path).parent / image) for image in trace["images"]],
+            "images": [str(folder / image) for image in trace["images"]],
         })  # fmt: skip
-    return datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
+    # not datasets.Image, whose decoding is another: 16-bit pages came out blank
+    return datasets.Dataset.from_list(rows).with_transform(_open_images)
+
+
+def _open_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Rows with their image paths replaced by the opened pages; where only other columns are asked for, as they are."""
+    if "images" not in rows:
+        return rows
+    return rows | {"images": [[open_page(image) for image in images] for images in rows["images"]]}
 
 
 class PromptReader:
@@ -319,12 +329,10 @@ def swift_messages(messages: list[dict[str, Any]], completion: str) -> list[dict
 
 def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:
     """The page's image as a file below `folder`; returns its path relative to it."""
-    data = corpus.page_bytes(doc_name, page)
-    suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
-    relative = Path("pages") / f"{page_id(doc_name, page)}.{suffix}"
+    data, kind = corpus.page_file(doc_name, page)
+    relative = Path("pages") / f"{page_id(doc_name, page)}.{'jpg' if kind == 'jpeg' else kind}"
     with _PAGE_FILES:
         if not (folder / relative).exists():
-            corpus.page_image(doc_name, page)  # a trace on an image that cannot be decoded would fail only in training
             with replacing(folder / relative) as new:
                 new.write_bytes(data)
     return str(relative)

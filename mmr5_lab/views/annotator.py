@@ -111,15 +111,13 @@ class Annotator(w.HBox):
         page = self.page.value - 1
         self.mark.value = page in self.right
         try:
-            self.corpus.page_image(self.document.value, page)  # raises, saying why, for what no browser could show
-            data = self.corpus.page_bytes(self.document.value, page)
+            data, kind = self.corpus.page_file(self.document.value, page)
         except CorpusError as error:
             self.image.value = b""
             self.told.value = f"<p role='alert'>{escape_html(str(error))}</p>"
             return
         self.told.value = ""
-        self.image.format = "jpeg" if data.startswith(b"\xff\xd8") else "png"
-        self.image.value = data
+        self.image.format, self.image.value = kind, data
 
     def _toggle(self, change: dict) -> None:
         (self.right.add if change["new"] else self.right.discard)(self.page.value - 1)

@@ -98,18 +98,15 @@ class Browser(anywidget.AnyWidget):
                 if thumbnails else {}}  # fmt: skip
 
     def _answer(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        """Send the page that was clicked as it is stored."""
+        """Send the page that was clicked, in full size."""
         if self.corpus is None or not isinstance(content, dict) or "page" not in content:
             return
         try:
-            where = parse_page_id(str(content["page"]))
-            self.corpus.page_image(*where)  # raises, saying why, for what no browser could show
-            data = self.corpus.page_bytes(*where)
+            src = data_url(*self.corpus.page_file(*parse_page_id(str(content["page"]))))
         except CorpusError as error:
             self.send({"page": content["page"], "problem": visible(str(error))})
         else:
-            kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
-            self.send({"page": content["page"], "src": data_url(data, kind)})
+            self.send({"page": content["page"], "src": src})
 
     def twin(self, most: int = 60) -> "Twin":
         """The same as one HTML page without a kernel: all rows, or `most` of them, evenly chosen (0: all)."""

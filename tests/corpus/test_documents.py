@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from mmr5_lab.corpus import documents as corpus_module
+from mmr5_lab.corpus import page_store, writing
 from mmr5_lab.corpus.documents import ANNOTATIONS, LAYOUTS, PAGES, load_corpus
 from mmr5_lab.corpus.ids import CorpusError, page_id, parse_page_id
 from mmr5_lab.corpus.page_store import PageStore
-from mmr5_lab.corpus.writing import regroup_pages, write_corpus
+from mmr5_lab.corpus.writing import PAGE_SCHEMA, regroup_pages, write_corpus
 
 
 def picture(grey: int, size: tuple[int, int] = (8, 10), kind: str = "PNG") -> bytes:
@@ -221,8 +222,8 @@ def test_only_the_groups_last_used_are_kept(tmp_path):
 
 def test_one_huge_row_group_is_refused_until_regrouped(folder, monkeypatch):
     """MMDocIR's published page file is one row group of gigabytes."""
-    monkeypatch.setattr(corpus_module, "_LARGEST_GROUP", 200)
-    monkeypatch.setattr(corpus_module, "_ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(page_store, "_LARGEST_GROUP", 200)
+    monkeypatch.setattr(writing, "_ROWS_PER_GROUP", 2)
     with pytest.raises(CorpusError, match="regroup_pages"):
         load_corpus(folder).page_bytes("c.pdf", 0)
     regroup_pages(folder)
@@ -318,15 +319,15 @@ def test_vlm_text_is_only_missed_when_asked_for(folder):
     ("data", "message"),
     [
         (b"", r"page 1 of 'c.pdf': the image is empty \(0 bytes\)"),
-        (picture(0, (80, 80), "JPEG")[:400], "page 1 of 'c.pdf': .*truncated or corrupt"),
-        (picture(0, (80, 80), "PNG")[:60], "page 1 of 'c.pdf': .*truncated or corrupt"),
-        (b"no image at all", "page 1 of 'c.pdf': .*truncated or corrupt"),
+        (picture(0, (80, 80), "JPEG")[:400], "page 1 of 'c.pdf' is truncated or corrupt"),
+        (picture(0, (80, 80), "PNG")[:60], "page 1 of 'c.pdf' is truncated or corrupt"),
+        (b"no image at all", "page 1 of 'c.pdf' is not a readable image"),
     ],
 )
 def test_a_bad_image_names_document_and_page(folder, data, message):
     table = pq.read_table(folder / PAGES).to_pylist()
     table[3]["image_binary"] = data
-    pq.write_table(pa.Table.from_pylist(table, corpus_module.PAGE_SCHEMA), folder / PAGES)
+    pq.write_table(pa.Table.from_pylist(table, PAGE_SCHEMA), folder / PAGES)
     corpus = load_corpus(folder)
     assert corpus.page_image("c.pdf", 0).getpixel((0, 0)) == (20, 20, 20)  # its neighbour is fine
     with pytest.raises(CorpusError, match=message):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmr5_lab import QueryReranker
-from mmr5_lab.images import as_rgb
+from mmr5_lab.images import open_page
 from mmr5_lab.mini.model import build_processor
 from mmr5_lab.models.allowed_ids import AllowedIds
 from mmr5_lab.prompting.prompts import build_messages
@@ -148,7 +148,7 @@ def test_pages_of_any_colour_mode_look_as_on_white_paper(reranker, mode):
     else:
         page = page.convert(mode)
     assert page.mode == mode
-    shown = as_rgb(page)
+    shown = open_page(page)
     assert (shown.getpixel((50, 40)), shown.getpixel((5, 5))) == ((0, 0, 0), (255, 255, 255))
     assert sorted(reranker.rank("Which page?", [page, *pages(1)], "score").order) == [0, 1]
 

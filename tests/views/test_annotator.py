@@ -88,7 +88,7 @@ def test_marks_belong_to_one_document_and_a_broken_page_is_told(folder):
     widget.on.click()
     widget.on.click()
     assert widget.page.value == 2
-    assert "truncated or corrupt" in widget.told.value
+    assert "not a readable image" in widget.told.value
     assert widget.image.value == b""
 
 

@@ -241,7 +241,7 @@ def test_what_cannot_be_shown_is_said_and_costs_nothing_else(evil, evil_run):
     for message in ({"page": whole}, {"page": broken}, {"page": "nothing:9"}, {"page": 3}, "text", {}):
         browser._answer(browser, message, [])
     assert [set(message) for message in sent] == [{"page", "src"}, *[{"page", "problem"}] * 3]
-    assert "truncated or corrupt" in sent[1]["problem"]
+    assert "not a readable image" in sent[1]["problem"]
     assert "has no document 'nothing'" in sent[2]["problem"]
 
 
@@ -295,8 +295,8 @@ def test_looking_takes_no_model_and_little_memory(tmp_path):
     code = """
 import sys
 import pandas as pd, psutil
-from mmr5_lab.corpus import load_corpus
-from mmr5_lab.widgets import reasoning_browser
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.views.widgets import reasoning_browser
 corpus = load_corpus(sys.argv[1])
 order = list(range(8))
 rows = [{"question_id": q, "candidates": order, "pages": order, "text": "", "faults": []} for q in corpus.by_id]
