@@ -1,10 +1,10 @@
-"""The tables and figures of docs/study.md, from the runs that its sweeps left.
+"""The tables and figures of docs/study.md, from the runs of its sweeps.
 
     mmr5 sweep notebooks/sweeps/study.yaml       # and rewards.yaml, refined.yaml, ten_candidates.yaml
     python benchmarks/study.py [--runs FOLDER] [--figures FOLDER]
 
-Every finished run of 04_inference under the folder counts: one system and seed each. What differs between the runs of a
-system, in any notebook of their lineages, stands in its name; seeds are averaged question by question.
+It reads every finished run of 04_inference under the folder: one system and seed each. A system's name lists the
+settings in which its lineage differs from the main study; seeds are averaged question by question.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from mmr5_lab.experiments.history import parents_of, read_runs, settings_of
 from mmr5_lab.files import results
 from mmr5_lab.views import plots
 
-TOLD = {  # settings that stand in a system's name, where they are not the miniature's own
+USUAL = {  # settings of the main study; a system's name lists those of its runs that differ
     "04_inference.MODE": "reason", "04_inference.NUM_CANDIDATES": 5, "04_inference.TEMPERATURE": 0.3,
     "03_grpo.REWARDS": "strict", "01_data_construction.REFINED": False, "02_sft.EPOCHS": 1.0, "03_grpo.MAX_STEPS": 60,
 }  # fmt: skip
@@ -33,14 +33,14 @@ SHOWN = ["seeds", "macro R@1", "micro R@1", "micro R@3", "micro R@5", "sd", "low
 def name_of(system: str, settings: dict[str, Any]) -> str:
     other = [
         f"{key.partition('.')[2].lower()} {settings[key]}"
-        for key, usual in TOLD.items()
+        for key, usual in USUAL.items()
         if key in settings and settings[key] != usual
     ]
     return ", ".join([system, *other])
 
 
 def collected(root: Path):
-    """System -> seed -> ranking; the same for the share of valid answers; and the corpus with the questions asked."""
+    """Return the rankings of each system, a list of its seeds; its shares of valid answers; and the corpus."""
     runs: dict[str, dict[int, Run]] = defaultdict(dict)
     valid: dict[str, list[float]] = defaultdict(list)
     corpus: Any = None
@@ -65,8 +65,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: runs")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also draw the seeds of each system")
-    given = parser.parse_args()
-    runs, valid, corpus = collected(given.runs)
+    arguments = parser.parse_args()
+    runs, valid, corpus = collected(arguments.runs)
     table = compare(runs, corpus, baseline="BM25")
     table["valid"] = pd.Series({name: sum(shares) / len(shares) for name, shares in valid.items()})
     print(table[SHOWN].round(3).to_string(), "\n")
@@ -79,19 +79,19 @@ def main() -> None:
     ]
     rows = [compare({b: runs[b], a: runs[a]}, corpus, baseline=b).loc[a] for a, b in tests]
     columns = ["difference", "difference low", "difference high", "p"]
-    told = pd.DataFrame(rows)[columns].set_axis([f"{a} against {b}" for a, b in tests])
-    print(told.round(4).to_string())
+    differences = pd.DataFrame(rows)[columns].set_axis([f"{a} against {b}" for a, b in tests])
+    print(differences.round(4).to_string())
     print(table.attrs["note"])
-    if given.figures:
+    if arguments.figures:
         seeds = {
             name: [evaluate(run, corpus).loc["micro", "R@1"] for run in each]
             for name, each in runs.items()
             if len(each) > 1
         }
-        given.figures.mkdir(parents=True, exist_ok=True)
+        arguments.figures.mkdir(parents=True, exist_ok=True)
         main = {name: each for name, each in seeds.items() if "," not in name}
-        plots.seed_spread(main).savefig(given.figures / "study_seeds.png", dpi=150)
-        plots.seed_spread(dict(sorted(seeds.items()))).savefig(given.figures / "study_ablations.png", dpi=150)
+        plots.seed_spread(main).savefig(arguments.figures / "study_seeds.png", dpi=150)
+        plots.seed_spread(dict(sorted(seeds.items()))).savefig(arguments.figures / "study_ablations.png", dpi=150)
 
 
 if __name__ == "__main__":

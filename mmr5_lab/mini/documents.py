@@ -26,69 +26,15 @@ from mmr5_lab.corpus.writing import write_corpus
 WIDTH, HEIGHT, CELL = 140, 168, 28  # pixels; a cell is what one visual token of the miniature model sees
 
 ENTITIES = [
-    "Orion",
-    "Vega",
-    "Lyra",
-    "Atlas",
-    "Nova",
-    "Titan",
-    "Delta",
-    "Sigma",
-    "Omega",
-    "Zephyr",
-    "Falcon",
-    "Cedar",
-    "Maple",
-    "Birch",
-    "Aspen",
-    "Coral",
-    "Amber",
-    "Jade",
-    "Onyx",
-    "Ruby",
-    "Quartz",
-    "Pearl",
-    "Cobalt",
-    "Copper",
-    "Silver",
-    "Harbor",
-    "Summit",
-    "Canyon",
-    "Meadow",
-    "Lagoon",
-    "Tundra",
-    "Mesa",
-    "Fjord",
-    "Delphi",
-    "Sparta",
-    "Troy",
-    "Corinth",
-    "Thebes",
-    "Argos",
-    "Rhodes",
-]
+    "Orion", "Vega", "Lyra", "Atlas", "Nova", "Titan", "Delta", "Sigma", "Omega", "Zephyr", "Falcon", "Cedar",
+    "Maple", "Birch", "Aspen", "Coral", "Amber", "Jade", "Onyx", "Ruby", "Quartz", "Pearl", "Cobalt", "Copper",
+    "Silver", "Harbor", "Summit", "Canyon", "Meadow", "Lagoon", "Tundra", "Mesa", "Fjord", "Delphi", "Sparta",
+    "Troy", "Corinth", "Thebes", "Argos", "Rhodes",
+]  # fmt: skip
 MEASURES = [
-    "revenue",
-    "profit",
-    "staff",
-    "patents",
-    "exports",
-    "imports",
-    "loans",
-    "grants",
-    "visitors",
-    "permits",
-    "rainfall",
-    "harvest",
-    "turnout",
-    "energy",
-    "traffic",
-    "tuition",
-    "rents",
-    "wages",
-    "debt",
-    "sales",
-]
+    "revenue", "profit", "staff", "patents", "exports", "imports", "loans", "grants", "visitors", "permits",
+    "rainfall", "harvest", "turnout", "energy", "traffic", "tuition", "rents", "wages", "debt", "sales",
+]  # fmt: skip
 YEARS = [str(year) for year in range(2014, 2024)]
 KINDS = ("text", "table", "chart", "figure")
 
@@ -120,43 +66,10 @@ QUESTIONS = (
     "In {year}, what {measure} did {entity} report?",
 )
 FINE_PRINT = [
-    "the",
-    "board",
-    "notes",
-    "that",
-    "figures",
-    "are",
-    "rounded",
-    "and",
-    "restated",
-    "where",
-    "methods",
-    "changed;",
-    "see",
-    "the",
-    "annex",
-    "for",
-    "sources,",
-    "scope",
-    "and",
-    "definitions",
-    "used",
-    "by",
-    "the",
-    "group",
-    "in",
-    "this",
-    "section",
-    "of",
-    "the",
-    "report",
-    "and",
-    "in",
-    "the",
-    "notes",
-    "that",
-    "follow",
-]
+    "the", "board", "notes", "that", "figures", "are", "rounded", "and", "restated", "where", "methods", "changed;",
+    "see", "the", "annex", "for", "sources,", "scope", "and", "definitions", "used", "by", "the", "group", "in",
+    "this", "section", "of", "the", "report", "and", "in", "the", "notes", "that", "follow",
+]  # fmt: skip
 
 SPLITS = {"sft": (64, 5), "rl": (40, 6), "eval": (50, 8)}  # documents (few are learnt by heart), questions of each
 
@@ -237,105 +150,123 @@ class DrawnPage:
     values: dict[Fact, Box]
 
 
-def draw_page(content: PageContent, domain: str, number: int, rng: random.Random) -> DrawnPage:
-    """Draw one page. ``number`` is the 1-based page number in its foot; ``rng`` decorates."""
-    paper = rng.choice([(255, 255, 255), (253, 251, 243), (246, 249, 253)])
-    ink, colour = (25, 25, 30), DOMAINS[domain]
-    image = Image.new("RGB", (WIDTH, HEIGHT), paper)
-    draw = ImageDraw.Draw(image)
-    words: list[tuple[str, Box]] = []
-    stated: dict[Fact, Box] = {}
+# As printed, lower-cased -> as the tokenizer has it.
+WORDS = {word.lower(): word for word in (*ENTITIES, *MEASURES, *YEARS)}
+INK, LEFT, TOP = (25, 25, 30), 6, 8  # the text's colour, and where a page's first line begins
 
-    def write(x: float, y: float, text: str, size: int, bold=False, fill=ink) -> Box:
-        """Write a line and note where each of the vocabulary's words stands in it; returns the last word's box."""
+
+class Sheet:
+    """A page that is being drawn; it notes where each word of the vocabulary stands."""
+
+    def __init__(self, content: PageContent, colour: tuple[int, int, int], rng: random.Random):
+        self.content, self.colour, self.rng = content, colour, rng
+        paper = rng.choice([(255, 255, 255), (253, 251, 243), (246, 249, 253)])
+        self.image = Image.new("RGB", (WIDTH, HEIGHT), paper)
+        self.draw = ImageDraw.Draw(self.image)
+        self.words: list[tuple[str, Box]] = []
+        self.values: dict[Fact, Box] = {}
+
+    def write(self, x: float, y: float, text: str, size: int, bold: bool = False, fill=INK) -> Box:
+        """Write a line; return the box of its last word."""
         for word in text.split(" "):
-            draw.text((x, y), word, font=font(size, bold), fill=fill)
-            plain = word.strip(".,:").lower()
-            box = font(size, bold).getbbox(word.strip(".,:"))
+            self.draw.text((x, y), word, font=font(size, bold), fill=fill)
+            plain = word.strip(".,:")
+            box = font(size, bold).getbbox(plain)
             at = (int(x + box[0]), int(y + box[1]), int(x + box[2]), int(y + box[3]))
-            if plain in WORDS:
-                words.append((WORDS[plain], at))
+            if plain.lower() in WORDS:
+                self.words.append((WORDS[plain.lower()], at))
             x += font(size, bold).getlength(word + " ")
         return at
 
-    def fine_print(y: int, lines: int) -> None:
-        """Small grey lines around the facts: a person sees body text, at a size that the model cannot read."""
+    def fine_print(self, y: int, lines: int) -> None:
+        """Write small grey lines: a person sees body text, at a size that the model cannot read."""
         for k in range(lines):
-            start = rng.randrange(len(FINE_PRINT))
+            start = self.rng.randrange(len(FINE_PRINT))
             line = " ".join((FINE_PRINT * 2)[start : start + 9])
-            draw.text((6, y + 8 * k), textwrap.shorten(line, 36, placeholder=""), font=font(6), fill=(150, 150, 155))
+            line = textwrap.shorten(line, 36, placeholder="")
+            self.draw.text((LEFT, y + 8 * k), line, font=font(6), fill=(150, 150, 155))
 
-    draw.rectangle([0, 0, WIDTH, 2], fill=colour)
-    draw.text((WIDTH - 16, HEIGHT - 10), str(number), font=font(6), fill=(120, 120, 120))
-    x0, first = 6, 8
+
+def draw_page(content: PageContent, domain: str, number: int, rng: random.Random) -> DrawnPage:
+    """Draw one page. ``number`` is the 1-based page number in its foot; ``rng`` decorates."""
+    sheet = Sheet(content, DOMAINS[domain], rng)
+    sheet.draw.rectangle([0, 0, WIDTH, 2], fill=sheet.colour)
+    sheet.draw.text((WIDTH - 16, HEIGHT - 10), str(number), font=font(6), fill=(120, 120, 120))
+    {"text": _draw_text, "table": _draw_table, "chart": _draw_chart, "figure": _draw_figure}[content.kind](sheet)
+    return DrawnPage(sheet.image, sheet.words, sheet.values)
+
+
+def _draw_text(sheet: Sheet) -> None:
+    content = sheet.content
+    sheet.write(LEFT, TOP, content.entities[0], 13, True, sheet.colour)
+    y = TOP + CELL
+    for k, (fact, value) in enumerate(zip(content.facts, content.values, strict=True)):
+        _, measure, year = fact
+        if k == 0:
+            text = f"{measure.capitalize()} in {year}"
+        else:
+            text = f"and in {year}" if len(content.years) > 1 else measure.capitalize()
+        sheet.values[fact] = sheet.write(LEFT, y, f"{text}: {value}", 11)
+        sheet.fine_print(y + 17, 1)
+        y += CELL
+    while y < HEIGHT - 30:
+        sheet.fine_print(y, 3)
+        y += CELL
+
+
+def _draw_table(sheet: Sheet) -> None:
+    content = sheet.content
     values = dict(zip(content.facts, content.values, strict=True))
-
-    if content.kind in ("text", "table"):
-        write(x0, first, content.entities[0], 13, True, colour)
-    if content.kind == "text":
-        y = first + CELL
-        for k, (fact, value) in enumerate(values.items()):
-            _, measure, year = fact
-            parts = [
-                measure.capitalize() if k == 0 or len(content.measures) > 1 else "",
-                f"in {year}" if k == 0 else "",
-            ]
-            if k > 0 and len(content.years) > 1:
-                parts = ["", f"and in {year}"]
-            stated[fact] = write(x0, y, " ".join(filter(None, parts)) + f": {value}", 11)
-            fine_print(y + 17, 1)
-            y += CELL
-        while y < HEIGHT - 30:
-            fine_print(y, 3)
-            y += CELL
-    elif content.kind == "table":
-        columns = [x0 + 62 + 34 * k for k in range(len(content.years))]
+    sheet.write(LEFT, TOP, content.entities[0], 13, True, sheet.colour)
+    columns = [LEFT + 62 + 34 * k for k in range(len(content.years))]
+    for x, year in zip(columns, content.years, strict=True):
+        sheet.write(x, TOP + CELL, year, 10, True)
+    sheet.draw.line([LEFT, TOP + CELL + 17, WIDTH - 6, TOP + CELL + 17], fill=sheet.colour)
+    for row, measure in enumerate(content.measures):
+        y = TOP + CELL * (2 + row)
+        sheet.write(LEFT, y, measure.capitalize(), 10)
         for x, year in zip(columns, content.years, strict=True):
-            write(x, first + CELL, year, 10, True)
-        draw.line([x0, first + CELL + 17, WIDTH - 6, first + CELL + 17], fill=colour)
-        for row, measure in enumerate(content.measures):
-            y = first + CELL * (2 + row)
-            write(x0, y, measure.capitalize(), 10)
-            for x, year in zip(columns, content.years, strict=True):
-                fact = (content.entities[0], measure, year)
-                stated[fact] = write(x + 4, y, str(values[fact]), 10)
-            draw.line([x0, y + 18, WIDTH - 6, y + 18], fill=(205, 205, 205))
-        fine_print(first + CELL * 4 + 4, 3)
-    elif content.kind == "chart":
-        by_year = len(content.years) > 1
-        title = (
-            [content.entities[0], content.measures[0]]
-            if by_year
-            else [content.measures[0].capitalize(), content.years[0]]
-        )
-        write(x0, first, title[0], 12, True, colour)
-        write(x0 + 8, first + CELL - 4, title[1], 11, False, colour)
-        labels, base = content.years if by_year else content.entities, first + CELL * 4 - 4
-        draw.line([x0, base, WIDTH - 8, base], fill=ink)
-        shade = rng.choice([(86, 140, 200), (214, 139, 60), (90, 160, 110)])
-        for k, (label, (fact, value)) in enumerate(zip(labels, values.items(), strict=True)):
-            left, height = x0 + 8 + 64 * k, 10 + value * 40 // 100
-            draw.rectangle([left, base - height, left + 30, base - 1], fill=shade)
-            draw.text((left + 8, base - height - 9), str(value), font=font(7), fill=ink)
-            stated[fact] = (left, base - height - 9, left + 30, base)
-            write(left - 2, base + 5, label, 10)
-        fine_print(first + CELL * 5 - 4, 2)
+            fact = (content.entities[0], measure, year)
+            sheet.values[fact] = sheet.write(x + 4, y, str(values[fact]), 10)
+        sheet.draw.line([LEFT, y + 18, WIDTH - 6, y + 18], fill=(205, 205, 205))
+    sheet.fine_print(TOP + CELL * 4 + 4, 3)
+
+
+def _draw_chart(sheet: Sheet) -> None:
+    """Draw two bars: two years of an entity, or two entities in a year."""
+    content, draw = sheet.content, sheet.draw
+    if len(content.years) > 1:
+        title, labels = (content.entities[0], content.measures[0]), content.years
     else:
-        top, share = first + 2, content.values[0]
-        draw.rounded_rectangle([x0, top - 2, WIDTH - 10, top + CELL * 2 - 2], 6, fill=(232, 236, 240), outline=colour)
-        left = x0 + rng.randint(8, 60)
-        draw.ellipse([left, top + 3, left + 44, top + 47], fill=(250, 250, 250), outline=colour)
-        draw.pieslice([left, top + 3, left + 44, top + 47], -90, -90 + share * 360 // 100, fill=colour)
-        write(x0, first + CELL * 2 + 4, content.entities[0], 12, True)
-        line = f"{content.measures[0]} in {content.years[0]}: {share}%"
-        stated[content.facts[0]] = write(x0, first + CELL * 3 + 2, line, 10)
-        fine_print(first + CELL * 4, 4)
-    return DrawnPage(image, words, stated)
+        title, labels = (content.measures[0].capitalize(), content.years[0]), content.entities
+    sheet.write(LEFT, TOP, title[0], 12, True, sheet.colour)
+    sheet.write(LEFT + 8, TOP + CELL - 4, title[1], 11, False, sheet.colour)
+    ground = TOP + CELL * 4 - 4
+    draw.line([LEFT, ground, WIDTH - 8, ground], fill=INK)
+    shade = sheet.rng.choice([(86, 140, 200), (214, 139, 60), (90, 160, 110)])
+    for k, (label, fact, value) in enumerate(zip(labels, content.facts, content.values, strict=True)):
+        left, height = LEFT + 8 + 64 * k, 10 + value * 40 // 100
+        draw.rectangle([left, ground - height, left + 30, ground - 1], fill=shade)
+        draw.text((left + 8, ground - height - 9), str(value), font=font(7), fill=INK)
+        sheet.values[fact] = (left, ground - height - 9, left + 30, ground)
+        sheet.write(left - 2, ground + 5, label, 10)
+    sheet.fine_print(TOP + CELL * 5 - 4, 2)
 
 
-WORDS = {
-    word.lower(): word for word in (*ENTITIES, *MEASURES, *YEARS)
-}  # as printed, lower-cased -> as the tokenizer has it
+def _draw_figure(sheet: Sheet) -> None:
+    """Draw a pie in a frame, with its share below."""
+    content, draw, top = sheet.content, sheet.draw, TOP + 2
+    share = content.values[0]
+    frame = [LEFT, top - 2, WIDTH - 10, top + CELL * 2 - 2]
+    draw.rounded_rectangle(frame, 6, fill=(232, 236, 240), outline=sheet.colour)
+    left = LEFT + sheet.rng.randint(8, 60)
+    pie = [left, top + 3, left + 44, top + 47]
+    draw.ellipse(pie, fill=(250, 250, 250), outline=sheet.colour)
+    draw.pieslice(pie, -90, -90 + share * 360 // 100, fill=sheet.colour)
+    sheet.write(LEFT, TOP + CELL * 2 + 4, content.entities[0], 12, True)
+    line = f"{content.measures[0]} in {content.years[0]}: {share}%"
+    sheet.values[content.facts[0]] = sheet.write(LEFT, TOP + CELL * 3 + 2, line, 10)
+    sheet.fine_print(TOP + CELL * 4, 4)
 
 
 def text_layer(page: DrawnPage, kind: str, rng: random.Random, noise: float) -> str:
