@@ -4,8 +4,8 @@
 
 SFT: traces of the miniature, two epochs. GRPO: 8 prompts × 8 completions a step, with a KL term. Baseline and ours
 start from the same weights and seeds, so they must log the same losses; the difference is in what is computed twice:
-pages (each epoch, each completion), prompts (each completion), and the output layer of tokens that have no label; and,
-on a CPU, in what multiplies matrices (`mmr5_lab.models.cpu_layers`).
+pages (each epoch, each completion) and prompts (each completion); and, on a CPU, in what multiplies matrices
+(`mmr5_lab.models.cpu_layers`).
 """
 
 import tempfile
@@ -26,8 +26,8 @@ from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.rewards import format_reward, rank_reward
 from mmr5_lab.traces.construction import make_traces, rl_dataset, sft_dataset, training_candidates
-from mmr5_lab.training.shared_prefix import SharedPromptGRPOTrainer
-from mmr5_lab.training.stages import completions_only, lora
+from mmr5_lab.training.shared_prefix import SharedPrefixGRPOTrainer
+from mmr5_lab.training.stages import lora
 
 SAME = {
     "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
@@ -67,10 +67,7 @@ def sft(model: str, data, folder: Path, ours: bool):
     trainer = SFTTrainer(
         loaded.train(), args=given, train_dataset=data, processing_class=processor, peft_config=lora(32, 64, 0.0)
     )
-    if not ours:
-        return trained(trainer)
-    with completions_only():
-        return trained(trainer)
+    return trained(trainer)
 
 
 def grpo(model: str, data, folder: Path, ours: bool, steps: int):
@@ -79,14 +76,11 @@ def grpo(model: str, data, folder: Path, ours: bool, steps: int):
         output_dir=str(folder), per_device_train_batch_size=32, gradient_accumulation_steps=2, num_generations=8,
         max_steps=steps, beta=0.04, max_completion_length=220, **SAME,
     )  # fmt: skip
-    trainer: Any = (SharedPromptGRPOTrainer if ours else GRPOTrainer)(
+    trainer: Any = (SharedPrefixGRPOTrainer if ours else GRPOTrainer)(
         loaded.train(), reward_funcs=[rank_reward, format_reward], args=given, train_dataset=data,
         processing_class=processor, peft_config=lora(16, 32, 0.0),
     )  # fmt: skip
-    if not ours:
-        return trained(trainer)
-    with completions_only():
-        return trained(trainer)
+    return trained(trainer)
 
 
 def report_on(report: Report, name: str, ways: dict, work: float, unit: str, rounds: int) -> None:

@@ -40,7 +40,7 @@ HOMES = {  # module -> the names it gives; a module that gives its own name is m
     "traces.teachers": ["open_teacher"],
     "training.monitoring": ["monitoring"],
     "training.reward_lab": ["reward_lab"],
-    "training.stages": ["keywords", "train_grpo", "train_sft"],
+    "training.stages": ["train_grpo", "train_sft"],
     "evaluation.comparison": ["compare", "comparison"],
     "evaluation.errors": ["errors"],
     "evaluation.metrics": ["breakdown", "candidate_ceiling", "evaluate", "recall_at_k"],

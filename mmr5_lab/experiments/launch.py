@@ -16,11 +16,16 @@ from mmr5_lab.experiments.notebooks import chain_run
 from mmr5_lab.experiments.runs import FOLDER, inside_project, open_run, project_root
 from mmr5_lab.files import results
 from mmr5_lab.traces.construction import rl_dataset, sft_dataset, training_candidates
-from mmr5_lab.training.adapters import start_of
+from mmr5_lab.training.adapters import starting_point
 from mmr5_lab.training.prompt_selection import select_prompts
-from mmr5_lab.training.stages import keywords, train_grpo, train_sft
+from mmr5_lab.training.stages import train_grpo, train_sft
 
-PROMPT_SPLIT = "rl"  # the documents that RL's prompts are of
+PROMPT_SPLIT = "rl"  # the documents of RL's prompts
+# Parameters of notebooks 02 and 03 that say what is trained on, or what the notebook does besides training. All others
+# are keyword arguments of `train_sft` and `train_grpo`, in capitals.
+NOT_OF_TRAINING = {
+    "DATA_RUN", "SFT_RUN", "MODEL", "SFT_ADAPTER", "NUM_CANDIDATES", "SELECTION", "MAX_PROMPTS", "PROBES", "RUN",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,43 +35,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", type=Path, required=True, metavar="FILE", help="parameters of every notebook")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
     parser.add_argument("--vllm", choices=["colocate", "server"], default="", help="03_grpo: let vLLM sample")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     try:
-        parameters, folder = chain_run(given.notebook, given.profile, given.runs)
-    except (ValueError, OSError) as error:  # an unknown parameter, a run that is not there
+        parameters, folder = chain_run(options.notebook, options.profile, options.runs)
+    except (ValueError, OSError) as error:  # an unknown parameter, a missing run
         print(f"mmr5_lab.experiments.launch: error: {error}", file=sys.stderr)
         return 2
-    PartialState(timeout=timedelta(hours=6))  # the others wait while one merges
+    PartialState(timeout=timedelta(hours=6))  # the other processes wait while one merges
     if PartialState().is_main_process:
-        open_run(given.notebook, {**parameters, FOLDER: str(inside_project(folder))})
+        open_run(options.notebook, {**parameters, FOLDER: str(inside_project(folder))})
     PartialState().wait_for_everyone()
-    if given.notebook == "02_sft":
+    settings = training_settings(parameters)
+    if options.notebook == "02_sft":
         data = sft_dataset(Path(parameters["DATA_RUN"]) / "traces.jsonl")
-        train_sft(parameters["MODEL"], data, folder, **keywords(train_sft, parameters))
+        train_sft(parameters["MODEL"], data, folder, **settings)
     else:
-        model, adapter, data = grpo_material(parameters, folder)
-        train_grpo(model, data, folder, adapter=adapter, vllm=given.vllm, **keywords(train_grpo, parameters))
+        model, adapter, prompts = grpo_material(parameters, folder)
+        train_grpo(model, prompts, folder, adapter=adapter, vllm=options.vllm, **settings)
     if PartialState().is_main_process:
-        print(f"{given.notebook} is trained, in {inside_project(folder)}")
+        print(f"{options.notebook} is trained, in {inside_project(folder)}")
     return 0
 
 
+def training_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `train_sft` or `train_grpo` among a notebook's parameters."""
+    return {name.lower(): value for name, value in parameters.items() if name not in NOT_OF_TRAINING}
+
+
 def corpus_of(data_run: str | Path) -> Corpus:
-    """The corpus that a finished run of 01 was made from."""
+    """Return the corpus that a finished run of 01 was made from."""
     return load_corpus(project_root() / results(data_run)["corpus"])
 
 
 def grpo_material(parameters: Mapping[str, Any], folder: Path) -> tuple[str, str | None, datasets.Dataset]:
-    """What notebook 03 trains on: the model to start from, an adapter to continue or None, and the prompts."""
+    """Return what notebook 03 trains on: the model to start from, an adapter to continue or None, and the prompts."""
     model, adapter = parameters["MODEL"], None
     if not model:
-        model, adapter = start_of(parameters["SFT_RUN"], parameters["HANDOVER"])
+        model, adapter = starting_point(parameters["SFT_RUN"], parameters["SFT_ADAPTER"])
     corpus = corpus_of(parameters["DATA_RUN"]).split(PROMPT_SPLIT)
     ranking = read_trec(Path(parameters["DATA_RUN"]) / f"{PROMPT_SPLIT}.trec", corpus)
     candidates = training_candidates(corpus, ranking, parameters["NUM_CANDIDATES"], shuffles=0)
     prompts = select_prompts(
         candidates, corpus, parameters["SELECTION"], parameters["MAX_PROMPTS"], folder, model, adapter=adapter,
-        **keywords(select_prompts, parameters),
+        temperature=parameters["TEMPERATURE"], max_completion=parameters["MAX_COMPLETION"],
+        max_pixels=parameters["MAX_PIXELS"], seed=parameters["SEED"],
     )  # fmt: skip
     return model, adapter, rl_dataset(corpus, prompts, parameters["SEED"])
 

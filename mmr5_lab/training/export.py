@@ -1,4 +1,4 @@
-"""A trained model as a folder to keep or publish: merged weights that plain transformers loads, adapter, model card."""
+"""Export a trained model to a folder to keep or publish: merged weights for plain transformers, adapter, model card."""
 
 import json
 import shutil
@@ -20,31 +20,32 @@ STAGES = {"02_sft": "SFT", "03_grpo": "SFT + RL"}  # notebook -> the name of its
 def export_model(run: str | Path, out: str | Path, evaluation: str | Path | None = None) -> Path:
     """Write the model of a finished run of notebook 02 or 03 to the folder `out`, which must be new or empty.
 
-    evaluation: the run of notebook 05 whose table goes into the card; None: one beside `run` that evaluated this model,
-        if there is any
+    evaluation: the run of notebook 05 whose table goes into the card; None: the newest beside `run` that evaluated this
+        model, if there is any
 
-    Raises FileNotFoundError for a run that is not finished, ValueError for another notebook's and for a full `out`.
+    Raises FileNotFoundError where the run is not finished, ValueError for a run of another notebook and for an `out`
+    that is not empty.
     """
     run, out = Path(run), Path(out)
-    found = results(run)
+    outcome = results(run)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: name a new folder, so that no file of another model stays in it")
     card = model_card(run, evaluation or _evaluation_of(run))
     ignore = shutil.ignore_patterns(PROBE, "*.bin")  # training_args.bin is a pickle
-    shutil.copytree(found["model"], out, dirs_exist_ok=True, ignore=ignore)
-    shutil.copytree(found["adapter"], out / "adapter", ignore=ignore)
+    shutil.copytree(outcome["model"], out, dirs_exist_ok=True, ignore=ignore)
+    shutil.copytree(outcome["adapter"], out / "adapter", ignore=ignore)
     for folder in (out, out / "adapter"):
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
 
 def model_card(run: str | Path, evaluation: str | Path | None = None) -> str:
-    """The card of a run's model, in Markdown: data, parameters and results of every stage that it went through."""
+    """Return the card of a run's model, in Markdown: data, parameters and results of each of its stages."""
     stages = list(_stages(Path(run)))
     notebook = stages[0][0]["notebook"]
     if notebook not in STAGES:
         raise ValueError(f"{run} is a run of {notebook}, which trains no model")
-    base = next(found["base"] for manifest, found in reversed(stages) if manifest["notebook"] in STAGES)
+    base = next(outcome["base"] for manifest, outcome in reversed(stages) if manifest["notebook"] in STAGES)
     head = ModelCardData(
         base_model=base if not Path(base).exists() else None,
         library_name="transformers",
@@ -54,20 +55,20 @@ def model_card(run: str | Path, evaluation: str | Path | None = None) -> str:
     parts = [
         f"---\n{head.to_yaml()}\n---\n",
         f"# Page reranker ({STAGES[notebook]})\n",
-        "Ranks page images by how well they answer a question: it thinks about each page, then writes"
-        " `<answer>[ids]</answer>`, best first. Trained with MM-R5 Lab after arXiv 2506.12364 from"
-        f" `{base}`. `AutoModelForImageTextToText` and `AutoProcessor` of transformers load this folder as it is;"
-        " `adapter/` holds the last stage's LoRA weights alone.\n",
-        "```python\nfrom mmr5_lab.reranking.local import Reranker\n\n"
+        "This model ranks page images by how well they answer a question: it reasons about each page, then writes"
+        f" `<answer>[ids]</answer>`, best first. It was trained from `{base}` with MM-R5 Lab, after arXiv 2506.12364."
+        " `AutoModelForImageTextToText` and `AutoProcessor` of transformers load this folder; `adapter/` holds the LoRA"
+        " weights of the last stage alone.\n",
+        "```python\nfrom mmr5_lab import Reranker\n\n"
         'reranker = Reranker.from_pretrained("this folder")\n'
         'reranker.rank("What was the revenue in 2015?", ["page1.png", "page2.png"])\n```\n',
     ]
-    for manifest, found in reversed(stages):
+    for manifest, outcome in reversed(stages):
         parts += [
             f"## {manifest['notebook']}\n",
             f"Run `{manifest['hash']}`, {manifest['started']}, prompts {manifest['prompts']}.\n",
             _table("Parameter", manifest["parameters"]),
-            _table("Result", found),
+            _table("Result", outcome),
         ]
     if evaluation is not None:
         table = pd.DataFrame.from_dict(results(evaluation)["table"], orient="index")
@@ -79,15 +80,15 @@ def model_card(run: str | Path, evaluation: str | Path | None = None) -> str:
 
 
 def _stages(run: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Manifest and results of a run and of those that it was made from, newest first."""
-    manifest, found = json.loads((run / "manifest.json").read_text()), results(run)
-    yield manifest, found
-    if parent := found.get("sft_run") or found.get("data_run"):
+    """Yield manifest and results of a run and of those that it was made from, newest first."""
+    manifest, outcome = json.loads((run / "manifest.json").read_text()), results(run)
+    yield manifest, outcome
+    if parent := outcome.get("sft_run") or outcome.get("data_run"):
         yield from _stages(Path(parent))
 
 
 def _evaluation_of(run: Path) -> Path | None:
-    """The newest run of 05 beside `run` that evaluated its model."""
+    """Return the newest run of 05 beside `run` that evaluated its model, or None."""
     model = results(run)["model"]
     done = sorted(run.parent.parent.glob("05_evaluation/*/results.json"), key=lambda path: -path.stat().st_mtime)
     for path in done:
@@ -99,5 +100,5 @@ def _evaluation_of(run: Path) -> Path | None:
 
 
 def _table(kind: str, values: Mapping[str, Any]) -> str:
-    told = [value if isinstance(value, float) else str(value) for value in values.values()]
-    return html_table(pd.DataFrame({"value": told}, index=pd.Index(list(values), name=kind)))
+    cells = [value if isinstance(value, float) else str(value) for value in values.values()]
+    return html_table(pd.DataFrame({"value": cells}, index=pd.Index(list(values), name=kind)))

@@ -1,16 +1,16 @@
-"""What a training run shows by step, what GRPO's completions did, and when a run must stop.
+"""What a training run logs at each step, what GRPO's completions were, and when a run must stop.
 
-Of every step of GRPO the log has, beside trl's own figures (each reward, groups without variance, lengths, entropy,
-and KL where it has a weight):
+The log of a GRPO step has, besides trl's own metrics (each reward, groups without variance, lengths, entropy, and KL
+where it has a weight):
 
-    answers/well_formed   share of completions whose structure is right     answers/valid   without any fault
+    answers/well_formed   share of completions with the right structure     answers/valid   without any fault
     answers/first_right   share whose first id is a right page
-    faults/<kind>         share with each fault of `parsing.FAULTS`
+    faults/<kind>         share with each fault of `prompting.answers.FAULTS`
     order/copied          share of the readable answers that are the input order 1, 2, …, n
-    order/tau             their mean Kendall tau with the input order: 1 copies it, 0 has nothing to do with it
+    order/tau             their mean Kendall tau with the input order: 1 copies it, 0 is unrelated to it
     order/first_place     the mean first id; order/right_place: the mean place of the first right page
 
-A model that copies has copied and tau near 1 and a first_place near 1, wherever the right pages stand.
+In a model that copies its input order, copied and tau are near 1 and so is first_place, wherever the right pages are.
 """
 
 import functools
@@ -37,7 +37,7 @@ WINDOW = 10  # logged steps over which the form of the answers is judged
 
 
 class ReportProgress(TrainerCallback):
-    """Shows a bar, and tells the run folder how many steps are done."""
+    """Show a progress bar, and write into the run folder how many steps are done."""
 
     def __init__(self, folder: Path, what: str):
         self.folder, self.what = folder, what
@@ -59,14 +59,14 @@ class ReportProgress(TrainerCallback):
 
 
 class CollapseError(RuntimeError):
-    """The model no longer writes answers of the asked form, which it did before."""
+    """The model no longer writes answers in the right form, which it did before."""
 
 
 class StopWhenBroken(TrainerCallback):
-    """Ends a run that training has broken, before a checkpoint of it is written.
+    """Stop a run that has broken its model, before a checkpoint of that is written.
 
-    Raises FloatingPointError where loss or gradient is no longer a number, CollapseError where the share of
-    well-formed answers over the last `WINDOW` steps is less than a quarter of its best so far.
+    Raises FloatingPointError where loss or gradient is not finite, CollapseError where the share of well-formed
+    answers over the last `WINDOW` steps is less than a quarter of its best so far.
     """
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -89,60 +89,58 @@ class StopWhenBroken(TrainerCallback):
             )
 
 
-def watched(reward: Reward) -> Reward:
-    """The same reward under the same name, which also tells trl's log and completions table what was written.
+def logging_completions(reward: Reward) -> Reward:
+    """Return the same reward under the same name, which also logs the completions that it is called with.
 
-    Works through `log_metric` and `log_extra`, which trl hands to every reward function; without them it is the
+    It logs through `log_metric` and `log_extra`, which trl passes to every reward function; without them it is the
     reward alone.
     """
 
     @functools.wraps(reward)
-    def paid(completions, positive_ids, num_candidates, *, log_metric=None, log_extra=None, **columns):
+    def logged(completions, positive_ids, num_candidates, *, log_metric=None, log_extra=None, **columns):
         if log_metric is not None and log_extra is not None:
             texts = completion_texts(completions)
             parsed = [parse_ranking(text, int(n)) for text, n in zip(texts, num_candidates, strict=True)]
-            for name, value in _figures(parsed, positive_ids).items():
+            for name, value in _step_metrics(parsed, positive_ids).items():
                 log_metric(name, value)
-            for name, values in _parts(parsed, positive_ids, num_candidates, columns).items():
+            for name, values in _completion_columns(parsed, positive_ids, num_candidates, columns).items():
                 log_extra(name, values)
         return reward(completions, positive_ids=positive_ids, num_candidates=num_candidates, **columns)
 
-    return paid
+    return logged
 
 
-def _figures(parsed: Sequence[ParsedRanking], positive_ids: Sequence[Sequence[int]]) -> dict[str, float]:
-    """What goes into a step's log; the figures of `order` only where some answer can be read."""
+def _step_metrics(parsed: Sequence[ParsedRanking], positive_ids: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Return the metrics of a step's log; those of `order` only where some answer can be read."""
 
     def mean(values) -> float:
         return float(pd.Series(list(values), dtype=float).mean())
 
     firsts = [p.answer[0] if p.answer else None for p in parsed]
-    first_right = (first in right for first, right in zip(firsts, positive_ids, strict=True))
-    figures = {
+    metrics = {
         "answers/well_formed": mean(p.well_formed for p in parsed),
         "answers/valid": mean(p.valid for p in parsed),
-        "answers/first_right": mean(first_right),
+        "answers/first_right": mean(first in right for first, right in zip(firsts, positive_ids, strict=True)),
         **{f"faults/{kind}": mean(kind in p.faults for p in parsed) for kind in sorted(FAULTS)},
         "order/right_place": mean(min(right) for right in positive_ids),
     }
-    read = [p.order for p in parsed if p.answer and len(p.order) > 1]
-    if read:
-        figures["order/copied"] = mean(order == tuple(range(len(order))) for order in read)
-        figures["order/tau"] = mean(kendalltau(order, range(len(order))).statistic for order in read)
-        figures["order/first_place"] = mean(order[0] + 1 for order in read)
-    return figures
+    orders = [p.order for p in parsed if p.answer and len(p.order) > 1]
+    if orders:
+        metrics["order/copied"] = mean(order == tuple(range(len(order))) for order in orders)
+        metrics["order/tau"] = mean(kendalltau(order, range(len(order))).statistic for order in orders)
+        metrics["order/first_place"] = mean(order[0] + 1 for order in orders)
+    return metrics
 
 
-def _parts(
+def _completion_columns(
     parsed: Sequence[ParsedRanking],
     positive_ids: Sequence[Sequence[int]],
     num_candidates: Sequence[int],
     columns: dict[str, Any],
 ) -> dict[str, list[Any]]:
-    """Columns of the completions table, one value a completion."""
-    known: dict[str, list[Any]] = {name: list(columns[name]) for name in ("query_id", "candidates") if name in columns}
+    """Return columns of the completions table, one value a completion."""
     return {
-        **known,
+        **{name: list(columns[name]) for name in ("query_id", "candidates") if name in columns},
         "positive_ids": [list(ids) for ids in positive_ids],
         "num_candidates": [int(n) for n in num_candidates],
         "think": [p.think for p in parsed],
@@ -154,18 +152,18 @@ def _parts(
 
 
 def completions(folder: str | Path) -> pd.DataFrame:
-    """All completions of a GRPO run, one row each, in the order of sampling.
+    """Return all completions of a GRPO run, one row each, in the order of sampling.
 
     Columns: step, query_id, candidates (0-based pages in the prompt's order), positive_ids (1-based), num_candidates,
     text and its parts (think, answer: ids as written or None, order: 0-based permutation, faults), tokens, each
-    reward under its name, advantage; prompt and completion as trl has them (messages).
-    Rows of one step, query_id and candidates are a group.
+    reward under its name, advantage; prompt and completion as trl has them (messages). Rows of one step, query_id and
+    candidates are a group. Raises FileNotFoundError where there are none.
     """
     files = sorted(Path(folder).glob("checkpoints/completions/*.parquet"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no completions of a GRPO run")
     tables: list[pd.DataFrame] = []
-    for file in files:  # a step that learns again from the completions before it repeats them
+    for file in files:  # trl writes a batch again at each further step that learns from it (`iterations`)
         table = pd.read_parquet(file)
         table.insert(1, "text", completion_texts(list(table["completion"])))
         if not (tables and _sampled(table).equals(_sampled(tables[-1]))):
@@ -178,17 +176,18 @@ def _sampled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_right(table: pd.DataFrame) -> pd.Series:
-    """Does each completion (as of `completions`) name a right page first?"""
-    named = [
-        answer is not None and len(answer) > 0 and answer[0] in set(right)
-        for answer, right in zip(table["answer"], table["positive_ids"], strict=True)
-    ]
+    """Return whether each completion (of `completions`) names a right page first."""
+    rows = zip(table["answer"], table["positive_ids"], strict=True)
+    named = [answer is not None and len(answer) > 0 and answer[0] in set(right) for answer, right in rows]
     return pd.Series(named, index=table.index)
 
 
 def groups(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a group of completions (as of `completions`): step, query_id, size, passed (share that names a right
-    page first), equal (all earned the same, so that it taught nothing)."""
+    """Return one row a group of completions (of `completions`).
+
+    Columns: step, query_id, size, passed (share that names a right page first), equal (all earned the same reward, so
+    that the group taught nothing).
+    """
     known = table.assign(passed=first_right(table), prompt=[tuple(pages) for pages in table["candidates"]])
     grouped = known.groupby(["step", "query_id", "prompt"], sort=False)
     rows = grouped.agg(
@@ -200,18 +199,19 @@ def groups(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def rankings(table: pd.DataFrame) -> pd.DataFrame:
-    """The completions that can be read (as of `completions`), as rankings in a drawn order for `audit.position_bias`.
+    """Return the readable completions (of `completions`) as rankings for `evaluation.robustness.position_bias`.
 
     Columns: question_id, candidates (0-based pages as shown), pages (as ranked), turn.
     """
-    read = table[table["answer"].notna()]
-    candidates = [list(map(int, pages)) for pages in read["candidates"]]
-    ranked = [[pages[k] for k in order] for pages, order in zip(candidates, read["order"], strict=True)]
-    return pd.DataFrame({"question_id": list(read["query_id"]), "candidates": candidates, "pages": ranked, "turn": 1})
+    readable = table[table["answer"].notna()]
+    candidates = [list(map(int, pages)) for pages in readable["candidates"]]
+    ranked = [[pages[k] for k in order] for pages, order in zip(candidates, readable["order"], strict=True)]
+    ids = list(readable["query_id"])
+    return pd.DataFrame({"question_id": ids, "candidates": candidates, "pages": ranked, "turn": 1})
 
 
 def check_tracker(tracker: str) -> None:
-    """Raises ValueError for a tracker that is not one of `TRACKERS` or not installed."""
+    """Raise ValueError for a tracker that is not one of `TRACKERS` or not installed."""
     if tracker not in TRACKERS:
         raise ValueError(f"there is no tracker {tracker!r}: choose one of {', '.join(TRACKERS)}")
     if importlib.util.find_spec(tracker) is None:
@@ -219,12 +219,11 @@ def check_tracker(tracker: str) -> None:
 
 
 def tracker_options(tracker: str, folder: Path) -> dict[str, Any]:
-    """Arguments of a trainer that report to `tracker`, one of `TRACKERS`, or to none (""); nothing leaves by default.
+    """Return the arguments of a trainer that reports to `tracker`, one of `TRACKERS`, or to none ("").
 
-    Trackio is local: no Space, no bucket. TensorBoard's files go to `<folder>/tensorboard`; where wandb and mlflow
-    send theirs is for their own settings (`wandb offline`, MLFLOW_TRACKING_URI).
-
-    Raises ValueError for another name and for a tracker that is not installed.
+    Nothing leaves the machine by default. Trackio stays local: no Space, no bucket. TensorBoard's files go to
+    `<folder>/tensorboard`; where wandb and mlflow send theirs is up to their own settings (`wandb offline`,
+    MLFLOW_TRACKING_URI). Raises ValueError as `check_tracker`.
     """
     if tracker:
         check_tracker(tracker)

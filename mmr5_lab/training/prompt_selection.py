@@ -1,11 +1,11 @@
-"""Which prompts GRPO learns from: equally of all image sizes, or those that the model can neither do nor not do.
+"""The prompts that GRPO learns from: the first ones, as many of every image size, or those of a medium pass rate.
 
-A group whose completions all earn the same teaches nothing. With a pass rate p a prompt's group of G completions is
+A group whose completions all earn the same reward teaches nothing. With a pass rate p the G completions of a prompt are
 all right or all wrong with probability p^G + (1 - p)^G: at p = .9 and G = 4 that is .66.
 """
 
+import functools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,14 +40,14 @@ def select_prompts(
     max_pixels: int = 0,
     seed: int = 0,
 ) -> list[Candidates]:
-    """At most `count` of the prompts, in their order.
+    """Return at most `count` of the prompts, in their order.
 
-    how: "all" takes the first; "balanced" as many of each image size as there are (arXiv 2506.12364 balances its 3,000
-        prompts so); "pass_rate" goes through the balanced ones and keeps those that `model` (with `adapter`) gets
-        right in some of `samples` completions and wrong in others, until there are enough
-    folder: keeps `pass_rates.<process>.jsonl`, so that an interrupted selection goes on where it was
+    how: "all" takes the first; "balanced" takes equally many of each image size as long as there are any (arXiv
+        2506.12364 balances its 3,000 prompts so); "pass_rate" takes them in balanced order and keeps those that `model`
+        (with `adapter`) answers rightly in some of `samples` completions and wrongly in others, until there are enough
+    folder: keeps `pass_rates.<process>.jsonl`, from which an interrupted selection resumes
 
-    With several processes each samples its share. Raises ValueError for another `how` and where nothing is left.
+    With several processes each samples its share. Raises ValueError for another `how` and where no prompt remains.
     """
     if how not in SELECTIONS:
         raise ValueError(f"there is no selection {how!r}: choose one of {', '.join(SELECTIONS)}")
@@ -69,38 +69,33 @@ def select_prompts(
     kept = set(rates.loc[rates["passes"].between(1, samples - 1), "query_id"].head(count))
     if not kept:
         raise ValueError(
-            f"of {len(rates)} prompts the model gets none right in some of {samples} completions and wrong in others:"
-            " there is nothing to learn from: it needs a longer SFT (all wrong) or harder prompts (all right)"
+            f"of {len(rates)} prompts the model answers none rightly in some of {samples} completions and wrongly in"
+            " others, so GRPO has nothing to learn from: train SFT for longer (all wrong) or take harder prompts (all"
+            " right)"
         )
     return [c for c in candidates if c.question["question_id"] in kept]
 
 
 def image_sizes(corpus: Corpus, candidates: Sequence[Candidates]) -> list[float]:
-    """Mean pixels of each prompt's pages."""
-    known: dict[tuple[str, int], int] = {}
-    sizes = []
-    for c in candidates:
-        pages = [(c.question["doc_name"], page) for page in c.pages]
-        for page in pages:
-            if page not in known:
-                known[page] = math.prod(corpus.page_image(*page).size)
-        sizes.append(sum(known[page] for page in pages) / len(pages))
-    return sizes
+    """Return the mean pixels of each prompt's pages."""
+
+    @functools.cache
+    def pixels(doc_name: str, page: int) -> int:
+        return math.prod(corpus.page_image(doc_name, page).size)
+
+    return [sum(pixels(c.question["doc_name"], page) for page in c.pages) / len(c.pages) for c in candidates]
 
 
 def size_bin(pixels: float) -> int:
-    """The doubling that a size is in: 2^b to 2^(b+1) pixels."""
+    """Return b, where the size is between 2^b and 2^(b+1) pixels."""
     return math.floor(math.log2(pixels))
 
 
 def balanced(sizes: Sequence[float]) -> list[int]:
-    """All indices, one of each doubling of the size in turn: any beginning holds as many of each as there are."""
-    turns: Counter[int] = Counter()
-    places = []
-    for i, size in enumerate(sizes):
-        places.append((turns[size_bin(size)], size_bin(size), i))
-        turns[size_bin(size)] += 1
-    return [i for _, _, i in sorted(places)]
+    """Return all indices, one of each size bin in turn, so that any beginning of them is balanced."""
+    bins = pd.Series([size_bin(size) for size in sizes])
+    turn = bins.groupby(bins).cumcount()
+    return pd.DataFrame({"turn": turn, "bin": bins}).sort_values(["turn", "bin"], kind="stable").index.tolist()
 
 
 def pass_rates(
@@ -112,10 +107,10 @@ def pass_rates(
     enough: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How often a sampled answer puts the right pages first: query_id, passes (of `samples`), pages (in this order).
+    """Return how often a sampled answer puts the right pages first.
 
-    Ends when `enough` prompts have passed in part; None: goes through all. A chunk's samples depend on `seed` and its
-    prompts alone.
+    Columns: query_id, passes (of `samples`), pages (in this order). Stops when `enough` prompts have passed in part;
+    None: goes through all. The samples of a chunk depend on `seed` and its prompts alone.
     """
     process = PartialState()
     path = folder / f"pass_rates.{process.process_index}.jsonl"
@@ -125,13 +120,13 @@ def pass_rates(
     bar = tqdm(total=len(candidates), desc="pass rates", disable=not process.is_main_process)
     with appending(path) as append:
         for start in range(0, len(chunks), process.num_processes):
-            made: list[dict] = []
-            if (mine := start + process.process_index) < len(chunks):
-                made = _sampled(ranker, corpus, chunks[mine], samples, seed, mine, done)
-                for row in made:
+            own_rows: list[dict] = []
+            if (number := start + process.process_index) < len(chunks):
+                own_rows = _sampled(ranker, corpus, chunks[number], samples, seed + number, done)
+                for row in own_rows:
                     if row["query_id"] not in done:
                         append(row)
-            rows += gather_object(made)
+            rows += gather_object(own_rows)
             bar.update(len(rows) - bar.n)
             if process.is_main_process:
                 report_progress(folder, "pass rates", len(rows), len(candidates))
@@ -141,7 +136,8 @@ def pass_rates(
     return pd.DataFrame(rows)
 
 
-def _sampled(ranker, corpus: Corpus, chunk, samples: int, seed: int, number: int, done: dict[str, dict]) -> list[dict]:
+def _sampled(ranker, corpus: Corpus, chunk, samples: int, seed: int, done: dict[str, dict]) -> list[dict]:
+    """Return a chunk's rows of `pass_rates`: all those that are done, or all anew, since they are drawn together."""
     ids = [c.question["question_id"] for c in chunk]
     if all(question_id in done for question_id in ids):
         return [done[question_id] for question_id in ids]
@@ -151,7 +147,7 @@ def _sampled(ranker, corpus: Corpus, chunk, samples: int, seed: int, number: int
     pairs = [
         (c.question["question"], [corpus.page_bytes(c.question["doc_name"], page) for page in c.pages]) for c in shown
     ]
-    ranker.seed = seed + number
+    ranker.seed = seed
     rankings = ranker.rank_many([pair for pair in pairs for _ in range(samples)], batch_size=CHUNK)
     rows = []
     for k, c in enumerate(shown):

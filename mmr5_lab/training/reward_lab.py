@@ -1,14 +1,14 @@
-"""Try a reward before it trains anything: replay saved completions, and answers that are known to cheat.
+"""Try a reward before it trains anything: on saved completions, and on answers that are known to cheat.
 
     table = completions("runs/03_grpo/…")          # mmr5_lab.training.monitoring
     replay({"strict": rank_reward, "mine": my_reward}, table)
     battery([my_reward, format_reward])
 
-A reward is a function as in `mmr5_lab.rewards`. GRPO looks at differences within a group alone, so what counts of a
-reward is the order in which it puts a group's completions, and in how many groups it sees no difference.
+A reward is a function as in `mmr5_lab.rewards`. GRPO sees only differences within a group, so two things matter: the
+order in which a reward puts a group's completions, and in how many groups it sees no difference.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,28 +16,25 @@ from scipy.stats import kendalltau
 
 from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import completion_text
-from mmr5_lab.training.monitoring import first_right
+from mmr5_lab.training.monitoring import Reward, first_right
 
-Reward = Callable[..., Sequence[float]]
 GROUP = ["step", "query_id"]
 
 
 def replay(rewards: Mapping[str, Reward | Sequence[Reward]], table: pd.DataFrame) -> pd.DataFrame:
-    """What each reward (or sum of several) would have paid for saved completions: `table` with a column for each.
+    """Return `table` with a column for each reward, or sum of several: what the saved completions would have earned.
 
-    table: as of `training_log.completions`. Raises ValueError for a reward that does not give one finite number for
-    each completion, naming it.
+    table: of `monitoring.completions`. Raises ValueError, naming the reward, where one does not give one finite number
+    for each completion.
     """
     labels = {name: list(table[name]) for name in ("positive_ids", "num_candidates")}
-    paid = {}
-    for name, reward in rewards.items():
-        parts = [reward] if callable(reward) else list(reward)
-        paid[name] = total(parts, list(table["text"]), labels, name)
-    return table.assign(**paid)
+    texts = list(table["text"])
+    return table.assign(**{name: _total(reward, texts, labels, name) for name, reward in rewards.items()})
 
 
-def total(rewards: Sequence[Reward], texts: list[str], labels: Mapping[str, Any], name: str) -> list[float]:
-    """The sum of some rewards for each text. Raises ValueError as `replay`."""
+def _total(rewards: Reward | Sequence[Reward], texts: list[str], labels: Mapping[str, Any], name: str) -> list[float]:
+    """Return the sum of the rewards for each text. Raises ValueError as `replay`."""
+    rewards = [rewards] if callable(rewards) else list(rewards)
     values = [list(reward(texts, **labels)) for reward in rewards]
     sums = [sum(parts) for parts in zip(*values, strict=True)] if {len(v) for v in values} == {len(texts)} else []
     bad = next((i for i, value in enumerate(sums) if not abs(value) < float("inf")), None)
@@ -48,11 +45,11 @@ def total(rewards: Sequence[Reward], texts: list[str], labels: Mapping[str, Any]
 
 
 def summary(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """How rewards would have taught on replayed completions, a row each.
+    """Return one row a reward: how it would have taught on replayed completions.
 
     Columns: mean, spread (mean standard deviation within a group), no_variance (share of groups in which all earn the
-    same), best_right (of the groups in which some completions name a right page first and others do not: share in which
-    all that are paid most do), agreement (mean Kendall tau within a group with the order of the first of `names`).
+    same), best_right (among groups in which some completions name a right page first and others do not, the share in
+    which all of the highest reward do), agreement (mean Kendall tau within a group with the first of `names`).
     """
     known = replayed.assign(right=first_right(replayed), prompt=[tuple(pages) for pages in replayed["candidates"]])
     grouped = [group for _, group in known.groupby([*GROUP, "prompt"], sort=False)]
@@ -72,7 +69,7 @@ def summary(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 
 def ranks(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Each completion's rank in its group under each reward: 1 is paid best, equals share the better rank."""
+    """Return each completion's rank in its group under each reward: 1 earns most, equals share the better rank."""
     keys = [replayed["step"], replayed["query_id"], replayed["candidates"].map(tuple)]
     return pd.DataFrame({
         name: replayed.groupby(keys)[name].rank(ascending=False, method="min").astype(int) for name in names
@@ -80,13 +77,12 @@ def ranks(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 
 def battery(rewards: Reward | Sequence[Reward], n: int = 5, right: int = 3) -> pd.DataFrame:
-    """Known exploits, a row each: what they are paid, and what an honest answer with the same knowledge is.
+    """Return one row a known exploit: its reward, and that of an honest answer with the same knowledge.
 
-    rewards: one, or several that are summed; n candidates, of which `right` is the right one. Index: the exploit.
-    Columns: text, paid, honest, pays (it is paid more than the honest answer; for a text with faults, as much will do).
-    No exploit pays with a sound pair of rewards.
+    rewards: one, or several that are summed. There are n candidates, of which `right` is the right one. Index: the
+    exploit. Columns: text, paid (its reward), honest, pays (whether its reward is above the honest one; for a text with
+    faults, an equal one counts). With a sound pair of rewards no exploit pays.
     """
-    parts = [rewards] if callable(rewards) else list(rewards)
     others = [i for i in range(1, n + 1) if i != right]
     honest = completion_text(f"Image {right} answers the question.", [right, *others])
     wrong = completion_text(f"Image {others[0]} answers the question.", [*others, right])
@@ -107,12 +103,11 @@ def battery(rewards: Reward | Sequence[Reward], n: int = 5, right: int = 3) -> p
     }  # fmt: skip
     texts = [text for cheat, truth in cheats.values() for text in (cheat, truth)]
     labels = {"positive_ids": [[right]] * len(texts), "num_candidates": [n] * len(texts)}
-    paid = total(parts, texts, labels, "battery")
+    earned = _total(rewards, texts, labels, "battery")
     rows = []
-    for k, (text, _) in enumerate(cheats.values()):
-        gain = paid[2 * k] - paid[2 * k + 1]
-        pays = gain > 1e-9 or (gain > -1e-9 and not parse_ranking(text, n).valid)
-        rows.append({"text": text, "paid": paid[2 * k], "honest": paid[2 * k + 1], "pays": pays})
+    for (text, _), cheat, truth in zip(cheats.values(), earned[::2], earned[1::2], strict=True):
+        pays = cheat > truth + 1e-9 or (cheat > truth - 1e-9 and not parse_ranking(text, n).valid)
+        rows.append({"text": text, "paid": cheat, "honest": truth, "pays": pays})
     return pd.DataFrame(rows, index=pd.Index(cheats, name="exploit"))
 
 
@@ -121,7 +116,7 @@ def _answer(ids: Sequence[int]) -> str:
 
 
 def _tau(first: pd.Series, second: pd.Series) -> float:
-    """Kendall's tau-b; nan where either sees no difference."""
+    """Return Kendall's tau-b, or nan where either sees no difference."""
     if first.nunique() < 2 or second.nunique() < 2:
         return float("nan")
     return float(kendalltau(first, second).statistic)

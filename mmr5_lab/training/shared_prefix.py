@@ -1,14 +1,16 @@
-"""GRPO whose groups share their prompt: its pages and tokens are encoded once for all G completions.
+"""GRPO that encodes the prompt of a group, its pages and its tokens, once for all G completions.
 
-Plain GRPO encodes the prompt, most of which is pages, anew for every completion: when it samples, when it takes the
-starting model's probabilities, and in the loss. Here a prompt is encoded once and its keys and values are copied when
-its completions are sampled, and the completions of a prompt stand behind one another in one row for the loss:
+Plain GRPO encodes the prompt, most of which is pages, anew for every completion: when it samples, when it computes the
+reference model's probabilities, and in the loss. Here a prompt is encoded once for sampling and its keys and values are
+copied to each completion. In the loss the completions of a prompt stand behind one another in one row:
 
     prompt but its last token | last token, completion 1 | last token, completion 2 | …
 
 with a mask that lets a completion see the prompt and itself alone, and with the positions that it would have alone.
-Losses and gradients are those of plain trl up to rounding (the idea is that of Prefix Grouper, arXiv 2506.05433; the
-layout in one row needs no change to the attention of the model).
+Losses and gradients are those of plain trl up to rounding. The idea is that of Prefix Grouper (arXiv 2506.05433); the
+layout in one row needs no change to the model's attention.
+
+What this touches in trl and transformers is listed in docs/upstream.md.
 """
 
 import functools
@@ -28,33 +30,37 @@ from mmr5_lab.models.generation import roomy_cache
 # Model types whose positions come from `get_rope_index`, and attention kernels that take any mask.
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 KERNELS = ("sdpa", "eager")
+IGNORED = -100  # the label of tokens that are not scored, as everywhere in transformers
+Images = tuple[torch.Tensor, torch.Tensor]  # of one row: patches and grids
 
 
-def can_share(model: torch.nn.Module) -> bool:
-    """Is it a model, with a kernel of attention, for which this is known to change no result?"""
+def cannot_share(model: torch.nn.Module) -> str | None:
+    """Return why `model` cannot share prefixes, or None where sharing is known to change no result."""
     config: Any = model.config
-    return config.model_type in SUPPORTED and config.get_text_config()._attn_implementation in KERNELS
+    if config.model_type not in SUPPORTED:
+        return f"the model type {config.model_type} is not one of {', '.join(SUPPORTED)}"
+    if (kernel := config.get_text_config()._attn_implementation) not in KERNELS:
+        return f"the attention kernel {kernel} takes no mask of its own, as {' and '.join(KERNELS)} do"
+    return None
 
 
-class SharedPromptGRPOTrainer(GRPOTrainer):
-    """trl's GRPOTrainer for Qwen's vision-language models, each prompt encoded once a group.
+class SharedPrefixGRPOTrainer(GRPOTrainer):
+    """trl's GRPOTrainer for Qwen's vision-language models, which encodes each prompt once a group.
 
-    Same arguments and results as GRPOTrainer's, but for the order of a batch: completions are shuffled by groups, so
-    that those of a prompt stay in one pass. A model for which `can_share` is false trains as with plain trl.
+    Arguments and results are GRPOTrainer's, but for the order within a batch: whole groups are shuffled, so that the
+    completions of a prompt stay in one pass. The model must be one that can share (`cannot_share`).
     """
 
     _buffered_inputs: Any
 
     def __init__(self, model, *args: Any, **options: Any):
-        self._shares = can_share(model)
-        if self._shares:
-            _share_in_generation(model)
+        _share_in_generation(model)
         super().__init__(model, *args, **options)
 
     def _prepare_inputs(self, generation_batch):
         """As trl's, which shuffles single completions and would tear groups apart."""
         args, model, size = cast(Any, self.args), cast(Any, self.model), cast(int, self.num_generations)
-        if not (self._shares and model.training):
+        if not model.training:
             return super()._prepare_inputs(generation_batch)
         if self._step % (args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
             whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
@@ -65,14 +71,9 @@ class SharedPromptGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **options: Any
     ):
-        """Log-probabilities and entropies of the completions' tokens, (rows, logits_to_keep) each."""
-        if not self._shares or options.get("compute_aux_loss"):
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **options
-            )
+        """Return log-probabilities and entropies of the completions' tokens, (rows, logits_to_keep) each."""
         width = input_ids.shape[1] - logits_to_keep
-        pixels, grids = options["pixel_values"], options["image_grid_thw"]
-        images = _by_row(pixels, grids, options["num_images"])
+        images = _by_row(options["pixel_values"], options["image_grid_thw"], options["num_images"])
         prompts = _same_prompts(input_ids[:, :width], images)
         logps = input_ids.new_zeros(len(input_ids), logits_to_keep, dtype=torch.float32)
         entropies = torch.zeros_like(logps)
@@ -85,12 +86,7 @@ class SharedPromptGRPOTrainer(GRPOTrainer):
                 [[input_ids[row, width:][attention_mask[row, width:].bool()] for row in members] for members in group],
             )
             with self.accelerator.autocast():
-                output = model(
-                    **inputs,
-                    pixel_values=torch.cat([images[row][0] for row in first]),
-                    image_grid_thw=torch.cat([images[row][1] for row in first]),
-                    fused_lm_head=True,
-                )
+                output = model(**inputs, **_pixels(images, first), fused_lm_head=True)
             where = attention_mask[rows, width:].bool()
             logps = _placed(logps, rows, where, output.log_probs, tokens)
             if compute_entropy:
@@ -99,23 +95,30 @@ class SharedPromptGRPOTrainer(GRPOTrainer):
 
 
 def _placed(whole, rows: list[int], where, values, tokens):
-    """`whole` with `values` at `tokens` (pairs of packed row and place) put into `rows`, where they are tokens."""
+    """Return `whole` with `values` at `tokens` (packed row and place) put into `rows`, where they are tokens."""
     part = values.new_zeros(where.shape).masked_scatter(where, values[tokens[0], tokens[1]])
     return whole.to(part.dtype).index_copy(0, torch.tensor(rows, device=part.device), part)
 
 
-def _by_row(pixels, grids, num_images: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Patches and grids of each row's images."""
+def _by_row(pixels, grids, num_images: list[int]) -> list[Images]:
+    """Return patches and grids of each row's images."""
     by_row = grids.split(num_images)
     return list(zip(pixels.split([int(grid.prod(-1).sum()) for grid in by_row]), by_row, strict=True))
 
 
-def _same_prompts(ids: torch.Tensor, images: list[tuple[torch.Tensor, torch.Tensor]]) -> list[list[int]]:
-    """Rows that have the same tokens and the same pages, together, in the order in which they first come."""
+def _pixels(images: list[Images], rows: list[int]) -> dict[str, torch.Tensor]:
+    """Return the model's inputs for the images of some rows."""
+    patches, grids = zip(*(images[row] for row in rows), strict=True)
+    return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.cat(grids)}
+
+
+def _same_prompts(ids: torch.Tensor, images: list[Images]) -> list[list[int]]:
+    """Return the rows in groups of the same tokens and pages, in the order in which they first come."""
     groups: list[list[int]] = []
     for row in range(len(ids)):
         for group in groups:
             other = group[0]
+            # Two orders of pages of one size have equal tokens: only their pixels tell them apart.
             if torch.equal(ids[row], ids[other]) and all(map(torch.equal, images[row], images[other])):
                 group.append(row)
                 break
@@ -125,7 +128,7 @@ def _same_prompts(ids: torch.Tensor, images: list[tuple[torch.Tensor, torch.Tens
 
 
 def _chunks(groups: list[list[int]], size: int) -> list[list[list[int]]]:
-    """Groups put together up to `size` rows; a larger group is cut."""
+    """Return the groups in chunks of up to `size` rows; a larger group is cut."""
     chunks: list[list[list[int]]] = []
     room = 0
     for group in groups:
@@ -140,68 +143,71 @@ def _chunks(groups: list[list[int]], size: int) -> list[list[list[int]]]:
 
 
 def _positions(model, ids, mask, images, first: list[int], options: dict[str, Any]) -> list[torch.Tensor]:
-    """Positions of each prompt's tokens without its padding, (3, length)."""
-    inner = next(module for module in model.modules() if hasattr(module, "get_rope_index"))
-    positions, _ = inner.get_rope_index(
+    """Return the positions of each prompt's tokens without its padding, (3, length)."""
+    positions, _ = _inner(model).get_rope_index(
         ids,
-        image_grid_thw=torch.cat([images[row][1] for row in first]),
+        image_grid_thw=_pixels(images, first)["image_grid_thw"],
         attention_mask=mask,
         mm_token_type_ids=options["mm_token_type_ids"][first, : ids.shape[1]],
     )
     return [row[:, kept.bool()] for row, kept in zip(positions.unbind(1), mask, strict=True)]
 
 
+def _inner(model) -> Any:
+    """Return the part of a model that joins pages and tokens."""
+    return next(module for module in model.modules() if hasattr(module, "get_rope_index"))
+
+
 def _packed(
     positions: list[torch.Tensor], prompts: list[torch.Tensor], completions: list[list[torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs with one row a prompt, and where (row, column) the output holds the completions' tokens, in order.
+    """Return inputs with one row a prompt, and where (row, column) the output scores the completions' tokens, in order.
 
-    A token's probability stands where the token before it was read.
+    A token's probability is in the output of the token before it.
     """
-    ids, labels, places, segments = [], [], [], []
+    packed: dict[str, list[torch.Tensor]] = {"ids": [], "labels": [], "positions": [], "segments": []}
     rows: list[int] = []
     columns: list[torch.Tensor] = []
-    for row, (prompt, place, texts) in enumerate(zip(prompts, positions, completions, strict=True)):
+    for row, (prompt, position, texts) in enumerate(zip(prompts, positions, completions, strict=True)):
         shared, last = prompt[:-1], prompt[-1:]
-        pieces, told = [shared], [torch.full_like(shared, -100)]
-        at, segment = [place[:, :-1]], [torch.zeros_like(shared)]
+        ids, labels = [shared], [torch.full_like(shared, IGNORED)]
+        places, segments = [position[:, :-1]], [torch.zeros_like(shared)]
         start = len(shared)
         for number, text in enumerate(texts, 1):
-            pieces += [last, text]
-            told += [torch.full_like(last, -100), text]
-            at.append(place[:, -1:] + torch.arange(len(text) + 1, device=text.device))
-            segment.append(torch.full((len(text) + 1,), number, device=text.device))
+            ids += [last, text]
+            labels += [torch.full_like(last, IGNORED), text]
+            places.append(position[:, -1:] + torch.arange(len(text) + 1, device=text.device))
+            segments.append(torch.full((len(text) + 1,), number, device=text.device))
             rows += [row] * len(text)
             columns.append(torch.arange(start, start + len(text), device=text.device))
             start += len(text) + 1
-        ids.append(torch.cat(pieces))
-        labels.append(torch.cat(told))
-        places.append(torch.cat(at, 1).T)
-        segments.append(torch.cat(segment))
+        packed["ids"].append(torch.cat(ids))
+        packed["labels"].append(torch.cat(labels))
+        packed["positions"].append(torch.cat(places, 1).T)
+        packed["segments"].append(torch.cat(segments))
     inputs = {
-        "input_ids": pad(ids, padding_value=0),
-        "labels": pad(labels, padding_value=-100),
-        "position_ids": pad(places, padding_value=0).permute(2, 0, 1),
-        "attention_mask": _mask(pad(segments, padding_value=-1)),
+        "input_ids": pad(packed["ids"], padding_value=0),
+        "labels": pad(packed["labels"], padding_value=IGNORED),
+        "position_ids": pad(packed["positions"], padding_value=0).permute(2, 0, 1),
+        "attention_mask": _mask(pad(packed["segments"], padding_value=-1)),
     }
     return inputs, (torch.tensor(rows, device=inputs["input_ids"].device), torch.cat(columns))
 
 
 def _mask(segments: torch.Tensor) -> torch.Tensor:
-    """Which tokens (last dimension) each token sees, (rows, 1, length, length): those before it of its own segment
-    and of segment 0, the prompt."""
+    """Return which tokens (last dimension) each token sees, (rows, 1, length, length).
+
+    These are the tokens before it of its own segment and of segment 0, the prompt.
+    """
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     return (seen & causal)[:, None]
 
 
 def _shuffled_by_group(batch: dict[str, Any], size: int) -> dict[str, Any]:
-    """A generation batch whose groups of `size` rows are in another order, the rows within a group in theirs.
-
-    Draws what trl's own shuffle draws, so that whatever is sampled afterwards is the same.
-    """
-    rows = len(batch["completion_ids"])
-    order = torch.randperm(rows) // size
+    """Return a generation batch with its groups of `size` rows in another order, the rows within a group in theirs."""
+    # The same draw as in trl's own shuffle, so that whatever is sampled afterwards is the same.
+    order = torch.randperm(len(batch["completion_ids"])) // size
     groups = list(dict.fromkeys(order.tolist()))
     places = [group * size + i for group in groups for i in range(size)]
 
@@ -214,20 +220,20 @@ def _shuffled_by_group(batch: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def _share_in_generation(model) -> None:
-    """From here on `model.generate` encodes rows with the same prompt and pages once, and samples as before."""
-    original = model.generate
-    inner = next(module for module in model.modules() if hasattr(module, "get_rope_index"))
+    """Let `model.generate` encode rows with the same prompt and pages once; it samples as before."""
+    original, inner = model.generate, _inner(model)
 
     @functools.wraps(original)
     def generate(input_ids=None, pixel_values=None, image_grid_thw=None, **options: Any):
-        given = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
         if pixel_values is None or options.get("cache") is not None:
-            return original(**given, **options)
-        tokens = (input_ids == model.config.image_token_id).sum(1).tolist()
-        images = _by_row(pixel_values, image_grid_thw, _images_by_row(image_grid_thw, tokens, _merged(model)))
+            return original(**inputs, **options)
+        tokens = (input_ids == model.config.image_token_id).sum(1)
+        patches = model.config.vision_config.spatial_merge_size**2  # that one visual token is made of
+        images = _by_row(pixel_values, image_grid_thw, _images_by_row(image_grid_thw, tokens, patches))
         groups = _same_prompts(input_ids, images)
         if len(groups) == len(input_ids):
-            return original(**given, **options)
+            return original(**inputs, **options)
         first = [group[0] for group in groups]
         cache = roomy_cache(model)
         with torch.no_grad():
@@ -235,34 +241,22 @@ def _share_in_generation(model) -> None:
                 input_ids=input_ids[first, :-1],
                 attention_mask=options["attention_mask"][first, :-1],
                 mm_token_type_ids=options["mm_token_type_ids"][first, :-1],
-                pixel_values=torch.cat([images[row][0] for row in first]),
-                image_grid_thw=torch.cat([images[row][1] for row in first]),
+                **_pixels(images, first),
                 cache=cache,
                 use_cache=True,
             )
-        of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
+        group_of_row = torch.empty(len(input_ids), dtype=torch.long, device=input_ids.device)
         for number, group in enumerate(groups):
-            of_row[group] = number
-        cache.batch_select_indices(cast(Any, of_row))
-        inner.rope_deltas = inner.rope_deltas[of_row]
+            group_of_row[group] = number
+        cache.batch_select_indices(cast(Any, group_of_row))
+        inner.rope_deltas = inner.rope_deltas[group_of_row]
         return original(input_ids=input_ids, cache=cache, **options)
 
     model.generate = generate
 
 
-def _merged(model) -> int:
-    """Patches that one visual token is made of."""
-    return model.config.vision_config.spatial_merge_size**2
-
-
-def _images_by_row(grids: torch.Tensor, tokens: list[int], merged: int) -> list[int]:
-    """How many images each row has, from how many visual tokens it has."""
-    sizes = (grids.prod(-1) // merged).tolist()
-    counts, at = [], 0
-    for wanted in tokens:
-        start = at
-        while wanted > 0:
-            wanted -= sizes[at]
-            at += 1
-        counts.append(at - start)
-    return counts
+def _images_by_row(grids: torch.Tensor, tokens: torch.Tensor, patches: int) -> list[int]:
+    """Return how many images each row has, from its number of visual tokens of `patches` each."""
+    ends = (grids.prod(-1) // patches).cumsum(0)
+    images = torch.searchsorted(ends, tokens.cumsum(0), right=True)  # up to the end of each row
+    return images.diff(prepend=images.new_zeros(1)).tolist()

@@ -1,25 +1,24 @@
-"""The two stages of training, on trl: SFT on reasoning traces, then GRPO with ranking and format rewards.
+"""The two stages of training, on trl: SFT on reasoning traces, then GRPO with rewards for the ranking and its form.
 
-Both train LoRA adapters on the language model's linear layers; the vision tower stays frozen (arXiv
-2506.12364). A stage writes into its folder:
+Both train LoRA adapters on the linear layers of the language model; the vision tower stays frozen (arXiv 2506.12364).
+A stage writes into its folder:
 
     adapter/      the LoRA adapter            model/   the same merged into the weights, for the next stage
-    checkpoints/  for going on after an interruption; of GRPO, all completions as well
-    log.csv       one row a logged step, written last: with it, the stage is done
+    checkpoints/  the last checkpoint, to resume from; of GRPO, all completions as well
+    log.csv       one row a logged step; it is written last, so a stage that has it is finished
 
-Values of the miniature are the defaults of notebooks 02 and 03. On several GPUs accelerate starts the training of a
-notebook, into the notebook's own run folder; the notebook, run afterwards, finds it done (docs/full_size.md):
+The miniature's values are the defaults of notebooks 02 and 03. On several GPUs accelerate trains into the run folder of
+a notebook, and the notebook, run afterwards, finds the training done (docs/full_size.md):
 
     accelerate launch --config_file notebooks/accelerate/ddp.yaml -m mmr5_lab.experiments.launch 02_sft \
         --profile notebooks/profiles/paper.yaml --runs runs/paper
 """
 
-import inspect
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
 
 import datasets
 import pandas as pd
@@ -30,19 +29,21 @@ from peft import LoraConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl import GRPOConfig, SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from mmr5_lab.files import replacing
 from mmr5_lab.models.loading import best_dtype, load_model
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.rewards import REWARD_SETS
 from mmr5_lab.traces.construction import PromptReader
-from mmr5_lab.training.adapters import check_start, merge
-from mmr5_lab.training.monitoring import ReportProgress, Reward, StopWhenBroken, tracker_options, watched
-from mmr5_lab.training.shared_prefix import SharedPromptGRPOTrainer
+from mmr5_lab.training.adapters import check_logits, merge
+from mmr5_lab.training.monitoring import ReportProgress, Reward, StopWhenBroken, logging_completions, tracker_options
+from mmr5_lab.training.shared_prefix import SharedPrefixGRPOTrainer, cannot_share
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
 LOG = "log.csv"
+
+logger = logging.getLogger(__name__)
 
 
 def train_sft(
@@ -65,21 +66,21 @@ def train_sft(
     tracker: str = "",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Fine-tune `model` on traces (`traces.sft_dataset`); the loss is on completions alone. Returns the log.
+    """Fine-tune `model` on traces (`sft_dataset`), with the loss on completions alone, and return the log.
 
     learning_rate: peak, with linear warm-up over the share `warmup` of the steps and a cosine to 0
     loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354)
     batch_size: traces a device and pass; `accumulation`: passes a step, shared among the devices
-    max_length: tokens; a longer trace is refused by the trainer, never cut in its images
-    max_pixels: pixel budget of a page image; 0 leaves the processor's own
-    tracker: where the log goes as well (`training_log.TRACKERS`); "" is nowhere
+    max_length: tokens of prompt and completion
+    max_pixels: pixel budget of a page image; 0: the processor's own
+    tracker: where the log goes as well, one of `monitoring.TRACKERS`; "": nowhere
 
-    Running again goes on from the last checkpoint; a finished stage returns its log at once. Raises
-    FloatingPointError when the loss is no longer finite.
+    Running again resumes from the last checkpoint; a finished stage returns its log at once. Raises FloatingPointError
+    when the loss is no longer finite.
     """
     folder = Path(folder)
-    if (done := finished_log(folder)) is not None:
-        return done
+    if (log := finished_log(folder)) is not None:
+        return log
     arguments = SFTConfig(
         **_common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed),
         num_train_epochs=epochs,
@@ -128,42 +129,46 @@ def train_grpo(
     lora_dropout: float = 0.0,
     warmup: float = 0.0,
     max_pixels: int = 0,
+    share_prefix: bool = True,
     vllm: str = "",
     save_steps: int = 5,
     tracker: str = "",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """GRPO (arXiv 2402.03300) from `model` on prompts (`traces.rl_dataset`). Returns the log.
+    """Train `model` with GRPO (arXiv 2402.03300) on prompts (`rl_dataset`), and return the log.
 
-    adapter: an adapter of `model` to continue (then `lora_*` are its own); None: a new one (`handover.start_of`)
-    batch_size: completions a device and pass, times `accumulation` (passes a step, shared among the devices):
-        completions a step; `generations` of them (G, the group) answer the same prompt
+    adapter: an adapter of `model` to continue (then `lora_*` are its own); None: a new one
+    batch_size: completions a device and pass; times `accumulation` (passes a step, shared among the devices):
+        completions a step. `generations` of them (G, a group) answer the same prompt
     max_steps: optimisation steps; -1: as many as `epochs` passes over the prompts take
     iterations: optimisation steps a batch of completions (mu)
     beta: weight of the KL divergence to the starting model; 0 keeps no reference model, and logs no KL
-    top_entropy: share of the tokens, the most uncertain ones, that the loss is of (arXiv 2506.01939); the others are
-        what the model is sure of, and moving them is mostly noise
+    top_entropy: share of the tokens, the most uncertain ones, that the loss is of (arXiv 2506.01939). Of the others the
+        model is sure, and moving them is mostly noise
     loss_type: as in trl; "grpo" divides by each completion's length and so favours long wrong answers
-    rewards: a name of `mmr5_lab.rewards.REWARD_SETS` or functions of that module's signature, summed with
-        `reward_weights` (1 each)
+    rewards: a name of `REWARD_SETS`, or functions of the signature in `mmr5_lab.rewards`, summed with `reward_weights`
+        (1 each)
     max_completion: tokens
     lora_alpha: None: twice the rank
-    vllm: who samples: "colocate" or "server" for vLLM as trl runs it (docs/full_size.md), "" for transformers
-    save_steps: rounded up to whole batches of completions, so that a resumed run does not sample anew
+    share_prefix: encode a prompt once for its group, where the model can (`training.shared_prefix`)
+    vllm: "colocate" or "server": sample with vLLM, as trl runs it (docs/full_size.md); "": with transformers
+    save_steps: rounded up to whole batches of completions, so that a resumed run need not sample again
 
-    What the log has: `mmr5_lab.training.monitoring`; the completions of every step are kept (`completions` there).
-    Before the first step the model must give the logits that the stage before ended with (`handover.check_start`).
-    Running again goes on from the last checkpoint; a finished stage returns its log at once. Raises ValueError where
-    a step's completions do not fill whole groups and for an unknown set of rewards, FloatingPointError when the loss
-    is no longer finite, CollapseError when the answers lose their form.
+    The other arguments are those of `train_sft`. `mmr5_lab.training.monitoring` says what is logged; it reads the
+    completions, which are all kept. Before the first step the model must give the logits that the stage before it
+    ended with (`check_logits`). Running again resumes from the last checkpoint; a finished stage returns its log at
+    once.
+
+    Raises ValueError where a step's completions do not fill whole groups and for an unknown name of rewards,
+    FloatingPointError when the loss is no longer finite, CollapseError when the answers lose their form.
     """
     folder = Path(folder)
     if isinstance(rewards, str):
         if rewards not in REWARD_SETS:
             raise ValueError(f"there are no rewards {rewards!r}; there are {', '.join(REWARD_SETS)}")
         rewards = REWARD_SETS[rewards]
-    if (done := finished_log(folder)) is not None:
-        return done
+    if (log := finished_log(folder)) is not None:
+        return log
     save_steps = -(-save_steps // iterations) * iterations
     common = _common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed)
     passes = common["gradient_accumulation_steps"]
@@ -196,38 +201,42 @@ def train_grpo(
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
     first, *others = rewards
-    trainer = SharedPromptGRPOTrainer(
+    reason = cannot_share(loaded) if share_prefix else None
+    if reason:
+        logger.warning("%s: a prompt is encoded anew for each of its completions", reason)
+    trainer_class = SharedPrefixGRPOTrainer if share_prefix and not reason else GRPOTrainer
+    trainer = trainer_class(
         loaded,
-        reward_funcs=[watched(first), *others],
+        reward_funcs=[logging_completions(first), *others],
         args=arguments,
         train_dataset=data,
         processing_class=processor,
         peft_config=None if adapter else lora(lora_rank, lora_alpha or 2 * lora_rank, lora_dropout),
         callbacks=[NewOrders(data), StopWhenBroken(), ReportProgress(folder, "GRPO step")],
     )
-    check_start(trainer.model, processor, adapter or model)
+    check_logits(trainer.model, processor, adapter or model)
     return _run(trainer, processor, folder, model)
 
 
 class NewOrders(TrainerCallback):
-    """Tells the prompts (`traces.rl_dataset`) which epoch it is, so that their pages come in another order."""
+    """Tell the prompts (`rl_dataset`) which epoch it is, so that their pages come in another order."""
 
     def __init__(self, data: datasets.Dataset):
         self.reader = data.format["format_kwargs"].get("transform")
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         if isinstance(self.reader, PromptReader):
-            self.reader.epoch = int(state.epoch + 1e-6)
+            self.reader.epoch = int(state.epoch + 1e-6)  # a resumed run's epoch may be .9999… of a whole number
 
 
 def finished_log(folder: str | Path) -> pd.DataFrame | None:
-    """The log of a stage that is finished in `folder`, or None."""
+    """Return the log of the stage that is finished in `folder`, or None."""
     path = Path(folder) / LOG
     return pd.read_csv(path) if path.is_file() else None
 
 
 def _load(model: str | Path, max_pixels: int):
-    """The model on this process's device, or on the CPU where FSDP will spread its weights over the devices."""
+    """Load the model onto this process's device, or onto the CPU where FSDP will spread its weights over all."""
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "DeepSpeed stage 3 cannot merge the adapter afterwards: use stage 2, or FSDP2 where the weights do not fit"
@@ -235,8 +244,8 @@ def _load(model: str | Path, max_pixels: int):
     sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
     device = "cpu" if sharded else str(PartialState().device)
     loaded, processor = load_model(model, device=device, dtype=_dtype(), max_pixels=max_pixels or None)
-    # The vision tower is frozen: a page is encoded once, not once an epoch and completion. Sharded, every process must
-    # take part in each encoding, so none may skip it.
+    # The vision tower is frozen, so a page is encoded once, not once an epoch and completion. Where the weights are
+    # sharded every process must take part in each encoding, so none may skip it.
     if PageCache.supports(loaded) and not sharded:
         PageCache(loaded)
     return loaded.train(), processor
@@ -247,6 +256,7 @@ def _dtype() -> torch.dtype:
 
 
 def lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
+    """Return the adapter's configuration: all linear layers of the language model, none of the vision tower."""
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -267,7 +277,7 @@ def _common(
     tracker: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Arguments that both stages share. Raises ValueError for passes that cannot be shared among the devices."""
+    """Return the arguments of both stages' trainers. Raises ValueError where devices cannot share the passes evenly."""
     gpu, processes = PartialState().device.type == "cuda", PartialState().num_processes
     if accumulation % processes:
         raise ValueError(
@@ -284,26 +294,25 @@ def _common(
         "save_steps": save_steps,
         "save_total_limit": 1,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a loss that is no number must be seen (`StopWhenBroken`)
+        "logging_nan_inf_filter": False,  # `StopWhenBroken` must see a loss that is not finite
         "disable_tqdm": True,  # ReportProgress shows the bar
         "seed": seed,
         "data_seed": seed,
         "bf16": gpu,
         "activation_checkpointing": gpu,
         "dataloader_pin_memory": gpu,
-        "ddp_find_unused_parameters": False,  # what LoRA trains is used in every pass
+        "ddp_find_unused_parameters": False,  # every pass uses all that LoRA trains
     }
 
 
 def _run(trainer, processor, folder: Path, base: str | Path) -> pd.DataFrame:
-    """Train to the end, from the last checkpoint on; make of the final checkpoint what the stage leaves."""
+    """Train to the end, from the last checkpoint on, then write the adapter, the merged model and the log."""
     trainer.remove_callback(PrinterCallback)
-    output, together = Path(trainer.args.output_dir), trainer.accelerator.wait_for_everyone
+    output, wait_for_everyone = Path(trainer.args.output_dir), trainer.accelerator.wait_for_everyone
     last = _last_checkpoint(output)
     if last is None or not _is_final(last):  # resumed after its last step, transformers would take another one
-        with completions_only():
-            trainer.train(resume_from_checkpoint=last and str(last))
-        together()  # the final checkpoint is written
+        trainer.train(resume_from_checkpoint=last and str(last))
+        wait_for_everyone()  # the final checkpoint is written
         last = _last_checkpoint(output)
     assert last is not None  # the last step always writes one
     rows = [row for row in _state(last).log_history if "loss" in row]
@@ -315,20 +324,12 @@ def _run(trainer, processor, folder: Path, base: str | Path) -> pd.DataFrame:
         merge(base, folder, processor, _dtype())
         with replacing(folder / LOG) as new:
             log.to_csv(new, index=False)
-    together()
+    wait_for_everyone()
     return log
 
 
-def completions_only():
-    """Within it trl computes the output layer for tokens that have a label only, which it does by itself with Triton.
-
-    Elsewhere it computes it for the prompt too, most of the tokens here, and throws that away. Same losses.
-    """
-    return patch("trl.trainer.utils._use_triton", return_value=True)
-
-
 def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: `trainer_state.json` comes last. Others are written again."""
+    """Return the newest complete checkpoint: `trainer_state.json` is written last. Others are written again."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
         try:
             _state(checkpoint)
@@ -345,13 +346,3 @@ def _state(checkpoint: Path) -> TrainerState:
 def _is_final(checkpoint: Path) -> bool:
     state = _state(checkpoint)
     return state.global_step >= state.max_steps
-
-
-def keywords(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook's parameters say of `function`'s keyword arguments: LORA_RANK is lora_rank."""
-    known = {
-        name.upper(): name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    return {known[name]: value for name, value in parameters.items() if name in known}

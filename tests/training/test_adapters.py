@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmr5_lab.models.loading import load_model
-from mmr5_lab.training.adapters import PROBE, check_start, probe, start_of
+from mmr5_lab.training.adapters import PROBE, check_logits, probe, starting_point
 from mmr5_lab.training.stages import finished_log, train_grpo
 
 GRPO = {
@@ -41,7 +41,7 @@ def test_the_merged_model_is_the_base_with_the_adapter_for_plain_transformers_to
 
 @pytest.mark.parametrize("how", ["merge", "continue"])
 def test_rl_starts_with_the_logits_that_sft_ended_with(how, sft_run, sft, material, tmp_path):
-    model, adapter = start_of(sft_run, how)
+    model, adapter = starting_point(sft_run, how)
     assert (adapter is None) == (how == "merge")
     train_grpo(model, material.prompts, tmp_path, adapter=adapter, **GRPO)
     log = finished_log(tmp_path)
@@ -49,30 +49,30 @@ def test_rl_starts_with_the_logits_that_sft_ended_with(how, sft_run, sft, materi
     rank = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert rank == str(model)
     start, processor = load_model(model, adapter)
-    assert check_start(start, processor, adapter or model) < 1e-4
+    assert check_logits(start, processor, adapter or model) < 1e-4
 
 
 def test_another_base_or_a_second_merge_is_noticed(material, sft):
     base, processor = load_model(material.model)
     with pytest.raises(RuntimeError, match=r"logits that differ by .* another base, or an adapter that is missing"):
-        check_start(base, processor, sft / "adapter")
+        check_logits(base, processor, sft / "adapter")
     twice, _ = load_model(sft / "model", sft / "adapter")
     with pytest.raises(RuntimeError, match="merged twice"):
-        check_start(twice, processor, sft / "model")
-    assert check_start(base, processor, material.model) is None, "a base model has no probe"
+        check_logits(twice, processor, sft / "model")
+    assert check_logits(base, processor, material.model) is None, "a base model has no probe"
 
 
 def test_grpo_does_not_start_from_the_wrong_base(material, sft, tmp_path):
     wrong = tmp_path / "model"
     shutil.copytree(material.model, wrong)
     shutil.copy(sft / "model" / PROBE, wrong)
-    with pytest.raises(RuntimeError, match=f"the model that was loaded from {wrong} gives logits that differ"):
+    with pytest.raises(RuntimeError, match=f"the model loaded from {wrong} gives logits that differ"):
         train_grpo(wrong, material.prompts, tmp_path / "run", **GRPO)
 
 
 def test_an_unknown_way_to_hand_over_is_refused(sft_run):
-    with pytest.raises(ValueError, match="there is no hand-over 'add': choose one of merge, continue"):
-        start_of(sft_run, "add")
+    with pytest.raises(ValueError, match="SFT_ADAPTER is 'add': choose one of merge, continue"):
+        starting_point(sft_run, "add")
 
 
 def test_the_probe_leaves_a_model_in_the_state_it_was_in(tiny_model):

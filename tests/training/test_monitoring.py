@@ -15,9 +15,9 @@ from mmr5_lab.training.monitoring import (
     completions,
     first_right,
     groups,
+    logging_completions,
     rankings,
     tracker_options,
-    watched,
 )
 
 TEXTS = [
@@ -30,9 +30,9 @@ RIGHT = [[1], [3], [1], [2]]
 
 
 def logged():
-    """What `watched` hands to trl: figures and columns."""
+    """What `logging_completions` hands to trl: figures and columns."""
     figures, columns = {}, {}
-    paid = watched(rank_reward)(
+    earned = logging_completions(rank_reward)(
         TEXTS,
         positive_ids=RIGHT,
         num_candidates=[3] * 4,
@@ -42,7 +42,7 @@ def logged():
         log_metric=figures.__setitem__,
         log_extra=columns.__setitem__,
     )
-    assert paid == rank_reward(TEXTS, RIGHT, [3] * 4)
+    assert earned == rank_reward(TEXTS, RIGHT, [3] * 4)
     return figures, columns
 
 
@@ -62,9 +62,9 @@ def test_a_step_s_figures_tell_faults_and_likeness_to_the_input_order():
     assert figures["order/right_place"] == pytest.approx((1 + 3 + 1 + 2) / 4)
 
 
-def test_a_watched_reward_keeps_its_name_and_works_without_trl():
-    assert watched(rank_reward).__name__ == "rank_reward"
-    assert watched(rank_reward)(TEXTS, RIGHT, [3] * 4) == rank_reward(TEXTS, RIGHT, [3] * 4)
+def test_a_logging_completions_reward_keeps_its_name_and_works_without_trl():
+    assert logging_completions(rank_reward).__name__ == "rank_reward"
+    assert logging_completions(rank_reward)(TEXTS, RIGHT, [3] * 4) == rank_reward(TEXTS, RIGHT, [3] * 4)
 
 
 def table() -> pd.DataFrame:

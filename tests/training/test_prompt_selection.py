@@ -79,7 +79,7 @@ def test_prompts_are_kept_by_pass_rate_with_a_real_model(found, tiny_model, tmp_
     """A random model gets nothing right, and says so; prompts that were sampled before are taken as they are."""
     corpus, candidates = found
     options = {"max_completion": 4, "samples": 4}
-    with pytest.raises(ValueError, match=r"of \d+ prompts the model gets none right in some of 4 completions"):
+    with pytest.raises(ValueError, match=r"of \d+ prompts the model answers none rightly in some of 4 completions"):
         select_prompts(candidates[:2], corpus, "pass_rate", 2, tmp_path, tiny_model, **options)
     rows = [
         {"query_id": c.question["question_id"], "passes": k, "pages": c.pages} for k, c in enumerate(candidates[:5])

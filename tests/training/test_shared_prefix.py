@@ -10,8 +10,8 @@ from mmr5_lab.models.loading import load_model
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.traces.construction import rl_dataset, training_candidates
-from mmr5_lab.training import shared_prefix as shared_prompt
-from mmr5_lab.training.shared_prefix import SharedPromptGRPOTrainer, can_share
+from mmr5_lab.training import shared_prefix
+from mmr5_lab.training.shared_prefix import SharedPrefixGRPOTrainer, cannot_share
 from mmr5_lab.training.stages import lora
 
 SHARING = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -34,7 +34,7 @@ def paid(completions, **columns):
 
 def train(trainer_class, model, data, folder, **more):
     loaded, processor = load_model(model)
-    if trainer_class is SharedPromptGRPOTrainer:
+    if trainer_class is SharedPrefixGRPOTrainer:
         PageCache(loaded)
     arguments = GRPOConfig(
         output_dir=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_generations=4,
@@ -60,7 +60,7 @@ def train(trainer_class, model, data, folder, **more):
 def test_training_is_that_of_plain_trl(name, more, prompts, tmp_path):
     folder = save(name, tmp_path / "model")
     plain = train(GRPOTrainer, folder, prompts, tmp_path, **more)
-    shared = train(SharedPromptGRPOTrainer, folder, prompts, tmp_path, **more)
+    shared = train(SharedPrefixGRPOTrainer, folder, prompts, tmp_path, **more)
     assert shared[1] == plain[1], "other samples"
     for ours, theirs in zip(shared[0], plain[0], strict=True):
         for key in {"loss", "grad_norm", "reward", "kl", "entropy"} & theirs.keys():
@@ -75,7 +75,7 @@ def test_a_prompt_is_encoded_once_a_group(prompts, tmp_path):
     folder = save("qwen2_5_vl", tmp_path / "model")
     rows: list[tuple[int, int]] = []
 
-    class Counting(SharedPromptGRPOTrainer):
+    class Counting(SharedPrefixGRPOTrainer):
         def __init__(self, model, *args, **options):
             original = model.model.language_model.forward
 
@@ -92,11 +92,8 @@ def test_a_prompt_is_encoded_once_a_group(prompts, tmp_path):
     assert [shape[0] for shape in long[:5]] == [2, 1, 1, 1, 1]
 
 
-def test_other_models_train_as_with_plain_trl(prompts, tmp_path, monkeypatch):
-    folder = save("internvl", tmp_path / "model")
-    loaded, _ = load_model(folder)
-    assert not can_share(loaded)
+def test_a_kernel_without_masks_of_its_own_cannot_share(tmp_path, monkeypatch):
     eager, _ = load_model(save("qwen2_vl", tmp_path / "eager"), attention="eager")
-    assert can_share(eager)
-    monkeypatch.setattr(shared_prompt, "KERNELS", ())
-    assert not can_share(eager)
+    assert cannot_share(eager) is None
+    monkeypatch.setattr(shared_prefix, "KERNELS", ())
+    assert cannot_share(eager) == "the attention kernel eager takes no mask of its own, as  do"

@@ -1,5 +1,6 @@
 """Training on trl with a tiny random model: what is trained, what is kept, how a killed run goes on."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ import signal
 import pandas as pd
 import pytest
 import torch
+from helpers.architectures import save
 from helpers.material import SFT, Material
 from safetensors.torch import load_file
 from transformers import Trainer
@@ -88,6 +90,24 @@ def test_grpo_keeps_every_completion_with_its_parts_and_rewards(grpo):
     assert prompts[0::2] == prompts[1::2], "a group is one prompt in one order"
     no_answer = kept["faults"].map(lambda faults: "no_answer" in faults).groupby(kept["step"]).mean()
     assert log.set_index("step").loc[[1, 3, 5], "faults/no_answer"].tolist() == pytest.approx(no_answer.tolist())
+
+
+def test_without_shared_prefixes_grpo_trains_the_same(grpo, material, tmp_path, caplog):
+    log = train_grpo(material.model, material.prompts, tmp_path, share_prefix=False, **{**GRPO, "max_steps": 2})
+    columns = ["loss", "reward", "entropy", "answers/first_right"]
+    pd.testing.assert_frame_equal(log[columns], finished_log(grpo)[columns].head(2), atol=1e-4)
+    assert not caplog.records
+
+
+def test_a_model_that_cannot_share_prefixes_says_so_and_trains(material, tmp_path, caplog):
+    settings = {**GRPO, "max_steps": 1, "iterations": 1}
+    with caplog.at_level(logging.WARNING):
+        log = train_grpo(save("internvl", tmp_path / "model"), material.prompts, tmp_path / "run", **settings)
+    assert len(log) == 1
+    [message] = [record.message for record in caplog.records if record.name == training.__name__]
+    assert message.startswith(
+        "the model type internvl is not one of qwen2_vl, qwen2_5_vl, qwen3_vl: a prompt is encoded anew"
+    )
 
 
 def test_a_tracker_gets_what_the_log_has(grpo):
