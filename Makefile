@@ -3,16 +3,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+OLDEST ?= .venv-oldest
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help demo test lint lab site students clean
+.PHONY: help demo test test-oldest lint lab site students clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (passed to pip install)"
 
 demo: $(READY) ## the whole method on the miniature, then one HTML report
@@ -21,6 +22,16 @@ demo: $(READY) ## the whole method on the miniature, then one HTML report
 test: lint ## lint, then all tests
 	@echo "Running the tests..."
 	@$(BIN)/pytest
+
+# A requirement begins with its lower bound: `trl>=1.16,<1.17` is tested as `trl==1.16`.
+test-oldest: ## the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	@$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		needed = project["dependencies"] + project["optional-dependencies"]["dev"]; \
+		print(*(one.split(",")[0].replace(">=", "==") for one in needed), sep="\n")' > $(OLDEST)/requirements.txt
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+		-r $(OLDEST)/requirements.txt -e .
+	@$(OLDEST)/bin/python -m pytest
 
 lint: $(READY) ## ruff, mypy, import-linter and nbstripout; changes nothing
 	@echo "Checking style, types and notebooks..."
@@ -48,7 +59,7 @@ students: $(READY) ## the notebooks without their solutions, in build/students
 	@echo "Wrote build/students: copy its notebooks over notebooks/ in the students' checkout"
 
 clean: ## remove .venv, caches and build files; runs/ and data/ stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find mmr5_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Written last, so an installation that was interrupted is taken up again. An environment that works is kept.

@@ -67,7 +67,7 @@ def test_every_dependency_has_a_lower_bound():
 def test_make_help_lists_every_target():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {"demo", "test", "lab", "lint", "clean", "help"} <= make_targets()
-    assert set(re.findall(r"^  make (\w+)", shown, re.MULTILINE)) == make_targets()
+    assert set(re.findall(r"^  make ([\w-]+)", shown, re.MULTILINE)) == make_targets()
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -136,7 +136,10 @@ def test_notebook_is_committed_without_results(path):
 
 @each_notebook
 def test_notebook_cells_are_short(path):
+    """The parameters aside: they take a line each."""
     for number, cell in enumerate(cells(path, "code")):
+        if "parameters" in cell["metadata"].get("tags", []):
+            continue
         lines = len("".join(cell["source"]).splitlines())
         assert lines <= LONGEST_CELL, f"code cell {number} has {lines} lines"
 
