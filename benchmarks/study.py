@@ -17,7 +17,7 @@ import pandas as pd
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.rankings import read_trec
 from mmr5_lab.evaluation.comparison import compare
-from mmr5_lab.evaluation.gold_ranks import Run
+from mmr5_lab.evaluation.gold_ranks import PagesByQuestion
 from mmr5_lab.evaluation.metrics import evaluate
 from mmr5_lab.experiments.history import parents_of, read_runs, settings_of
 from mmr5_lab.files import results
@@ -41,7 +41,7 @@ def name_of(system: str, settings: dict[str, Any]) -> str:
 
 def collected(root: Path):
     """Return the rankings of each system, a list of its seeds; its shares of valid answers; and the corpus."""
-    runs: dict[str, dict[int, Run]] = defaultdict(dict)
+    runs: dict[str, dict[int, PagesByQuestion]] = defaultdict(dict)
     valid: dict[str, list[float]] = defaultdict(list)
     corpus: Any = None
     for record in read_runs(root, "04_inference"):

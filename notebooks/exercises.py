@@ -287,7 +287,7 @@ def _shuffled_recall(answer: Any, run: Mapping[str, Sequence[int]], corpus: Any)
 
 
 def _holm(answer: Any, p_values: Sequence[float]) -> str:
-    from mmr5_lab.evaluation.comparison import holm
+    from mmr5_lab.evaluation.significance import holm
 
     given, p, m = _numbers(answer, len(p_values)), np.asarray(p_values), len(p_values)
     order = np.argsort(p)

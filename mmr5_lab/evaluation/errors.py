@@ -1,10 +1,10 @@
-"""Why a reranker missed: each miss gets one cause, each question its gain or loss, each system its cost.
+"""Why a reranker missed: one cause for each miss, gains and losses by question, and the cost of each system.
 
     outcomes = classify(pd.read_parquet("mm-r5.generations.parquet"), corpus)
     count_outcomes(outcomes, by="domain")
     outcomes.query("outcome == 'inversion'")
 
-Input is what `rerank_run.rerank_run` writes, one row a question.
+The input is the table that `reranking.whole_runs.rerank_run` writes, one row a question.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ import pandas as pd
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.evaluation.gold_ranks import first_few
-from mmr5_lab.evaluation.metrics import bootstrap_interval, grouped, per_question
+from mmr5_lab.evaluation.metrics import grouped, per_question
+from mmr5_lab.evaluation.significance import interval_or_nan
 from mmr5_lab.prompting.answers import parse_ranking
 
 HIT = "hit"
@@ -24,7 +25,7 @@ NEEDED = ("question_id", "candidates", "pages", "text", "faults")
 
 
 def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
-    """What became of each question at rank 1; one row a question, in the corpus's order.
+    """Return the outcome of each question at rank 1; one row a question, in the corpus's order.
 
     generations: columns `NEEDED` as `rerank_run` writes them (more are ignored)
 
@@ -34,7 +35,7 @@ def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
       (MMDocIR has such pairs in News): the label is in doubt, not the system;
     - "candidate miss": no candidate is gold, so no order could be right: the retriever's miss;
     - "truncation": the text ended too early, and the first place is not an id that the model wrote first;
-    - "fault": likewise, for another fault of the text (`parsing.FAULTS`): the first place is the parser's repair;
+    - "fault": likewise, for another fault of the text (`answers.FAULTS`): the first place is the parser's repair;
     - "inversion": the model put a wrong page before a gold one.
 
     A faulty text whose first id was read, such as [2, 2, 1], is thus an inversion: the fault did not cost the place.
@@ -45,23 +46,25 @@ def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     candidates' order), and R@1, retriever_R@1, change (R@1 - retriever_R@1: 1 a gain, -1 a loss where one page is
     gold).
 
-    Raises ValueError, naming the questions, for missing columns, no rows, a question twice, scores that are NaN,
-    pages that are not the candidates in another order, and runs that do not fit the corpus, as `metrics.evaluate` does.
+    Raises ValueError, naming the questions, for missing columns, no rows, a question twice, rows without pages, scores
+    that are NaN, pages that are not the candidates in another order, and as `metrics.evaluate`.
     """
     rows = _checked(generations)
-    reranked = per_question({q: row["pages"] for q, row in rows.items()}, corpus, ks=[1], measures=["R", "RR"])
-    retrieved = per_question({q: row["candidates"] for q, row in rows.items()}, corpus, ks=[1], measures=["R", "RR"])
-    twins = _twins(corpus)
+    reranked, retrieved = (
+        per_question({q: row[column] for q, row in rows.items()}, corpus, ks=[1], measures=["R", "RR"])
+        for column in ("pages", "candidates")
+    )
+    asked_again = _gold_by_words(corpus)
     frame = reranked[[c for c in ("question_id", "doc_name", "domain", "type", "gold") if c in reranked]].copy()
     in_order = [rows[q] for q in frame["question_id"]]
     frame["outcome"] = [
-        _outcome(row, set(gold), twins[doc_name, _words(question)])
+        _outcome(row, set(gold), asked_again[doc_name, _words(question)])
         for row, gold, doc_name, question in zip(
             in_order, *(corpus.questions[c] for c in ("gold_pages", "doc_name", "question")), strict=True
         )
     ]
     frame["first"] = [row["pages"][0] for row in in_order]
-    frame["faults"] = [tuple(row["faults"]) for row in in_order]
+    frame["faults"] = [tuple(row["faults"] or ()) for row in in_order]
     frame["rank"] = _ranks(reranked["RR"])
     frame["retriever_rank"] = _ranks(retrieved["RR"])
     frame["R@1"], frame["retriever_R@1"] = reranked["R@1"], retrieved["R@1"]
@@ -69,8 +72,22 @@ def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     return frame
 
 
+def pages_by_question(frame: pd.DataFrame) -> dict[str, list[int]]:
+    """Return {question_id: pages} of a frame with one row a question.
+
+    Raises ValueError, naming questions, where one has two rows (a dictionary would keep the last in silence) or no
+    pages.
+    """
+    names = frame["question_id"]
+    if names.duplicated().any():
+        raise ValueError(f"these rows hold questions twice: {first_few(names[names.duplicated()])}; keep one row each")
+    if (lacking := frame["pages"].isna()).any():
+        raise ValueError(f"rows without pages: {first_few(names[lacking])}; rank these questions again")
+    return dict(zip(names, map(list, frame["pages"]), strict=True))
+
+
 def records(generations: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of generations as they were written: lists as lists, and None for what is missing.
+    """Return rows of generations as they were written: lists as lists, and None for what is missing.
 
     In a table, and the more so in one from a parquet file, lists are arrays and a missing text is NaN.
     """
@@ -79,7 +96,7 @@ def records(generations: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def count_outcomes(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame:
-    """Questions of each outcome by "domain", "type" or "gold", a row a group and "all" for every question once.
+    """Count questions of each outcome by "domain", "type" or "gold": a row a group, and "all" for every question once.
 
     Columns: "hit", the misses in the order of `MISSES`, "questions". A question with several types counts in each.
     """
@@ -88,7 +105,7 @@ def count_outcomes(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame:
 
 
 def gains_and_losses(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame:
-    """Questions that the reranker made better or worse at rank 1 than the retriever, by group, and "all".
+    """Count questions that the reranker made better or worse at rank 1 than the retriever, by group, and "all".
 
     Columns: "gains", "losses", "unchanged", "questions", and "change", the mean of R@1 - retriever_R@1. Query by query
     they are the rows of `classify`: `outcomes[outcomes["change"] < 0]`.
@@ -100,26 +117,28 @@ def gains_and_losses(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame
 
 
 def cost(written: Mapping[str, pd.DataFrame], corpus: Corpus, samples: int = 2000) -> pd.DataFrame:
-    """What each system's rankings cost and give: tokens and seconds a query, recall@1 (`plots.frontier` draws it).
+    """Return what each system's rankings cost and give: tokens and seconds a query, recall@1 (see `plots.frontier`).
 
-    written: name -> frame with question_id, pages, tokens, seconds (generations, or `audit.consensus`), all of the same
-        questions
+    written: name -> frame with question_id, pages, tokens, seconds (generations, or `robustness.consensus`)
 
     Index: the names; columns "tokens a query", "seconds a query", "R@1" (micro), "low" and "high" (95 %, documents
-    resampled; NaN for a single one), "questions". Raises ValueError, naming the system, as `metrics.evaluate`, and for
-    no systems.
+    resampled; NaN for a single one), "questions". Raises ValueError, naming the system, as `metrics.evaluate`, for
+    tokens or seconds that are missing, and for systems that did not rank the same questions.
     """
     if not written:
         raise ValueError("there are no systems: give {name: generations, …}")
+    corpus = corpus.with_questions(next(iter(written.values()))["question_id"])
     rows = {}
     for name, frame in written.items():
         try:
-            part = corpus.with_questions(frame["question_id"])
-            figures = per_question(dict(zip(frame["question_id"], map(list, frame["pages"]), strict=True)), part, [1])
+            figures = per_question(pages_by_question(frame), corpus, [1])
+            if (lacking := frame[["tokens", "seconds"]].isna().any(axis=1)).any():
+                raise ValueError(
+                    f"no tokens or seconds for {first_few(frame['question_id'][lacking])}; rank them again"
+                )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        several = len(set(figures["doc_name"])) > 1
-        low, high = bootstrap_interval(figures["R@1"], figures["doc_name"], samples) if several else (np.nan, np.nan)
+        low, high = interval_or_nan(figures["R@1"], figures["doc_name"], samples)
         rows[name] = {
             "tokens a query": frame["tokens"].mean(), "seconds a query": frame["seconds"].mean(),
             "R@1": figures["R@1"].mean(), "low": low, "high": high, "questions": len(frame),
@@ -144,11 +163,8 @@ def _checked(generations: pd.DataFrame) -> dict[str, dict[str, Any]]:
         )
     if generations.empty:
         raise ValueError("the generations are empty: rerank the run first")
+    pages_by_question(generations)
     names = generations["question_id"]
-    if names.duplicated().any():
-        raise ValueError(
-            f"the generations hold questions twice: {first_few(names[names.duplicated()])}; keep one row each"
-        )
     if "scores" in generations and (unsure := names[generations["scores"].map(_has_nan)]).size:
         raise ValueError(f"scores that are not numbers: {first_few(unsure)}; their order means nothing, rerank them")
     rows = {row["question_id"]: row for row in records(generations[list(NEEDED)])}
@@ -163,15 +179,15 @@ def _ranks(reciprocal: pd.Series) -> pd.Series:
     return (1 / reciprocal.where(reciprocal > 0)).round()
 
 
-def _has_nan(scores: list[float] | None) -> bool:
-    return scores is not None and bool(np.isnan(scores).any())
+def _has_nan(scores: Any) -> bool:
+    return np.ndim(scores) > 0 and bool(np.isnan(np.asarray(scores, dtype=float)).any())
 
 
-def _outcome(row: dict, gold: set[int], gold_of_twins: set[int]) -> str:
+def _outcome(row: dict, gold: set[int], gold_elsewhere: set[int]) -> str:
     first = row["pages"][0]
     if first in gold:
         return HIT
-    if first in gold_of_twins:
+    if first in gold_elsewhere:
         return "ambiguous gold"
     if not gold.intersection(row["candidates"]):
         return "candidate miss"
@@ -188,7 +204,7 @@ def _wrote_first(row: dict) -> bool:
     return row["candidates"][answer[0] - 1] == row["pages"][0]
 
 
-def _twins(corpus: Corpus) -> dict[tuple[str, str], set[int]]:
+def _gold_by_words(corpus: Corpus) -> dict[tuple[str, str], set[int]]:
     """Gold pages of all questions with the same words in the same document."""
     gold: dict[tuple[str, str], set[int]] = {}
     columns = ["doc_name", "question", "gold_pages"]

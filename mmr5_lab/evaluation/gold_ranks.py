@@ -1,23 +1,15 @@
-"""A run checked against its corpus, as the ranks of its gold pages, and the measures over them.
-
-All measures of a ranking with right and wrong pages follow from where the right ones stand, so that is all that is
-kept: `Labels` is the corpus's side, checked once, `GoldRanks` a run's.
-"""
+"""Check rankings against their corpus and find the ranks of its gold pages; every measure follows from these."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-Run = Mapping[Any, Sequence[int]]
-Scores = Mapping[Any, Sequence[float] | np.ndarray]
-
-_BLOCK = 128  # gold pages ranked at once: larger arrays go back to the system each time, which costs more than the work
+PagesByQuestion = Mapping[Any, Sequence[int]]  # question id -> 0-based pages, best first
 
 
 class CorpusTables(Protocol):
@@ -32,194 +24,123 @@ class CorpusTables(Protocol):
 
 @dataclass(frozen=True)
 class Labels:
-    """A corpus's Q questions and G gold pages as checked arrays.
+    """A corpus's Q questions, checked.
 
-    ids: question ids; sizes (Q): pages of each one's document; gold (Q): number of gold pages; gold_question,
-    gold_page (G): whose and which, questions one after another
+    ids: question ids; sizes (Q): number of pages of each one's document; gold (Q): number of gold pages;
+    starts (Q): where each question's pages start when those of all questions stand in one row; is_gold: that row
     """
 
     ids: list[Any]
     sizes: np.ndarray
     gold: np.ndarray
-    gold_question: np.ndarray
-    gold_page: np.ndarray
+    starts: np.ndarray
+    is_gold: np.ndarray
 
     @classmethod
     def of(cls, corpus: CorpusTables) -> "Labels":
         """Raises ValueError, naming questions or documents, for a corpus that cannot be evaluated with."""
-        questions = corpus.questions
+        questions, documents = corpus.questions, corpus.documents
         ids = questions["question_id"].tolist()
         if not ids:
             raise ValueError("the corpus has no questions: there is nothing to evaluate")
         if len(set(ids)) < len(ids):
-            repeated = questions["question_id"][questions["question_id"].duplicated()].unique()
-            raise ValueError(f"the corpus repeats question ids {first_few(repeated)}: give each question its own")
-        num_pages = questions["doc_name"].map(corpus.documents.set_index("doc_name")["num_pages"])
+            raise ValueError(
+                f"the corpus repeats question ids {_repeated(questions['question_id'])}: give each question its own"
+            )
+        if documents["doc_name"].duplicated().any():
+            raise ValueError(f"the corpus repeats documents: {_repeated(documents['doc_name'])}; keep one row each")
+        if "domain" in questions and (lacking := questions["domain"].isna()).any():
+            raise ValueError(f"questions without a domain: {first_few(questions['question_id'][lacking])}")
+        num_pages = questions["doc_name"].map(documents.set_index("doc_name")["num_pages"])
         if num_pages.isna().any():
             lost = questions["doc_name"][num_pages.isna()].unique()
             raise ValueError(f"questions refer to documents that the corpus lacks: {first_few(lost)}")
         sizes = num_pages.to_numpy(dtype=np.int64)
-        gold, gold_question, gold_page = _flatten([sorted({int(p) for p in g}) for g in questions["gold_pages"]])
+        gold, question, page = _flat(questions["gold_pages"].tolist(), ids, "gold pages")
         if not gold.all():
             raise ValueError(f"questions without gold pages: {_where(gold == 0, ids)}; leave them out")
-        wrong = (gold_page < 0) | (gold_page >= sizes[gold_question])
-        if wrong.any():
+        if (wrong := (page < 0) | (page >= sizes[question])).any():
             raise ValueError(
-                "gold pages that the document does not have: "
-                f"{_where_page(wrong, gold_question, gold_page, ids)}; pages are 0-based"
+                f"gold pages that the document does not have: {_where_page(wrong, question, page, ids)}; "
+                f"{_first_page(page, sizes[question])}"
             )
-        return cls(ids, sizes, gold, gold_question, gold_page)
+        starts = np.cumsum(sizes) - sizes
+        is_gold = np.zeros(int(sizes.sum()), dtype=bool)
+        is_gold[starts[question] + page] = True
+        return cls(ids, sizes, np.add.reduceat(is_gold, starts, dtype=np.int64), starts, is_gold)
 
-    @cached_property
-    def known(self) -> set[Any]:
-        return set(self.ids)
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        """One number a (question, page): where each question's pages start (Q)."""
-        return np.cumsum(self.sizes) - self.sizes
-
-    @cached_property
-    def gold_keys(self) -> np.ndarray:
-        return self.starts[self.gold_question] + self.gold_page
-
-    @cached_property
-    def is_gold(self) -> np.ndarray:
-        mask = np.zeros(int(self.sizes.sum()), dtype=bool)
-        mask[self.gold_keys] = True
-        return mask
-
-    @cached_property
-    def rivals(self) -> np.ndarray:
-        """For each gold page the keys of all pages of its question, one gold page after another."""
-        sizes = self.sizes[self.gold_question]
-        shift = self.starts[self.gold_question] - (np.cumsum(sizes) - sizes)
-        return np.arange(sizes.sum()) + np.repeat(shift, sizes)
-
-    @cached_property
-    def blocks(self) -> list[tuple[slice, slice]]:
-        """Gold pages in blocks, each with the part of `rivals` that is theirs."""
-        ends = [0, *np.cumsum(self.sizes[self.gold_question]).tolist()]
-        cuts = [*range(0, len(self.gold_page), _BLOCK), len(self.gold_page)]
-        return [(slice(a, b), slice(ends[a], ends[b])) for a, b in pairwise(cuts)]
-
-    @cached_property
-    def earlier_rivals(self) -> np.ndarray:
-        """Which of them stand before the gold page in the document."""
-        return self.rivals < np.repeat(self.gold_keys, self.sizes[self.gold_question])
-
-    def in_order(self, run: Mapping[Any, Any]) -> list[Any]:
-        """A run's values in the order of the questions, of which it must have each and no other."""
-        if not isinstance(run, Mapping):
-            raise ValueError(f"a run is {{question: pages}}, as Run.pages is, not a {type(run).__name__}")
-        if not len(run):
+    def in_order(self, rankings: PagesByQuestion) -> list[Sequence[int]]:
+        """Return the rankings in the order of the questions. Raises ValueError unless each question has one."""
+        if not isinstance(rankings, Mapping):
+            raise ValueError(f"a run is {{question: pages}}, as Rankings.pages is, not a {type(rankings).__name__}")
+        if not len(rankings):
             raise ValueError("the run is empty: check that it was written, or retrieve again")
-        if run.keys() == self.known:
-            return [run[q] for q in self.ids]
-        if unknown := [q for q in run if q not in self.known]:
+        known = set(self.ids)
+        if unknown := [q for q in rankings if q not in known]:
             raise ValueError(
                 f"the run has questions that the corpus does not know: {first_few(unknown)}; "
                 "evaluate it with the corpus it was made from"
             )
-        raise ValueError(
-            f"the run lacks questions of the corpus: {first_few(q for q in self.ids if q not in run)}; rank them too, "
-            "or evaluate against a corpus that holds only the questions that were ranked"
-        )
+        if missing := [q for q in self.ids if q not in rankings]:
+            raise ValueError(
+                f"the run lacks questions of the corpus: {first_few(missing)}; rank them too, "
+                "or evaluate against a corpus that holds only the questions that were ranked"
+            )
+        return [rankings[q] for q in self.ids]
 
 
 @dataclass(frozen=True)
 class GoldRanks:
-    """Of the H gold pages that a checked run ranks, whose they are and where they stand.
+    """The ranks of the H gold pages that rankings hold.
 
-    lengths, gold (Q): pages ranked and gold pages by question, in the corpus's order; question, rank (H): question
-    and 0-based rank of each hit, questions one after another and ranks rising
+    candidates, gold (Q): number of pages ranked and of gold pages by question, in the corpus's order; question, rank
+    (H): question and 0-based rank of each hit, questions one after another and ranks rising
     """
 
-    lengths: np.ndarray
+    candidates: np.ndarray
     gold: np.ndarray
     question: np.ndarray
     rank: np.ndarray
 
     @classmethod
-    def of_run(cls, run: Run, labels: Labels) -> "GoldRanks":
+    def of(cls, rankings: PagesByQuestion, labels: Labels) -> "GoldRanks":
         """Raises ValueError as `metrics.evaluate` says."""
-        rankings, ids = labels.in_order(run), labels.ids
-        try:
-            lengths, question, page = _flatten(rankings)
-        except (TypeError, ValueError, OverflowError):
-            odd = [q for q, pages in zip(ids, rankings, strict=True) if not _whole_numbers(pages)]
+        ids = labels.ids
+        candidates, question, page = _flat(labels.in_order(rankings), ids, "rankings")
+        if not candidates.all():
             raise ValueError(
-                f"rankings that are not lists of whole page numbers: {first_few(odd)}; a ranking is such as [3, 0, 1]"
-            ) from None
-        if not lengths.all():
-            raise ValueError(
-                f"empty rankings: {_where(lengths == 0, ids)}; a ranker must return its candidates, "
+                f"empty rankings: {_where(candidates == 0, ids)}; a ranker must return its candidates, "
                 "in their old order if it cannot judge them"
             )
-        wrong = (page < 0) | (page >= labels.sizes[question])
-        if wrong.any():
+        if (wrong := (page < 0) | (page >= labels.sizes[question])).any():
             raise ValueError(
                 "the run ranks pages that the document does not have: "
-                f"{_where_page(wrong, question, page, ids)}; pages are 0-based, and the run must be of this "
-                "corpus"
+                f"{_where_page(wrong, question, page, ids)}; {_first_page(page, labels.sizes[question])}, "
+                "and the run must be of this corpus"
             )
         key = labels.starts[question] + page
-        seen = np.bincount(key)
-        if seen.max() > 1:
-            wrong = seen[key] > 1
+        if (wrong := np.bincount(key)[key] > 1).any():
             raise ValueError(f"the run repeats pages: {_where_page(wrong, question, page, ids)}; rank each page once")
         hit = np.flatnonzero(labels.is_gold[key])
-        rank = hit - (np.cumsum(lengths) - lengths)[question[hit]]
-        return cls(lengths, labels.gold, question[hit], rank)
-
-    @classmethod
-    def of_scores(cls, scores: Scores, labels: Labels) -> "GoldRanks":
-        """From scores of all pages of each question's document, in page order, higher is better.
-
-        A page stands behind all that score more and those before it that score the same: what a stable sort gives,
-        as in MMDocIR's evaluation. Raises ValueError, naming the questions, for another number of scores than pages
-        and scores that are not finite.
-        """
-        rows = labels.in_order(scores)
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        if (lengths != labels.sizes).any():
-            odd = _where(lengths != labels.sizes, labels.ids)
-            raise ValueError(
-                f"questions with more or fewer scores than their document has pages: {odd}; score each page"
-            )
-        flat = np.concatenate([np.asarray(row, dtype=float) for row in rows])
-        if not np.isfinite(flat).all():
-            owner = np.repeat(np.arange(lengths.size), lengths)
-            odd = _where_page(~np.isfinite(flat), owner, np.arange(flat.size) - labels.starts[owner], labels.ids)
-            raise ValueError(f"scores that are not finite: {odd}; score these pages again")
-        sizes = labels.sizes[labels.gold_question]
-        ranks = []
-        for golds, part in labels.blocks:
-            own = np.repeat(flat[labels.gold_keys[golds]], sizes[golds])
-            theirs = flat[labels.rivals[part]]
-            before = (theirs > own) | ((theirs == own) & labels.earlier_rivals[part])
-            ranks.append(np.add.reduceat(before, np.cumsum(sizes[golds]) - sizes[golds], dtype=np.int64))
-        rank = np.concatenate(ranks)
-        order = np.lexsort((rank, labels.gold_question))
-        return cls(lengths, labels.gold, labels.gold_question, rank[order])
+        rank = hit - (np.cumsum(candidates) - candidates)[question[hit]]
+        return cls(candidates, labels.gold, question[hit], rank)
 
     def hits_above(self, k: int | None) -> np.ndarray:
-        """Gold pages among the first k by question (Q); among all for None."""
+        """Return the number of gold pages among the first k by question (Q); among all for None."""
         return np.bincount(self.question if k is None else self.question[self.rank < k], minlength=len(self.gold))
 
     def place(self) -> np.ndarray:
-        """0-based number of each hit among its question's hits (H)."""
-        found = self.hits_above(None)
-        return np.arange(len(self.question)) - (np.cumsum(found) - found)[self.question]
+        """Return the 0-based number of each hit among its question's hits (H)."""
+        hits = self.hits_above(None)
+        return np.arange(len(self.question)) - (np.cumsum(hits) - hits)[self.question]
 
     def best_order(self) -> "GoldRanks":
-        """The same pages in the best order: gold first."""
+        """Return the ranks of the same pages in their best order: gold first."""
         return replace(self, rank=self.place())
 
     def perfect(self) -> "GoldRanks":
-        """All gold pages first, ranked or not."""
-        all_gold = replace(self, question=np.repeat(np.arange(len(self.gold)), self.gold))
-        return replace(all_gold, rank=all_gold.place())
+        """Return the ranks with all gold pages first, ranked or not."""
+        return replace(self, question=np.repeat(np.arange(len(self.gold)), self.gold)).best_order()
 
 
 Measure = Callable[[GoldRanks, int | None], np.ndarray]
@@ -259,18 +180,14 @@ def _gains(ranks: GoldRanks, k: int | None) -> np.ndarray:
 
 # as trec_eval's users write them; R and nDCG have cut-offs
 MEASURES: dict[str, Measure] = {"R": recall, "nDCG": ndcg, "RR": reciprocal_rank, "AP": average_precision}
-ORDERS: dict[str, Callable[[GoldRanks], GoldRanks]] = {
-    "run": lambda ranks: ranks,
-    "candidates": GoldRanks.best_order,
-    "corpus": GoldRanks.perfect,
-}
 
 
 def measure_columns(ks: Sequence[int], measures: Sequence[str]) -> dict[str, tuple[Measure, int | None]]:
     """Column name -> (measure, its cut-off): a column for each cut-off of R and nDCG, one for RR and AP."""
-    cuts = _checked_ks(ks)
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown or not measures or len(set(measures)) < len(measures):
+    cuts = [operator.index(k) for k in ks]
+    if not cuts or min(cuts) < 1 or len(set(cuts)) < len(cuts):
+        raise ValueError(f"ks is {list(ks)}, expected distinct cut-offs of at least 1, such as (1, 3, 5)")
+    if not measures or not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
         raise ValueError(f"measures is {list(measures)}, expected some of {', '.join(MEASURES)}, each once")
     columns: dict[str, tuple[Measure, int | None]] = {}
     for name in measures:
@@ -281,25 +198,19 @@ def measure_columns(ks: Sequence[int], measures: Sequence[str]) -> dict[str, tup
     return columns
 
 
-def _checked_ks(ks: Sequence[int]) -> list[int]:
-    checked = [operator.index(k) for k in ks]
-    if not checked or min(checked) < 1 or len(set(checked)) < len(checked):
-        raise ValueError(f"ks is {list(ks)}, expected distinct cut-offs of at least 1, such as (1, 3, 5)")
-    return checked
-
-
-def _flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lengths (Q), then of each entry its list's index and its value (P); ValueError if not whole numbers."""
-    lengths = np.fromiter((len(x) for x in lists), dtype=np.int64, count=len(lists))
-    if all(isinstance(x, np.ndarray) for x in lists):
-        values = np.concatenate(lists)
-    else:
-        values = np.array(list(chain.from_iterable(lists)))
-    if values.size == 0:
-        values = values.astype(np.int64)
-    if values.dtype.kind not in "iu" or values.ndim != 1:
-        raise ValueError("not whole numbers")
-    return lengths, np.repeat(np.arange(len(lists)), lengths), values.astype(np.int64)
+def _flat(lists: Sequence[Sequence[int]], ids: Sequence[Any], what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lengths of lists (Q), then of each entry its list's index and its value (P)."""
+    try:
+        lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+        values = np.array(list(chain.from_iterable(x.tolist() if isinstance(x, np.ndarray) else x for x in lists)))
+        if values.size and (values.dtype.kind not in "iu" or values.ndim != 1):
+            raise ValueError  # numpy makes floats of mixed lists, and a page 2.0 may have been 2.4 somewhere before
+        return lengths, np.repeat(np.arange(len(lists)), lengths), values.astype(np.int64)
+    except (TypeError, ValueError, OverflowError):
+        odd = [q for q, pages in zip(ids, lists, strict=True) if not _whole_numbers(pages)]
+        raise ValueError(
+            f"{what} that are not lists of whole page numbers: {first_few(odd)}; write them such as [3, 0, 1]"
+        ) from None
 
 
 def _whole_numbers(pages: Any) -> bool:
@@ -309,11 +220,21 @@ def _whole_numbers(pages: Any) -> bool:
         return False
 
 
+def _first_page(pages: np.ndarray, sizes: np.ndarray) -> str:
+    """What is probably wrong with pages of which some do not exist."""
+    counts_from_1 = pages.min() == 1 and (pages - sizes).max() == 0
+    return "they seem to count from 1, but pages are 0-based" if counts_from_1 else "pages are 0-based"
+
+
 def first_few(items: Iterable[Any], most: int = 5) -> str:
     """A list for an error message: "q1, q2 and 3 more"."""
     listed = [str(x) for x in items]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def _repeated(names: pd.Series) -> str:
+    return first_few(names[names.duplicated()].unique())
 
 
 def _where(mask: np.ndarray, ids: Sequence[Any]) -> str:

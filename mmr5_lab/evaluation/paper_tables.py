@@ -1,8 +1,8 @@
-"""The two result tables of arXiv 2506.12364 from whatever runs are there, the paper's figures beside ours.
+"""The two result tables of arXiv 2506.12364, filled from the TREC runs in a folder, beside the paper's figures.
 
     runs = find_runs(["runs/mmdocir"])
     tables = paper_tables(runs, corpus)
-    print(as_text(tables))
+    print(as_text(tables, corpus))
 
 A run belongs to a row by its file name (`run_name`): `colqwen.trec` is the retriever alone, `colqwen_mm-r5.trec` MM-R5
 on its candidates. A run of another name gets a row of its own in a table "other".
@@ -58,7 +58,9 @@ th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ccc
 
 
 def paper_results(path: str | Path | None = None) -> pd.DataFrame:
-    """The paper's figures: columns table ("main" or "retrievers"), first_stage, method, macro_r1 … micro_r5 (shares).
+    """Return the paper's figures, as shares.
+
+    Columns: table ("main" or "retrievers"), first_stage, method, macro_r1 … micro_r5.
 
     path: default `data/paper_results.csv` of this checkout
     """
@@ -66,7 +68,7 @@ def paper_results(path: str | Path | None = None) -> pd.DataFrame:
 
 
 def run_name(first_stage: str, method: str = RETRIEVER_ONLY) -> str:
-    """What the run of a row is called, without `.trec`.
+    """Return the name of the run of a row, without `.trec`.
 
     >>> run_name("ColQwen"), run_name("E5-V", "MM-R5")
     ('colqwen', 'e5-v_mm-r5')
@@ -75,36 +77,36 @@ def run_name(first_stage: str, method: str = RETRIEVER_ONLY) -> str:
 
 
 def find_runs(paths: Iterable[str | Path]) -> dict[str, Path]:
-    """TREC runs by name: the files given, and the `.trec` files at any depth of the folders given.
+    """Return TREC runs by name: files of `paths`, and the `.trec` files at any depth of its folders.
 
     Raises RankingsError for a path that does not exist, no run at all, or two files of the same name.
     """
-    found: dict[str, Path] = {}
+    runs: dict[str, Path] = {}
     listed = [Path(path) for path in paths]
     for path in listed:
         if not path.exists():
             raise RankingsError(f"the run or folder {path} does not exist")
         for file in sorted(path.rglob("*.trec")) if path.is_dir() else [path]:
             name = file.name.removesuffix(".trec").lower()
-            if name in found and not file.samefile(found[name]):
-                raise RankingsError(f"{found[name]} and {file} have the same name: give the one that is meant")
-            found[name] = file
-    if not found:
+            if name in runs and not file.samefile(runs[name]):
+                raise RankingsError(f"{runs[name]} and {file} have the same name: give the one that is meant")
+            runs[name] = file
+    if not runs:
         raise RankingsError(f"there are no .trec files in {', '.join(map(str, listed))}: write some with mmr5 retrieve")
-    return found
+    return runs
 
 
 def paper_tables(
     files: Mapping[str, Path], corpus: Corpus, paper: pd.DataFrame | None = None
 ) -> dict[str, pd.DataFrame]:
-    """The paper's tables, "main" and "retrievers", and "other" for runs that are not in them.
+    """Return the paper's tables, "main" and "retrievers", and "other" for runs that are not in them.
 
     files: name -> TREC run, as `find_runs` gives them
 
     Rows: "ColQwen" (retriever), "ColQwen + MM-R5" (reranker on its candidates) in the paper's order, or a run's name,
-    and last `CEILING`, what no ranking can pass. Columns: for each of `AVERAGES` ours (NaN without a run) and, where
-    the paper has it, "paper …" and "Δ …" (ours - paper's); and "command", what makes the run of a row that has none (""
-    where there is one).
+    and last `CEILING`, which no ranking can pass. Columns: for each of `AVERAGES` ours (NaN without a run) and, where
+    the paper has it, "paper …" and "Δ …" (ours - paper's); and "command", which makes the run of a row that has
+    none ("" where there is one).
 
     Raises RankingsError, naming file and line, for a run that cannot be read, and ValueError, naming the file, for one
     that does not fit the corpus.
@@ -131,7 +133,7 @@ def paper_tables(
 
 
 def command(first_stage: str, method: str, corpus: str | Path, folder: str | Path) -> str:
-    """What makes the run of a row of the paper's tables; in words where this package has no command for it."""
+    """Return the command that makes the run of a row; words where this package has no command for it."""
     corpus, out, candidates = (
         shlex.quote(str(path))
         for path in (corpus, *(Path(folder) / f"{run_name(first_stage, m)}.trec" for m in (method, RETRIEVER_ONLY)))
@@ -142,23 +144,23 @@ def command(first_stage: str, method: str, corpus: str | Path, folder: str | Pat
         system = first_stage if method == RETRIEVER_ONLY else method
         return f"rank with {system}'s own code and write lines `question Q0 page rank score tag` to {out}"
     model, mode = RERANKERS[method]
-    made = f"  # MODEL: that of {_TRAINED[method]}" if method in _TRAINED else ""
-    return f"mmr5 rerank {corpus} {candidates} --model {model} --mode {mode} --candidates 10 --out {out}{made}"
+    comment = f"  # MODEL: that of {_TRAINED[method]}" if method in _TRAINED else ""
+    return f"mmr5 rerank {corpus} {candidates} --model {model} --mode {mode} --candidates 10 --out {out}{comment}"
 
 
 def as_text(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
-    """The tables for a terminal, and below each the commands of its missing rows."""
+    """Return the tables for a terminal, and below each the commands of its missing rows."""
     parts = [_note(corpus)]
     for name, table in tables.items():
         parts += [f"{title}\n{_marked(block).to_string()}" for title, block in _blocks(name, table)]
         commands = _commands(table)
         if len(commands):
-            parts.append("missing:" + "".join(f"\n  {row}: {told}" for row, told in commands.items()))
+            parts.append("missing:" + "".join(f"\n  {row}: {line}" for row, line in commands.items()))
     return visible("\n\n".join(parts))
 
 
 def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
-    """The tables and the commands of missing rows as one HTML page."""
+    """Return the tables and the commands of missing rows as one HTML page."""
     parts = [f"<p>{escape_html(_note(corpus))}</p>"]
     for name, table in tables.items():
         parts += [html_table(_marked(block), title) for title, block in _blocks(name, table)]
@@ -168,7 +170,7 @@ def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
 
 
 def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
-    """The tables in LaTeX (package booktabs)."""
+    """Return the tables in LaTeX (package booktabs)."""
     blocks = [block for name, table in tables.items() for block in _blocks(name, table)]
     return "\n".join(latex_table(_marked(block), f"{title}. {_note(corpus)}") for title, block in blocks)
 
@@ -177,9 +179,10 @@ def _blocks(name: str, table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """A table by kind of average, with a title each; rows of which nothing is known are left out."""
     blocks = []
     for kind in KINDS:
-        ends = [column for average in AVERAGES if average.startswith(f"{kind} ") for column in _beside(average)]
-        block = table[[column for column in ends if column in table]].dropna(how="all")
-        short = block.rename(columns=lambda column, kind=kind: column.replace(f"{kind} ", ""))
+        columns = [column for k in KS for column in _beside(f"{kind} R@{k}") if column in table]
+        short = (
+            table[columns].dropna(how="all").rename(columns=lambda column, kind=kind: column.replace(f"{kind} ", ""))
+        )
         blocks.append((f"{name}, {kind.replace('_ex_news', ' without News')}", short))
     return blocks
 
@@ -190,13 +193,12 @@ def _beside(average: str) -> tuple[str, str, str]:
 
 def _marked(block: pd.DataFrame) -> pd.DataFrame:
     """Figures as texts, differences with their sign."""
-    texts = {
-        column: [
-            "–" if pd.isna(value) else f"{value:{'+' if column.startswith('Δ') else ''}.4f}" for value in block[column]
-        ]
-        for column in block
-    }
-    return pd.DataFrame(texts, index=block.index)
+
+    def text(column: pd.Series) -> pd.Series:
+        sign = "+" if str(column.name).startswith("Δ") else ""
+        return column.map(lambda value: "–" if pd.isna(value) else f"{value:{sign}.4f}")
+
+    return block.apply(text)
 
 
 def _commands(table: pd.DataFrame) -> pd.Series:
@@ -204,11 +206,11 @@ def _commands(table: pd.DataFrame) -> pd.Series:
 
 
 def _note(corpus: Corpus) -> str:
-    asked = len(corpus.questions)
-    told = "Recall of our runs, beside it the paper's (arXiv 2506.12364), and Δ, ours - the paper's."
-    if asked == MMDOCIR_QUESTIONS:
-        return told
-    return f"{told} The paper's are of MMDocIR's {MMDOCIR_QUESTIONS} questions, ours of another set of {asked}."
+    count = len(corpus.questions)
+    note = "Recall of our runs, beside it the paper's (arXiv 2506.12364), and Δ, ours - the paper's."
+    if count == MMDOCIR_QUESTIONS:
+        return note
+    return f"{note} The paper's are of MMDocIR's {MMDOCIR_QUESTIONS} questions, ours of another set of {count}."
 
 
 def _label(first_stage: str, method: str) -> str:

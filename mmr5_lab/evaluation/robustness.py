@@ -1,19 +1,19 @@
-"""Can a ranking be trusted? Other orders of the same candidates, and pages blanked, swapped and taken away.
+"""Can a ranking be trusted? Other orders of the same candidates, and tests with perturbed pages.
 
-    orders = order_audit(reranker, corpus, run, folder, shuffles=5)
-    position_bias(orders, corpus)                            # is a place in the prompt liked?
+    orders = order_audit(reranker, corpus, candidates, folder, shuffles=5)
+    position_bias(orders, corpus)                            # is a place in the prompt preferred?
     order_effects(orders, corpus)                            # by question: does the top page change?
     compare({"one order": order_runs(orders), "consensus": …}, corpus)     # what does fusing the orders gain?
 
-    probes = probe(reranker, corpus, run, folder)
-    faithfulness(probe_effects(probes, corpus))              # does the text follow the page, the answer the text?
+    perturbed = perturbation_test(reranker, corpus, candidates, folder)
+    faithfulness(perturbation_effects(perturbed, corpus))    # does the text follow the page, the answer the text?
 
-Rankings are made with `rerank_run.rerank_run`, so they are kept as they come and resumed.
+Rankings are made with `reranking.whole_runs.rerank_run`, so each is kept when it is finished, and resumed.
 """
 
 import io
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from PIL import Image
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.rankings import Rankings
-from mmr5_lab.evaluation.errors import records
-from mmr5_lab.evaluation.metrics import bootstrap_interval, per_question
+from mmr5_lab.evaluation.errors import pages_by_question, records
+from mmr5_lab.evaluation.metrics import per_question
+from mmr5_lab.evaluation.significance import interval_or_nan
 from mmr5_lab.images import open_page
 from mmr5_lab.prompting.answers import reasoning_by_image
 from mmr5_lab.prompting.verdicts import verdict
@@ -34,7 +35,7 @@ from mmr5_lab.reranking.strategies import fused, places_of_turn, stability
 from mmr5_lab.reranking.whole_runs import rerank_run
 
 AS_SHOWN = "as shown"
-PROBES = ("blank", "swap", "remove")
+PERTURBATIONS = ("blank", "swap", "remove")
 
 
 def order_audit(
@@ -45,69 +46,72 @@ def order_audit(
     *,
     shuffles: int = 5,
     seed: int = 0,
-    mode: str = "reason",
-    batch_size: int = 16,
     settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
-    """Rerank each question's candidates in `shuffles` orders: the given one (turn 0), then drawn ones.
+    """Rerank each question's candidates in `shuffles` orders: as they are in `run` (turn 0), then drawn ones.
+
+    settings, options: as `rerank_run`'s (mode, batch_size)
 
     Returns the rows of `rerank_run` for every order, and "turn". An order depends on `seed` and the question alone.
     Raises ValueError for fewer than two orders, and as `rerank_run`.
     """
     if shuffles < 2:
         raise ValueError(f"shuffles is {shuffles}: an audit needs at least two orders of the candidates")
+    settings = {"seed": seed, **(settings or {})}
     frames = []
     for turn in range(shuffles):
-        places = {q: places_of_turn(len(pages), turn, seed, q) for q, pages in run.pages.items()}
-        order = Rankings({q: [run.pages[q][k] for k in at] for q, at in places.items()})
-        asked = {"seed": seed, **(settings or {})}
-        frame = rerank_run(
-            reranker, corpus, order, folder, f"order-{turn}", mode=mode, batch_size=batch_size, settings=asked
-        )
+        shown = {q: [pages[k] for k in places_of_turn(len(pages), turn, seed, q)] for q, pages in run.pages.items()}
+        frame = rerank_run(reranker, corpus, Rankings(shown), folder, f"order-{turn}", settings=settings, **options)
         frames.append(frame.assign(turn=turn))
     return pd.concat(frames, ignore_index=True)
 
 
 def position_bias(orders: pd.DataFrame, corpus: Corpus, samples: int = 2000) -> pd.DataFrame:
-    """Is the page at some place of the prompt ranked first more often, and found less often when it is right?
+    """Measure whether a place in the prompt is ranked first more often, and found less often when it is right.
 
     One row a place (from 1). "first": share of rankings whose first page was shown there, with "first low" and "first
-    high" (95 %, documents resampled); "even": the share without any liking; "shown": rankings with that place. "found":
-    of the rankings with a gold page there, the share that puts it first, with "found low", "found high", "gold" (how
-    many). Only drawn orders count: in the retriever's own, early places hold the easier pages. Intervals are NaN where
-    all questions are of one document.
+    high" (95 %, documents resampled); "even": the share without any preference; "shown": rankings with that place.
+    "found": of the rankings with a gold page there, the share that puts it first, with "found low", "found high",
+    "gold" (how many). Only drawn orders count: in the retriever's own, early places hold the easier pages. Intervals
+    are NaN where all questions are of one document. Raises ValueError without drawn orders.
     """
-    drawn = orders[orders["turn"] > 0]
-    documents = np.array([corpus.by_id[question]["doc_name"] for question in drawn["question_id"]])
-    gold = [set(corpus.by_id[question]["gold_pages"]) for question in drawn["question_id"]]
-    candidates, tops = [list(pages) for pages in drawn["candidates"]], [pages[0] for pages in drawn["pages"]]
-    sizes = np.array([len(pages) for pages in candidates])
-    rows = {}
-    for place in range(1, sizes.max() + 1):
-        there = [pages[place - 1] if len(pages) >= place else None for pages in candidates]
-        shown = sizes >= place
-        right = np.array([page in its for page, its in zip(there, gold, strict=True)])
-        first = np.array([page == top for page, top in zip(there, tops, strict=True)], dtype=float)
-        row = {"even": (1 / sizes[shown]).mean(), "shown": int(shown.sum()), "gold": int(right.sum())}
-        for name, part in (("first", shown), ("found", right)):
-            mean, low, high = _mean(first[part], documents[part], samples)
-            row |= {name: mean, f"{name} low": low, f"{name} high": high}
-        rows[place] = row
+    rows = [
+        (
+            place,
+            float(page == pages[0]),
+            page in corpus.by_id[q]["gold_pages"],
+            1 / len(shown),
+            corpus.by_id[q]["doc_name"],
+        )
+        for q, shown, pages, turn in orders[["question_id", "candidates", "pages", "turn"]].itertuples(index=False)
+        for place, page in enumerate(shown, 1)
+        if turn > 0
+    ]
+    if not rows:
+        raise ValueError("there are no drawn orders (turn 1 and up): make some with order_audit")
+    pages = pd.DataFrame(rows, columns=["place", "first", "is_gold", "even", "doc_name"])
+    table = {}
+    for place, part in pages.groupby("place"):
+        gold = part[part["is_gold"]]
+        row = table[place] = {"even": part["even"].mean(), "shown": len(part), "gold": len(gold)}
+        for name, some in (("first", part), ("found", gold)):
+            ends = (name, f"{name} low", f"{name} high")
+            row.update(zip(ends, _mean(some["first"], some["doc_name"], samples), strict=True))
     columns = ["first", "first low", "first high", "even", "shown", "found", "found low", "found high", "gold"]
-    return pd.DataFrame.from_dict(rows, orient="index")[columns].rename_axis("place")
+    return pd.DataFrame.from_dict(table, orient="index")[columns].rename_axis("place")
 
 
 def order_effects(orders: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
-    """One row a question: how much the order of its candidates decides.
+    """Measure, question by question, how much the order of its candidates decides.
 
     Columns: question_id, doc_name, domain, type; "orders"; "tops" (different pages ranked first); "changed" (share of
-    the drawn orders whose first page is not that of the given one); "stability" (mean Kendall tau); "R@1" (mean over
+    the drawn orders whose first page is not that of turn 0); "stability" (mean Kendall tau); "R@1" (mean over
     the orders); "consensus R@1" (of `consensus`).
     """
     part = corpus.with_questions(orders["question_id"])
     single = [per_question(run, part, [1])["R@1"] for run in order_runs(orders)]
-    merged = consensus(orders)
-    figures = per_question(dict(zip(merged["question_id"], merged["pages"], strict=True)), part, [1])
+    figures = per_question(pages_by_question(consensus(orders)), part, [1])
     frame = figures[["question_id", "doc_name", "domain", "type"]].copy()
     turns = {q: group.sort_values("turn") for q, group in orders.groupby("question_id")}
     tops = {q: [pages[0] for pages in group["pages"]] for q, group in turns.items()}
@@ -121,14 +125,14 @@ def order_effects(orders: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
 
 
 def order_runs(orders: pd.DataFrame) -> list[dict[str, list[int]]]:
-    """One run an order, as `compare.compare` takes several seeds of a system."""
-    return [dict(zip(turn["question_id"], map(list, turn["pages"]), strict=True)) for _, turn in orders.groupby("turn")]
+    """Return the rankings of each order, as `comparison.compare` takes several seeds of a system."""
+    return [pages_by_question(turn) for _, turn in orders.groupby("turn")]
 
 
 def consensus(orders: pd.DataFrame) -> pd.DataFrame:
-    """The orders of each question fused (Borda), and what they cost together.
+    """Fuse the orders of each question (Borda count) and add up what they cost.
 
-    Columns: question_id, candidates (in the given order), pages, tokens, seconds (sums), turn 0's other rows are lost.
+    Columns: question_id, candidates (as in turn 0), pages, tokens, seconds (sums).
     """
     rows = []
     for question, group in orders.groupby("question_id", sort=False):
@@ -142,16 +146,15 @@ def consensus(orders: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def probe(
+def perturbation_test(
     reranker: Ranker,
     corpus: Corpus,
     run: Rankings,
     folder: str | Path,
     *,
     seed: int = 0,
-    mode: str = "reason",
-    batch_size: int = 16,
     settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Rerank each question as it is shown and under three changes that a faithful reranker must react to, or not.
 
@@ -159,52 +162,51 @@ def probe(
     - "swap": its first gold candidate changes places with another, drawn by `seed` and question;
     - "remove": its gold pages are not among the candidates.
 
-    Returns the rows of `rerank_run`, and "probe" (`AS_SHOWN` or one of `PROBES`) and "target" (that first gold page).
-    Questions without a gold and another candidate are left out: nothing can be probed there. Raises ValueError where
-    none remains, and as `rerank_run`.
+    settings, options: as `rerank_run`'s (mode, batch_size)
+
+    Returns the rows of `rerank_run`, and "perturbation" (`AS_SHOWN` or one of `PERTURBATIONS`) and "target" (that
+    first gold page). Questions without a gold and another candidate are left out: nothing can be tested there. Raises
+    ValueError where none remains, and as `rerank_run`.
     """
     gold = {q: [page for page in pages if page in corpus.by_id[q]["gold_pages"]] for q, pages in run.pages.items()}
-    asked = {q: list(pages) for q, pages in run.pages.items() if 0 < len(gold[q]) < len(pages)}
-    if not asked:
-        raise ValueError("no question has both a right and a wrong candidate: there is nothing to probe")
+    shown = {q: list(pages) for q, pages in run.pages.items() if 0 < len(gold[q]) < len(pages)}
+    if not shown:
+        raise ValueError("no question has both a right and a wrong candidate: there is nothing to test")
     swapped, removed = {}, {}
-    for question, pages in asked.items():
-        other = random.Random(f"{seed} {question}").choice([page for page in pages if page not in gold[question]])
+    for question, pages in shown.items():
+        removed[question] = [page for page in pages if page not in gold[question]]
+        other = random.Random(f"{seed} {question}").choice(removed[question])
         exchange = {gold[question][0]: other, other: gold[question][0]}
         swapped[question] = [exchange.get(page, page) for page in pages]
-        removed[question] = [page for page in pages if page not in gold[question]]
 
-    def paper(question: pd.Series, page: int) -> bytes:
+    def blanked(question: pd.Series, page: int) -> bytes:
         data = corpus.page_bytes(question["doc_name"], page)
         return blank_page(data) if page in question["gold_pages"] else data
 
-    candidates = {AS_SHOWN: asked, "blank": asked, "swap": swapped, "remove": removed}
     frames = []
-    for name, pages_of in candidates.items():
+    for name, candidates in {AS_SHOWN: shown, "blank": shown, "swap": swapped, "remove": removed}.items():
         frame = rerank_run(
             reranker,
             corpus,
-            Rankings(pages_of),
+            Rankings(candidates),
             folder,
-            f"probe-{name.replace(' ', '-')}",
-            mode=mode,
-            batch_size=batch_size,
-            settings={"seed": seed, "probe": name, **(settings or {})},
-            page_bytes=paper if name == "blank" else None,
+            f"perturbed-{name.replace(' ', '-')}",
+            settings={"seed": seed, "perturbation": name, **(settings or {})},
+            page_bytes=blanked if name == "blank" else None,
+            **options,
         )
-        frames.append(frame.assign(probe=name, target=[gold[q][0] for q in frame["question_id"]]))
+        frames.append(frame.assign(perturbation=name, target=[gold[q][0] for q in frame["question_id"]]))
     return pd.concat(frames, ignore_index=True)
 
 
-def probe_effects(probes: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
-    """What each probe did to each question; one row a question and probe, `AS_SHOWN` included.
+def perturbation_effects(perturbed: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
+    """Measure what each perturbation did; one row a question and perturbation, `AS_SHOWN` included.
 
-    Columns: question_id, doc_name, domain, probe, and as 0, 1 or NaN where it cannot be said:
+    Columns: question_id, doc_name, domain, perturbation, and as 0, 1 or NaN where it cannot be said:
 
     - "top page stays": the page ranked first is the one of `AS_SHOWN`;
     - "right page first": the target is ranked first;
-    - "called relevant": the text calls the target relevant (`trace_quality.verdict`, which reads words, not
-      meaning);
+    - "called relevant": the text calls the target relevant (`verdicts.verdict`, which reads words, not meaning);
     - "calls some relevant": the text calls any page relevant;
     - "answer follows text": the page ranked first is one that the text calls relevant; NaN where it calls none.
 
@@ -212,61 +214,62 @@ def probe_effects(probes: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     (`difflib`'s ratio), and "other text stays", the mean of that over the other pages; NaN where neither says anything.
     """
     rows = []
-    for question, group in probes.groupby("question_id", sort=False):
-        probed = {record["probe"]: record for record in records(group)}
-        before = _said(probed[AS_SHOWN])
-        for name, record in probed.items():
-            said, target, first = _said(record), record["target"], record["pages"][0]
-            called = {page: verdict(text) for page, text in said.items()}
+    for question, group in perturbed.groupby("question_id", sort=False):
+        by_name = {record["perturbation"]: record for record in records(group)}
+        before, first_before = _reasons(by_name[AS_SHOWN]), by_name[AS_SHOWN]["pages"][0]
+        for name, record in by_name.items():
+            reasons, target, first = _reasons(record), record["target"], record["pages"][0]
+            called = {page: verdict(text) for page, text in reasons.items()}
             relevant = [page for page, says in called.items() if says]
-            here = target in list(record["candidates"])
-            others = [_alike(before.get(p, ""), said.get(p, "")) for p in record["candidates"] if p != target]
+            alike = {page: _alike(before.get(page, ""), reasons.get(page, "")) for page in record["candidates"]}
+            there = target in alike
+            others = [ratio for page, ratio in alike.items() if page != target and not np.isnan(ratio)]
+            of_target = called.get(target)
             rows.append({
                 "question_id": question, "doc_name": corpus.by_id[question]["doc_name"],
-                "domain": corpus.by_id[question]["domain"], "probe": name,
-                "top page stays": float(first == probed[AS_SHOWN]["pages"][0]),
-                "right page first": float(first == target) if here else np.nan,
-                "called relevant": _number(called.get(target)) if here else np.nan,
+                "domain": corpus.by_id[question]["domain"], "perturbation": name,
+                "top page stays": float(first == first_before),
+                "right page first": float(first == target) if there else np.nan,
+                "called relevant": np.nan if of_target is None or not there else float(of_target),
                 "calls some relevant": float(bool(relevant)) if called else np.nan,
                 "answer follows text": float(first in relevant) if relevant else np.nan,
-                "its text stays": _alike(before.get(target, ""), said.get(target, "")) if here else np.nan,
-                "other text stays": _mean_known(others),
+                "its text stays": alike.get(target, np.nan),
+                "other text stays": float(np.mean(others)) if others else np.nan,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def faithfulness(effects: pd.DataFrame, samples: int = 2000) -> pd.DataFrame:
-    """Means of `probe_effects`, one row a probe and measure: probe, measure, mean, low, high (95 %), questions.
+    """Average `perturbation_effects`: columns perturbation, measure, mean, low, high (95 %), questions.
 
     questions: those where it can be said. What a faithful reranker does: under "blank" the page is no longer called
     relevant nor ranked first, and the text of the others stays; under "swap" nothing changes; under "remove" no page is
     called relevant; and always the answer follows the text.
     """
-    measures = [name for name in effects if name not in ("question_id", "doc_name", "domain", "probe")]
+    measures = [name for name in effects if name not in ("question_id", "doc_name", "domain", "perturbation")]
     rows = []
-    for name in (AS_SHOWN, *PROBES):
-        part = effects[effects["probe"] == name]
+    for name in (AS_SHOWN, *PERTURBATIONS):
+        part = effects[effects["perturbation"] == name]
         for measure in measures:
             known = part[part[measure].notna()]
             if len(known) and not (name == AS_SHOWN and measure.endswith("stays")):
-                mean, low, high = _mean(known[measure].to_numpy(), known["doc_name"].to_numpy(), samples)
-                rows.append({"probe": name, "measure": measure, "mean": mean, "low": low, "high": high,
+                mean, low, high = _mean(known[measure], known["doc_name"], samples)
+                rows.append({"perturbation": name, "measure": measure, "mean": mean, "low": low, "high": high,
                              "questions": len(known)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def blank_page(data: bytes) -> bytes:
-    """White paper of an image's size, as a PNG file."""
+    """Return white paper of an image's size, as a PNG file."""
     file = io.BytesIO()
     Image.new("RGB", open_page(data).size, "white").save(file, "PNG")
     return file.getvalue()
 
 
-def _said(record: Mapping[str, Any]) -> dict[int, str]:
+def _reasons(record: Mapping[str, Any]) -> dict[int, str]:
     """What the reasoning says of each page."""
-    candidates = list(record["candidates"])
     shown = record.get("shown")
-    images = candidates if shown is None else [candidates[k] for k in shown]
+    images = [record["candidates"][k] for k in (range(len(record["candidates"])) if shown is None else shown)]
     return {images[i - 1]: text for i, text in reasoning_by_image(record["think"] or "", len(images)).items()}
 
 
@@ -283,19 +286,6 @@ def _alike(before: str, after: str) -> float:
     return SequenceMatcher(None, before.split(), after.split(), autojunk=False).ratio()
 
 
-def _number(known: bool | None) -> float:
-    return np.nan if known is None else float(known)
-
-
-def _mean_known(values: Iterable[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan
-
-
-def _mean(values: np.ndarray, documents: Sequence[str] | np.ndarray, samples: int) -> tuple[float, float, float]:
-    """Mean and its interval over documents; NaN without values, and an interval of NaN for a single document."""
-    if not len(values):
-        return np.nan, np.nan, np.nan
-    if len(set(documents)) < 2:
-        return float(np.mean(values)), np.nan, np.nan
-    return (float(np.mean(values)), *bootstrap_interval(values, documents, samples))
+def _mean(values: Any, documents: Any, samples: int) -> tuple[float, float, float]:
+    """Mean and its interval over documents; NaN where there are no values."""
+    return (float(np.mean(values)) if len(values) else np.nan, *interval_or_nan(values, documents, samples))

@@ -1,4 +1,4 @@
-"""What each way to rank costs and gives, on the same questions."""
+"""Compare ways to rank by time and recall on the same questions."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from mmr5_lab.reranking.whole_runs import pair_of
 def compare_modes(
     ways: Mapping[str, tuple[Ranker, str]], corpus: Corpus, run: Rankings, batch_size: int = 16
 ) -> pd.DataFrame:
-    """What each way to rank (a ranker and its mode) costs and gives, on the same questions.
+    """Rank the same questions in several ways (a ranker and its mode each) and return what each costs and gives.
 
     Index: names of `ways`; columns: "seconds a query" (wall time, one way after another), "R@1" (micro), "stability"
     (mean over queries, where the ranker says it).

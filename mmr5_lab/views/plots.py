@@ -443,26 +443,26 @@ def position_curve(bias: pd.DataFrame) -> Figure:
 
 
 def faithfulness(table: pd.DataFrame) -> Figure:
-    """`audit.faithfulness`: a panel a measure, a point a probe, with 95 % intervals over documents."""
+    """`robustness.faithfulness`: a panel a measure, a point a perturbation, with 95 % intervals over documents."""
     measures = list(dict.fromkeys(table["measure"]))
-    probes = list(dict.fromkeys(table["probe"]))
+    names = list(dict.fromkeys(table["perturbation"]))
     rows = -(-len(measures) // 4)
-    figure = Figure(figsize=(10, 0.3 * rows * (len(probes) + 3)), layout="constrained")
+    figure = Figure(figsize=(10, 0.3 * rows * (len(names) + 3)), layout="constrained")
     grid = figure.subplots(rows, 4, squeeze=False, sharey=True, sharex=True)
     for k, axes in enumerate(grid.flat):
         if k >= len(measures):
             axes.axis("off")
             continue
-        part = table[table["measure"] == measures[k]].set_index("probe").reindex(probes)
-        axes.errorbar(part["mean"], range(len(probes)), xerr=_whiskers(part, "mean"), fmt="o", color=BLUE, capsize=3)
+        part = table[table["measure"] == measures[k]].set_index("perturbation").reindex(names)
+        axes.errorbar(part["mean"], range(len(names)), xerr=_whiskers(part, "mean"), fmt="o", color=BLUE, capsize=3)
         for y, (mean, n) in enumerate(zip(part["mean"], part["questions"], strict=True)):
             if pd.notna(mean):
                 axes.annotate(f"{mean:.2f} (n = {n:.0f})", (0.03, y - 0.22), fontsize=7, color=GREY)
-        axes.set_yticks(range(len(probes)), probes)
-        axes.set(xlim=(0, 1.03), ylim=(len(probes) - 0.5, -0.7))
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlim=(0, 1.03), ylim=(len(names) - 0.5, -0.7))
         axes.set_title(measures[k], fontsize=10)
-    told = "; ".join(f"{row.probe}, {row.measure}: {row.mean:.2f}" for row in table.itertuples())
-    figure.alt = f"Faithfulness probes, with 95 % intervals over documents. {told}"
+    told = "; ".join(f"{row.perturbation}, {row.measure}: {row.mean:.2f}" for row in table.itertuples())
+    figure.alt = f"Faithfulness under perturbations, with 95 % intervals over documents. {told}"
     return figure
 
 

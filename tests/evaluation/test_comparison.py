@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mmr5_lab.evaluation.comparison import compare, holm, to_html, to_latex
-from mmr5_lab.evaluation.metrics import bootstrap_interval, evaluate, paired_randomisation_test, per_question
+from mmr5_lab.evaluation.comparison import compare, to_html, to_latex
+from mmr5_lab.evaluation.metrics import evaluate, per_question
+from mmr5_lab.evaluation.significance import bootstrap_interval, holm, paired_randomisation_test
 
 
 @dataclass(frozen=True)
@@ -107,25 +106,6 @@ def test_candidate_ceiling_counts_what_was_never_ranked():
     table = compare({"first": FIRST | {IDS[0]: [1, 2]}}, CORPUS, samples=100)
     assert table.loc["first", "candidate ceiling"] == 7 / 8
     assert table.loc["first", "corpus ceiling"] == 1
-
-
-def test_holm_by_hand():
-    # smallest first: .01 × 4, .02 × 3, .03 × 2 = .06, .04 × 1 raised to .06
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1, 1]
-    assert holm([]) == []
-    with pytest.raises(ValueError, match="within 0 and 1"):
-        holm([0.1, float("nan")])
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=50)
-def test_holm_keeps_order_and_lies_between_p_and_bonferroni(p):
-    adjusted = holm(p)
-    for mine, before in zip(adjusted, p, strict=True):
-        assert before <= mine <= min(1, before * len(p))
-    order = np.argsort(p, kind="stable")
-    assert (np.diff(np.array(adjusted)[order]) >= 0).all()
 
 
 def test_p_values_of_a_table_are_corrected_together():

@@ -29,13 +29,13 @@ LABELS = Labels.of(CORPUS)
 def test_labels_hold_the_corpus_as_arrays():
     assert LABELS.sizes.tolist() == [3, 4]
     assert LABELS.gold.tolist() == [1, 2]
-    assert LABELS.gold_keys.tolist() == [2, 3, 6]  # q1's pages are 0 to 2, q2's 3 to 6
-    assert LABELS.rivals.tolist() == [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6]
+    assert LABELS.starts.tolist() == [0, 3]
+    assert np.flatnonzero(LABELS.is_gold).tolist() == [2, 3, 6]  # q1's pages are 0 to 2, q2's 3 to 6
 
 
 def test_hits_keep_their_ranks():
-    ranks = GoldRanks.of_run({"q2": [1, 3, 2, 0], "q1": [0, 1]}, LABELS)
-    assert ranks.lengths.tolist() == [2, 4]
+    ranks = GoldRanks.of({"q2": [1, 3, 2, 0], "q1": [0, 1]}, LABELS)
+    assert ranks.candidates.tolist() == [2, 4]
     assert ranks.question.tolist() == [1, 1]  # q1's gold page is not ranked
     assert ranks.rank.tolist() == [1, 3]
     assert ranks.best_order().rank.tolist() == [0, 1]
@@ -44,7 +44,7 @@ def test_hits_keep_their_ranks():
 
 
 def test_measures():
-    ranks = GoldRanks.of_run({"q1": [0, 1], "q2": [1, 3, 2, 0]}, LABELS)
+    ranks = GoldRanks.of({"q1": [0, 1], "q2": [1, 3, 2, 0]}, LABELS)
     assert recall(ranks, 3).tolist() == [0, 1 / 2]
     assert reciprocal_rank(ranks, None).tolist() == [0, 1 / 2]
     assert average_precision(ranks, None).tolist() == [0, (1 / 2 + 2 / 4) / 2]
@@ -53,17 +53,11 @@ def test_measures():
 
 
 def test_lists_and_arrays_are_one_run():
-    lists = GoldRanks.of_run({"q1": [2, 1], "q2": [0]}, LABELS)
-    arrays = GoldRanks.of_run({"q1": np.array([2, 1]), "q2": np.array([0])}, LABELS)
+    lists = GoldRanks.of({"q1": [2, 1], "q2": [0]}, LABELS)
+    arrays = GoldRanks.of({"q1": np.array([2, 1]), "q2": np.array([0])}, LABELS)
     assert lists.rank.tolist() == arrays.rank.tolist() == [0, 0]
     with pytest.raises(ValueError, match="not lists of whole page numbers: q1"):
-        GoldRanks.of_run({"q1": np.array([2.0, 1.0]), "q2": np.array([0])}, LABELS)
-
-
-def test_equal_scores_count_in_page_order():
-    ranks = GoldRanks.of_scores({"q1": [0.5, 0.5, 0.5], "q2": [1, 2, 2, 9]}, LABELS)
-    # q1: page 2 behind both equals; q2: page 3 first, page 0 last
-    assert ranks.rank.tolist() == [2, 0, 3]
+        GoldRanks.of({"q1": np.array([2.0, 1.0]), "q2": np.array([0])}, LABELS)
 
 
 def test_columns_of_measures():

@@ -1,4 +1,4 @@
-"""Other orders and probes, with rankers of which it is known what they look at, and with a real model."""
+"""Other orders and perturbed, with rankers of which it is known what they look at, and with a real model."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ from mmr5_lab.evaluation.robustness import (
     order_audit,
     order_effects,
     order_runs,
+    perturbation_effects,
+    perturbation_test,
     position_bias,
-    probe,
-    probe_effects,
 )
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.reranking.local import Reranker
@@ -145,17 +145,19 @@ def test_the_gain_of_consensus_is_a_comparison(by_place, corpus, run):
     assert table.loc["consensus", "difference"] == pytest.approx((effects["consensus R@1"] - effects["R@1"]).mean())
 
 
-def means(probes, corpus) -> pd.Series:
-    return faithfulness(probe_effects(probes, corpus), samples=100).set_index(["probe", "measure"])["mean"]
+def means(perturbed, corpus) -> pd.Series:
+    return faithfulness(perturbation_effects(perturbed, corpus), samples=100).set_index(["perturbation", "measure"])[
+        "mean"
+    ]
 
 
 def test_a_faithful_reranker_reacts_to_the_page_and_to_nothing_else(corpus, run, right, tmp_path):
-    probes = probe(Reads(right), corpus, run, tmp_path)
-    assert probes.groupby("probe").size().to_dict() == dict.fromkeys(
+    perturbed = perturbation_test(Reads(right), corpus, run, tmp_path)
+    assert perturbed.groupby("perturbation").size().to_dict() == dict.fromkeys(
         [AS_SHOWN, "blank", "swap", "remove"], len(run.pages)
     )
-    assert probes.loc[probes["probe"] == "remove", "candidates"].map(len).eq(3).all()
-    found = means(probes, corpus)
+    assert perturbed.loc[perturbed["perturbation"] == "remove", "candidates"].map(len).eq(3).all()
+    found = means(perturbed, corpus)
     assert found["blank"][["called relevant", "right page first", "calls some relevant"]].eq(0).all()
     assert found["blank", "its text stays"] < 1
     assert found["swap"].eq(1).all(), "nothing changes, and text and answer agree"
@@ -164,7 +166,7 @@ def test_a_faithful_reranker_reacts_to_the_page_and_to_nothing_else(corpus, run,
 
 
 def test_reasoning_that_does_not_look_is_seen(corpus, run, tmp_path):
-    found = means(probe(First(), corpus, run, tmp_path), corpus)
+    found = means(perturbation_test(First(), corpus, run, tmp_path), corpus)
     assert found["blank", "its text stays"] == 1, "white paper is described as the page was"
     assert found["blank", "top page stays"] == 1
     assert found["remove", "calls some relevant"] == 1, "a page is made up to be relevant"
@@ -172,7 +174,7 @@ def test_reasoning_that_does_not_look_is_seen(corpus, run, tmp_path):
 
 
 def test_an_answer_against_the_text_is_seen(corpus, run, right, tmp_path):
-    found = means(probe(Reads(right, contrary=True), corpus, run, tmp_path), corpus)
+    found = means(perturbation_test(Reads(right, contrary=True), corpus, run, tmp_path), corpus)
     assert found[AS_SHOWN, "called relevant"] == 1
     assert found[AS_SHOWN, "answer follows text"] == 0
 
@@ -181,19 +183,19 @@ def test_text_of_windows_is_of_the_pages_that_they_showed(corpus):
     question = corpus.questions["question_id"][0]
     row = {
         "question_id": question, "candidates": [0, 1, 2], "pages": [2, 1, 0], "shown": [2, 1], "target": 2,
-        "think": "Image 1 answers.", "probe": AS_SHOWN,
+        "think": "Image 1 answers.", "perturbation": AS_SHOWN,
     }  # fmt: skip
-    [effect] = probe_effects(pd.DataFrame([row]), corpus).to_dict("records")
+    [effect] = perturbation_effects(pd.DataFrame([row]), corpus).to_dict("records")
     assert effect["called relevant"] == 1, "image 1 was candidate 3, page 2"
 
 
-def test_questions_that_cannot_be_probed_are_left_out(corpus, run, right, tmp_path):
+def test_questions_that_cannot_be_tested_are_left_out(corpus, run, right, tmp_path):
     questions = list(run.pages)
     gold = corpus.by_id[questions[0]]["gold_pages"]
     lost = {questions[0]: [gold[0]], questions[1]: [run.pages[questions[1]][0]], questions[2]: run.pages[questions[2]]}
-    assert set(probe(Reads(right), corpus, Rankings(lost), tmp_path / "a")["question_id"]) == {questions[2]}
+    assert set(perturbation_test(Reads(right), corpus, Rankings(lost), tmp_path / "a")["question_id"]) == {questions[2]}
     with pytest.raises(ValueError, match="no question has both a right and a wrong candidate"):
-        probe(Reads(right), corpus, Rankings({questions[0]: [gold[0]]}), tmp_path / "b")
+        perturbation_test(Reads(right), corpus, Rankings({questions[0]: [gold[0]]}), tmp_path / "b")
 
 
 def test_candidates_may_come_from_a_parquet_file(corpus, run, tmp_path):
@@ -213,13 +215,13 @@ def test_a_real_model_is_audited_and_resumed(corpus, run, tiny_model, tmp_path):
     reranker = Reranker.from_pretrained(tiny_model, max_new_tokens=8)
     orders = order_audit(reranker, corpus, some, tmp_path, shuffles=2)
     assert position_bias(orders, corpus)["first low"].isna().all(), "one document: no interval"
-    probes = probe(reranker, corpus, some, tmp_path)
+    perturbed = perturbation_test(reranker, corpus, some, tmp_path)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.jsonl")}
     assert len(stamps) == 2 + 4
     again = order_audit(First(), corpus, some, tmp_path, shuffles=2)  # would rank otherwise: nothing is ranked again
     assert again["pages"].tolist() == orders["pages"].tolist()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.jsonl")} == stamps
-    assert faithfulness(probe_effects(probes, corpus))["mean"].between(0, 1).all()
+    assert faithfulness(perturbation_effects(perturbed, corpus))["mean"].between(0, 1).all()
     with pytest.raises(ValueError, match="made with other settings"):
         order_audit(reranker, corpus, some, tmp_path, shuffles=2, seed=1)
 

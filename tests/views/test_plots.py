@@ -35,8 +35,8 @@ BIAS = pd.DataFrame(
     [[0.6, 0.5, 0.7, 0.5, 9, 0.8, 0.7, 0.9, 5], [0.4, 0.3, 0.5, 0.5, 9, float("nan"), float("nan"), float("nan"), 0]],
     [1, 2], ["first", "first low", "first high", "even", "shown", "found", "found low", "found high", "gold"],
 )  # fmt: skip
-PROBES = pd.DataFrame({
-    "probe": ["blank", "swap"], "measure": ["called relevant"] * 2, "mean": [0.1, 0.9], "low": [0.0, 0.8],
+PERTURBATIONS = pd.DataFrame({
+    "perturbation": ["blank", "swap"], "measure": ["called relevant"] * 2, "mean": [0.1, 0.9], "low": [0.0, 0.8],
     "high": [0.2, 1.0], "questions": [9, 9],
 })  # fmt: skip
 PAID = pd.DataFrame({"rank_reward": [1, 0.125, 0.037], "ndcg_reward": [1, 0.631, 0.5]}, [1, 2, 3])
@@ -97,7 +97,7 @@ GROUPS = pd.DataFrame(
         (lambda: plots.frontier(COST, 0.25, 40, "tokens a query"), "a query: one 0.50 in 80 tokens; three 0.75 in 240"),
         (lambda: plots.outcome_bars(OUTCOMES, "SFT"), "SFT by group: Laws hit 3, inversion 1; News candidate miss 2"),
         (lambda: plots.position_curve(BIAS), "place 1: ranked first 0.60, found 0.80; place 2: ranked first 0.40"),
-        (lambda: plots.faithfulness(PROBES), "blank, called relevant: 0.10; swap, called relevant: 0.90"),
+        (lambda: plots.faithfulness(PERTURBATIONS), "blank, called relevant: 0.10; swap, called relevant: 0.90"),
         (
             lambda: plots.group_bars({"BM25": GROUPS, "SFT": GROUPS + 0.25}, "R@1"),
             "R@1 by type, Table: BM25 0.50, SFT 0.75, best order of the candidates 0.90",
