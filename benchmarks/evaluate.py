@@ -8,8 +8,7 @@ Recall at 1, 3 and 5, macro and micro. Baselines:
 
 - "scores, as MMDocIR": for each k, pages sorted by score, precision, recall, nDCG, AP and RR of the first k, added up
   for all questions and again by domain: what metric_eval.py of github.com/MMDocRAG/MMDocIR does, written anew. It gets
-  lists of floats, ours arrays of the same.
-- "scores, recall only": the same loop for recall alone, reckoned once.
+  lists of floats, ours arrays of the same, which it sorts once.
 - "rankings, ir_measures": pytrec_eval through ir_measures, with labels and runs as the dictionaries that it takes; ours
   gets lists of pages, ranked before. It gives micro averages only.
 
@@ -39,7 +38,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.evaluation.metrics import bootstrap_interval, bootstrap_intervals, evaluate_runs, per_question
+from mmr5_lab.evaluation.metrics import evaluate_runs, per_question
+from mmr5_lab.evaluation.significance import bootstrap_interval, bootstrap_intervals
 from mmr5_lab.experiments.runs import project_root
 
 KS = (1, 3, 5)
@@ -70,10 +70,8 @@ def random_scores(corpus, runs: int) -> list[list[list[float]]]:
     return [[np.where(rng.random(n) < 0.2, 0.5, rng.random(n)).tolist() for n in counts] for _ in range(runs)]
 
 
-def loop(
-    questions: list[tuple[str, list[int]]], scores: list[list[float]], measures: dict, times: int = 1
-) -> dict[int, tuple[float, float]]:
-    """k -> macro and micro recall of one run; every measure is reckoned `times` times."""
+def loop(questions: list[tuple[str, list[int]]], scores: list[list[float]]) -> dict[int, tuple[float, float]]:
+    """k -> macro and micro recall of one run; every measure is computed twice, for all questions and by domain."""
     averages = {}
     for k in KS:
         sums: dict[str, dict[str, float]] = {}
@@ -81,9 +79,9 @@ def loop(
         for (domain, gold), of_page in zip(questions, scores, strict=True):
             ranked = sorted(enumerate(of_page), key=lambda pair: pair[1], reverse=True)
             top = [page for page, _ in ranked[:k]]
-            total = sums.setdefault(domain, dict.fromkeys(measures, 0.0))
-            for name, measure in measures.items():
-                for _ in range(times):
+            total = sums.setdefault(domain, dict.fromkeys(ALL, 0.0))
+            for name, measure in ALL.items():
+                for _ in range(2):
                     value = measure(top, gold)
                 total[name] += value
             counts[domain] = counts.get(domain, 0) + 1
@@ -145,12 +143,12 @@ def pages_and_run(folder: Path, pages_each: int) -> None:
         file = io.BytesIO()
         page.save(file, "JPEG", quality=90)
         images.append(file.getvalue())
-    asked = [1658 // 313 + (k < 1658 % 313) for k in range(313)]
+    questions = [1658 // 313 + (k < 1658 % 313) for k in range(313)]
     annotations = [
         {
             "doc_name": f"{k}.pdf", "domain": f"domain {k % 10}", "questions": [
                 {"Q": f"What is said of item {q} in report {k}?", "A": "", "page_id": [int(rng.integers(pages_each))],
-                 "type": "['Chart']", "layout_mapping": []} for q in range(asked[k])
+                 "type": "['Chart']", "layout_mapping": []} for q in range(questions[k])
             ],
         } for k in range(313)
     ]  # fmt: skip
@@ -174,8 +172,8 @@ def browsing(report: Report, pages_each: int) -> None:
         command = [sys.executable, str(Path(__file__).with_name("browse.py")), folder]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     first = found["built"] + (found["drawn"] or 0)
-    told = "no Chromium: kernel only" if found["drawn"] is None else f"of which Chromium {found['drawn']:.2f} s"
-    report.write("browser, first paint", 1 / 2, 1 / first, "paints/s", f"{first:.2f} s, {told}; limit 2 s")
+    painted = "no Chromium: kernel only" if found["drawn"] is None else f"of which Chromium {found['drawn']:.2f} s"
+    report.write("browser, first paint", 1 / 2, 1 / first, "paints/s", f"{first:.2f} s, {painted}; limit 2 s")
     median, slow = np.quantile(found["switches"], [0.5, 0.99])
     report.write(
         "browser, switching a question", 1 / 0.2, 1000 / slow, "switches/s",
@@ -199,24 +197,23 @@ def main() -> None:
 
     ids = corpus.questions["question_id"].tolist()
     arrays = {str(i): {q: np.array(row) for q, row in zip(ids, run, strict=True)} for i, run in enumerate(scores)}
+
+    def ranked() -> dict[str, dict[str, np.ndarray]]:
+        return {name: {q: np.argsort(-row, kind="stable") for q, row in run.items()} for name, run in arrays.items()}
+
     seconds, results = interleaved(
         {
-            "all": lambda: [loop(questions, run, ALL, times=2) for run in scores],
-            "recall": lambda: [loop(questions, run, {"recall": recall}) for run in scores],
-            "ours": lambda: evaluate_runs(arrays, corpus, KS, scored=True),
+            "all": lambda: [loop(questions, run) for run in scores],
+            "ours": lambda: evaluate_runs(ranked(), corpus, KS),
         },
         rounds,
     )
-    for way in ("all", "recall"):
-        assert same(results[way], averages_of(results["ours"])), "the loop and evaluate_runs disagree"
+    assert same(results["all"], averages_of(results["ours"])), "the loop and evaluate_runs disagree"
     report.add("scores, as MMDocIR", seconds["all"], seconds["ours"], work, "questions/s", "same answers")
-    report.add("scores, recall only", seconds["recall"], seconds["ours"], work, "questions/s", "same answers")
 
-    rankings = {
-        name: {q: np.argsort(-row, kind="stable").tolist() for q, row in run.items()} for name, run in arrays.items()
-    }
-    asked = dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))
-    qrels = {q: {str(page): 1 for page in gold} for q, gold in asked.items()}
+    rankings = {name: {q: pages.tolist() for q, pages in run.items()} for name, run in ranked().items()}
+    gold_pages = dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))
+    qrels = {q: {str(page): 1 for page in gold} for q, gold in gold_pages.items()}
     measures = [ir_measures.R @ k for k in KS]
     theirs = [
         {q: {str(page): -float(rank) for rank, page in enumerate(pages)} for q, pages in run.items()}
@@ -237,14 +234,7 @@ def main() -> None:
     for table, expected in zip(results["ours"], results["ir_measures"], strict=True):
         for k, measure in zip(KS, measures, strict=True):
             assert np.isclose(table.loc["micro", f"R@{k}"], expected[measure]), "ir_measures and evaluate disagree"
-    report.add(
-        "rankings, ir_measures",
-        seconds["ir_measures"],
-        seconds["ours"],
-        work,
-        "questions/s",
-        "same answers",
-    )
+    report.add("rankings, ir_measures", seconds["ir_measures"], seconds["ours"], work, "questions/s", "same answers")
 
     few = list(rankings.values())[:10]
     frames = [per_question(run, corpus, (1,)) for run in few]

@@ -202,7 +202,8 @@ def _flat(lists: Sequence[Sequence[int]], ids: Sequence[Any], what: str) -> tupl
     """Return the lengths of lists (Q), then of each entry its list's index and its value (P)."""
     try:
         lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-        values = np.array(list(chain.from_iterable(x.tolist() if isinstance(x, np.ndarray) else x for x in lists)))
+        arrays = all(isinstance(x, np.ndarray) for x in lists)
+        values = np.concatenate(lists) if arrays else np.array(list(chain.from_iterable(lists)))
         if values.size and (values.dtype.kind not in "iu" or values.ndim != 1):
             raise ValueError  # numpy makes floats of mixed lists, and a page 2.0 may have been 2.4 somewhere before
         return lengths, np.repeat(np.arange(len(lists)), lengths), values.astype(np.int64)
