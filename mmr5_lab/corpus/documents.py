@@ -11,7 +11,6 @@ Format: https://github.com/MMDocRAG/MMDocIR/tree/main/dataset. Two things it doe
 a range of parquet rows whose end is inclusive, and the page ids of questions count from 0 in each document.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from mmr5_lab.corpus.annotations import is_pair, parse_document, read_annotations
-from mmr5_lab.corpus.ids import CorpusError, page_id
+from mmr5_lab.corpus.ids import CorpusError, has_words, page_id
 from mmr5_lab.corpus.page_store import PageStore
 from mmr5_lab.images import open_page, plain_file
 
@@ -57,37 +56,35 @@ class Corpus:
     store: PageStore | None = None
 
     @cached_property
-    def _rows(self) -> dict[str, tuple[int, int]]:
-        frame = self.documents
-        spans = zip(frame["first_row"].tolist(), frame["num_pages"].tolist(), strict=True)
-        return dict(zip(frame["doc_name"], spans, strict=True))
+    def _rows(self) -> dict[str, range]:
+        columns = (self.documents[name].tolist() for name in ("doc_name", "first_row", "num_pages"))
+        return {name: range(first, first + count) for name, first, count in zip(*columns, strict=True)}
 
     @cached_property
     def by_id(self) -> dict[str, pd.Series]:
         """Question id -> its row of `questions`."""
         return {row["question_id"]: row for _, row in self.questions.iterrows()}
 
-    def _value(self, doc_name: str, page: int, column: str) -> Any:
-        num_pages = self.num_pages(doc_name)
-        if not 0 <= page < num_pages:
-            raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {num_pages - 1}")
-        if self.store is None:
-            raise CorpusError(f"{self.folder / PAGES} is missing: page images and texts are read from it")
-        return self.store.value(self._rows[doc_name][0] + page, column)
-
-    def num_pages(self, doc_name: str) -> int:
-        """Number of pages of a document. Raises CorpusError if the corpus does not have it."""
+    def rows(self, doc_name: str) -> range:
+        """Return the rows of a document's pages in the page file. Raises CorpusError for an unknown document."""
         if doc_name not in self._rows:
             raise CorpusError(f"{self.folder} has no document {doc_name!r}")
-        return self._rows[doc_name][1]
+        return self._rows[doc_name]
 
-    def rows(self, doc_name: str) -> range:
-        """Rows of a document's pages in the page file. Raises CorpusError if the corpus does not have it."""
-        num_pages = self.num_pages(doc_name)
-        return range(self._rows[doc_name][0], self._rows[doc_name][0] + num_pages)
+    def num_pages(self, doc_name: str) -> int:
+        """Return the number of pages of a document. Raises CorpusError for an unknown one."""
+        return len(self.rows(doc_name))
+
+    def _value(self, doc_name: str, page: int, column: str) -> Any:
+        rows = self.rows(doc_name)
+        if not 0 <= page < len(rows):
+            raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {len(rows) - 1}")
+        if self.store is None:
+            raise CorpusError(f"{self.folder / PAGES} is missing: page images and texts are read from it")
+        return self.store.value(rows[page], column)
 
     def page_bytes(self, doc_name: str, page: int) -> bytes:
-        """The page's image file (JPEG or PNG) as stored. Raises CorpusError if it is empty or not there."""
+        """Return the page's image file (JPEG or PNG) as stored. Raises CorpusError if it is empty or not there."""
         data = self._value(doc_name, page, "image_binary")
         if isinstance(data, dict):  # as the datasets library keeps images
             data = data.get("bytes")
@@ -96,7 +93,7 @@ class Corpus:
         return data
 
     def page_image(self, doc_name: str, page: int, size: tuple[int, int] | None = None) -> Image.Image:
-        """The page as an RGB image. Raises CorpusError, naming document and page, if it cannot be decoded.
+        """Return the page as an RGB image. Raises CorpusError, naming document and page, if it cannot be decoded.
 
         size: (width, height) in pixels that are enough; a larger JPEG is then decoded at a fraction of its own
         """
@@ -114,7 +111,7 @@ class Corpus:
         return plain_file(self.page_bytes(doc_name, page))
 
     def page_text(self, doc_name: str, page: int, source: str = "ocr_text") -> str:
-        """The page's words, from text layer or OCR ("ocr_text") or a VLM ("vlm_text"); "" if it has none."""
+        """Return the page's words, from text layer or OCR ("ocr_text") or a VLM ("vlm_text"); "" if it has none."""
         return self._value(doc_name, page, source) or ""
 
     @cached_property
@@ -125,7 +122,7 @@ class Corpus:
         return PageStore(path, needed=("doc_name", "layout_id", "page_id", "type", "bbox", "page_size"))
 
     def layouts(self, doc_name: str, page: int | None = None) -> pd.DataFrame:
-        """The parts that MMDocIR found on a document's pages, or on one of them, in the file's order.
+        """Return the parts that MMDocIR found on a document's pages, or on one of them, in the file's order.
 
         One row each: `layout_id`, `page` (0-based), `type` ("text", "table", "figure", …), `bbox` ([x1, y1, x2, y2]
         in the unit of `page_size`, [width, height]), `text` (its words, by OCR where it is a picture; "" if none).
@@ -143,18 +140,18 @@ class Corpus:
                 f"layout_indices of {doc_name!r} is {span}, not [first row, last row] of the {store.num_rows}"
                 f" in {store.path}"
             )
-        words = [name for name in ("text", "ocr_text") if name in store.columns]
-        found = []
+        texts = [name for name in ("text", "ocr_text") if name in store.columns]
+        parts = []
         for row in range(span[0], span[1] + 1):  # the end is inclusive
-            if (name := store.value(row, "doc_name")) != doc_name:
-                raise CorpusError(f"{store.path}, row {row} is a part of {name!r}, but {doc_name!r} has that row")
-            if (where := store.value(row, "page_id")) not in pages:
-                raise CorpusError(f"{store.path}, row {row}: {doc_name!r} has no page {where}")
-            if page in (None, where):
-                kept = {name: store.value(row, name) for name in ("layout_id", "type", "bbox", "page_size")}
-                text = next(filter(None, (store.value(row, name) for name in words)), "")
-                found.append(kept | {"page": where, "text": text})
-        return pd.DataFrame(found, columns=LAYOUT_COLUMNS)
+            if (owner := store.value(row, "doc_name")) != doc_name:
+                raise CorpusError(f"{store.path}, row {row} is a part of {owner!r}, but {doc_name!r} has that row")
+            if (number := store.value(row, "page_id")) not in pages:
+                raise CorpusError(f"{store.path}, row {row}: {doc_name!r} has no page {number}")
+            if page in (None, number):
+                part = {name: store.value(row, name) for name in ("layout_id", "type", "bbox", "page_size")}
+                text = next(filter(None, (store.value(row, name) for name in texts)), "")
+                parts.append(part | {"page": number, "text": text})
+        return pd.DataFrame(parts, columns=LAYOUT_COLUMNS)
 
     @cached_property
     def pages(self) -> pd.DataFrame:
@@ -163,38 +160,35 @@ class Corpus:
         Reads all texts. Raises CorpusError if the page file is missing.
         """
         rows = [
-            (name, page, page_id(name, page), bool(re.search(r"\w", self.page_text(name, page))))
-            for name, (_, num_pages) in self._rows.items()
-            for page in range(num_pages)
+            (name, page, page_id(name, page), has_words(self.page_text(name, page)))
+            for name, pages in self._rows.items()
+            for page in range(len(pages))
         ]
         return pd.DataFrame(rows, columns=["doc_name", "page", "page_id", "has_text"])
 
     def subset(self, doc_names: Iterable[str]) -> "Corpus":
-        """The corpus restricted to some documents, in corpus order. Raises CorpusError for unknown names."""
-        names = set(doc_names)
-        unknown = sorted(names - set(self._rows))
-        if unknown:
-            raise CorpusError(f"{self.folder} has no document {', '.join(map(repr, unknown))}")
-        documents = self.documents[self.documents["doc_name"].isin(names)].reset_index(drop=True)
-        questions = self.questions[self.questions["doc_name"].isin(names)].reset_index(drop=True)
+        """Return the corpus restricted to some documents, in its order. Raises CorpusError for unknown names."""
+        documents = self._select(self.documents, "doc_name", doc_names, "document")
+        questions = self.questions[self.questions["doc_name"].isin(documents["doc_name"])].reset_index(drop=True)
         return replace(self, documents=documents, questions=questions)
 
     def with_questions(self, question_ids: Iterable[str]) -> "Corpus":
-        """The same documents with some of their questions. Raises CorpusError for unknown ones."""
-        wanted = set(question_ids)
-        unknown = sorted(wanted - set(self.questions["question_id"]))
-        if unknown:
-            raise CorpusError(f"{self.folder} has no question {', '.join(map(repr, unknown[:5]))}")
-        questions = self.questions[self.questions["question_id"].isin(wanted)].reset_index(drop=True)
-        return replace(self, questions=questions)
+        """Return the same documents with some of their questions. Raises CorpusError for unknown ones."""
+        return replace(self, questions=self._select(self.questions, "question_id", question_ids, "question"))
 
     def split(self, name: str) -> "Corpus":
-        """The documents of one split ("sft", "rl", "eval"…). Raises CorpusError if there are none."""
+        """Return the documents of one split ("sft", "rl", "eval"…). Raises CorpusError if there are none."""
         names = self.documents.loc[self.documents["split"] == name, "doc_name"]
         if names.empty:
             known = ", ".join(sorted(self.documents["split"].unique())) or "none"
             raise CorpusError(f"{self.folder} has no documents of split {name!r}; its splits are: {known}")
         return self.subset(names)
+
+    def _select(self, frame: pd.DataFrame, column: str, values: Iterable[str], what: str) -> pd.DataFrame:
+        wanted = set(values)
+        if unknown := sorted(wanted - set(frame[column])):
+            raise CorpusError(f"{self.folder} has no {what} {', '.join(map(repr, unknown[:5]))}")
+        return frame[frame[column].isin(wanted)].reset_index(drop=True)
 
 
 def load_corpus(folder: str | Path) -> Corpus:
@@ -221,22 +215,26 @@ def load_corpus(folder: str | Path) -> Corpus:
     if len(repeated):
         raise CorpusError(f"{path}: document {repeated.iloc[0]!r} is annotated twice")
     store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
-    if store is not None:
-        _check_rows(frame, store)
-    return Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
+    corpus = Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
+    _check_rows(corpus)
+    return corpus
 
 
-def _check_rows(documents: pd.DataFrame, store: PageStore) -> None:
-    """The rows of each document must exist and carry its name (with or without `.pdf`)."""
+def _check_rows(corpus: Corpus) -> None:
+    """Raise CorpusError unless the rows of each document exist and carry its name (with or without `.pdf`)."""
+    store = corpus.store
+    if store is None:
+        return
     names = [str(name).removesuffix(".pdf") for name in store.column("doc_name")]
-    for name, first, count in zip(documents["doc_name"], documents["first_row"], documents["num_pages"], strict=True):
-        rows = set(names[first : first + count])
-        if first + count > store.num_rows:
+    for name in corpus.documents["doc_name"]:
+        rows = corpus.rows(name)
+        if rows[-1] >= store.num_rows:
             raise CorpusError(
-                f"{store.path} has {store.num_rows} rows, but page_indices of {name!r} goes to row {first + count - 1}"
+                f"{store.path} has {store.num_rows} rows, but page_indices of {name!r} goes to row {rows[-1]}"
             )
-        if rows != {name.removesuffix(".pdf")}:
+        owners = set(names[rows.start : rows.stop])
+        if owners != {name.removesuffix(".pdf")}:
             raise CorpusError(
-                f"{store.path}: rows {first} to {first + count - 1} should be the pages of {name!r}, "
-                f"but carry the names {', '.join(map(repr, sorted(rows)[:3]))}"
+                f"{store.path}: rows {rows[0]} to {rows[-1]} should be the pages of {name!r}, "
+                f"but carry the names {', '.join(map(repr, sorted(owners)[:3]))}"
             )

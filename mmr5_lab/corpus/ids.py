@@ -1,5 +1,6 @@
-"""Names of pages and questions in TREC files, and the error that every reader of a corpus raises."""
+"""What a corpus's modules share: names of pages and questions in TREC files, what is a word, the error they raise."""
 
+import re
 from urllib.parse import quote, unquote
 
 
@@ -8,12 +9,12 @@ class CorpusError(ValueError):
 
 
 def page_id(doc_name: str, page: int) -> str:
-    """Name of a page in TREC files, without white space: page 3 of `my report.pdf` is `my%20report.pdf:3`."""
+    """Return a page's name in TREC files, without white space: page 3 of `my report.pdf` is `my%20report.pdf:3`."""
     return f"{quote(doc_name, safe='')}:{page}"
 
 
 def parse_page_id(identifier: str) -> tuple[str, int]:
-    """Document name and 0-based page of an id made by `page_id`.
+    """Return document name and 0-based page of an id made by `page_id`.
 
     Raises CorpusError if the id does not have that form.
     """
@@ -24,5 +25,10 @@ def parse_page_id(identifier: str) -> tuple[str, int]:
 
 
 def question_id(doc_name: str, number: int) -> str:
-    """Name of a document's `number`-th question (from 0) in TREC files: `my%20report.pdf:q3`."""
+    """Return the name of a document's `number`-th question (from 0) in TREC files: `my%20report.pdf:q3`."""
     return f"{quote(doc_name, safe='')}:q{number}"
+
+
+def has_words(text: str) -> bool:
+    """Return whether there is a letter or digit."""
+    return re.search(r"\w", text) is not None

@@ -13,10 +13,10 @@ Evaluation and training files differ. Those for training lie in two folders, for
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from mmr5_lab.corpus.annotations import read_annotations
@@ -41,7 +41,7 @@ SUBSETS: dict[str, tuple[str, ...]] = {
 
 
 def fetch(subset: str | None = None, folder: str | Path | None = None, layouts: bool = False) -> Path:
-    """The folder with MMDocIR's evaluation files, or those of a training subset, by huggingface_hub.
+    """Return the folder with MMDocIR's evaluation files, or those of a training subset, by huggingface_hub.
 
     folder: where to put them; None: the hub's cache
     layouts: also the evaluation pages' parts, 170,338 of them with their images (`Corpus.layouts`)
@@ -64,7 +64,7 @@ def fetch(subset: str | None = None, folder: str | Path | None = None, layouts: 
 
 
 def load_training_subset(folder: str | Path, subset: str) -> Corpus:
-    """A training subset as a corpus: split "train", domain the subset's name, no texts, read by row group.
+    """Open a training subset as a corpus: split "train", domain the subset's name, no texts, read by row group.
 
     Pages count from 0 in the order of the file's `page` numbers. A question belongs to the document of its first
     positive page; its `extra` keeps `query_id`, `negatives` (page ids as published) and positives in other documents.
@@ -77,51 +77,49 @@ def load_training_subset(folder: str | Path, subset: str) -> Corpus:
         pages,
         names={"image_binary": "image", "doc_name": "file_name"},
         needed=("doc_name", "image_binary", "page"),
+        sort_by=("doc_name", "page"),  # a document's rows stand apart in the published files
     )
-    table = pd.DataFrame({"doc_name": store.column("doc_name"), "page": store.column("page")})
-    table = table.astype({"doc_name": str, "page": int}).sort_values(["doc_name", "page"], kind="stable")
+    table = pd.DataFrame({name: store.column(name) for name in ("doc_name", "page")})
     if table.duplicated().any():
         name, page = table[table.duplicated()].iloc[0]
         raise CorpusError(f"{pages} has page {page} of {name!r} twice")
-    store.order = table.index.to_numpy()
-    table["place"] = table.groupby("doc_name", sort=False).cumcount()
-    place = dict(zip(zip(table["doc_name"], table["page"], strict=True), table["place"].tolist(), strict=True))
-    counts = table.groupby("doc_name", sort=False).size()
-    documents = pd.DataFrame(
-        {"doc_name": counts.index, "domain": subset, "split": "train", "num_pages": counts.to_numpy()}
-    )
-    documents["first_row"] = np.concatenate([[0], np.cumsum(counts.to_numpy())[:-1]])
-    documents["extra"] = [{} for _ in range(len(documents))]
+    numbers = table.groupby("doc_name").cumcount().tolist()
+    number_of = dict(
+        zip(table.itertuples(index=False, name=None), numbers, strict=True)
+    )  # (name, page) -> 0-based page
+    documents = table.groupby("doc_name").size().reset_index(name="num_pages")
+    documents["first_row"] = documents["num_pages"].cumsum() - documents["num_pages"]
+    documents = documents.assign(domain=subset, split="train", extra=[{} for _ in range(len(documents))])
 
     rows: list[dict[str, Any]] = []
-    asked: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     seen: set[str] = set()
-    lost: list[str] = []
+    unmatched: list[str] = []
     for where, record in read_annotations(annotations):
         line = json.dumps(record, sort_keys=True)
         if line in seen:
             continue
         seen.add(line)
         positives = _passages(record, where)
-        if any(passage not in place for passage in positives):
-            lost.append(where)
+        if any(passage not in number_of for passage in positives):
+            unmatched.append(where)
             continue
         doc_name = positives[0][0]
-        number = asked[doc_name] = asked.get(doc_name, -1) + 1
-        extra: dict[str, Any] = {"query_id": record.get("query_id"), "negatives": record.get("negative_passages") or []}
+        extra = {"query_id": record.get("query_id"), "negatives": record.get("negative_passages") or []}
         if others := [passage for passage in positives if passage[0] != doc_name]:
             extra["other_positives"] = others
-        gold = sorted({place[passage] for passage in positives if passage[0] == doc_name})
         rows.append(
             {
-                "question_id": question_id(doc_name, number), "doc_name": doc_name, "domain": subset, "split": "train",
-                "type": (), "question": record["query"].strip(), "answer": str(record.get("answer", "")),
-                "gold_pages": gold, "boxes": [], "extra": extra,
+                "question_id": question_id(doc_name, counts[doc_name]), "doc_name": doc_name, "domain": subset,
+                "split": "train", "type": (), "question": record["query"].strip(),
+                "answer": str(record.get("answer", "")), "boxes": [], "extra": extra,
+                "gold_pages": sorted({number_of[passage] for passage in positives if passage[0] == doc_name}),
             }
         )  # fmt: skip
-    if lost:
+        counts[doc_name] += 1
+    if unmatched:
         logger.warning(
-            "%d questions of %s name pages that %s lacks, the first is %s", len(lost), subset, pages, lost[0]
+            "%d questions of %s name pages that %s lacks, the first is %s", len(unmatched), subset, pages, unmatched[0]
         )
     if not rows:
         raise CorpusError(f"{annotations} has no question about a page of {pages}")

@@ -20,10 +20,13 @@ _LARGEST_GROUP = 512 << 20  # bytes of one column
 class PageStore:
     """Rows of a pages parquet file, read one row group and column at a time.
 
-    names: other names of columns in the file, by ours (MMDocIR's training files say `image` for `image_binary`)
+    names: our name of a column -> its name in the file, where they differ (`image_binary` is `image` in MMDocIR's
+      training files)
     needed: columns that must be there
+    sort_by: columns by whose values rows are numbered; (): as they stand in the file
 
     Keeps the groups last used, `cache_bytes` of them, and never the whole file. Safe to share among threads.
+    Raises CorpusError for a file that is not parquet or lacks columns.
     """
 
     def __init__(
@@ -32,10 +35,10 @@ class PageStore:
         cache_bytes: int = 64 << 20,
         names: Mapping[str, str] | None = None,
         needed: Sequence[str] = ("doc_name", "image_binary", "ocr_text"),
+        sort_by: Sequence[str] = (),
     ):
         self.path = path
         self._names = dict(names or {})
-        self.order: np.ndarray | None = None  # row of the file at each of our rows, where they differ
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
@@ -44,13 +47,16 @@ class PageStore:
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
         self.columns = self._file.schema_arrow.names
-        missing = [self._names.get(name, name) for name in needed if self._names.get(name, name) not in self.columns]
-        if missing:
+        if missing := [column for name in needed if (column := self._names.get(name, name)) not in self.columns]:
             raise CorpusError(f"{path} lacks the columns {', '.join(missing)}")
         metadata = self._file.metadata
         self.num_rows: int = metadata.num_rows
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._order = range(self.num_rows)  # rows of the file, in our order
+        if sort_by:
+            keys = list(zip(*(self.column(name) for name in sort_by), strict=True))
+            self._order = sorted(self._order, key=keys.__getitem__)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -62,16 +68,17 @@ class PageStore:
             return hashlib.sha256(file.read(length)).hexdigest()[:12]
 
     def column(self, name: str) -> list[Any]:
-        """A whole column. Meant for names and texts; the images of a corpus need not fit in memory."""
+        """Return a whole column. Meant for names and texts; the images of a corpus need not fit in memory."""
         name = self._names.get(name, name)
-        return self._file.read(columns=[name]).column(name).to_pylist()
+        values = self._file.read(columns=[name]).column(name).to_pylist()
+        return [values[row] for row in self._order]
 
     def value(self, row: int, name: str) -> Any:
-        """One cell. Raises CorpusError for an unknown column or a row group too large to hold."""
+        """Return one cell. Raises CorpusError for an unknown column or a row group too large to hold."""
         name = self._names.get(name, name)
-        row = row if self.order is None else int(self.order[row])
         if name not in self.columns:
             raise CorpusError(f"{self.path} lacks the column {name}")
+        row = self._order[row]
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         with self._lock:
             if (group, name) not in self._cache:

@@ -3,7 +3,7 @@
 Lines are `question Q0 page rank score tag`; labels (qrels) are `question 0 page 1`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from mmr5_lab.corpus.ids import CorpusError, page_id, parse_page_id
 from mmr5_lab.files import replacing
 
 _DECIMALS = 5  # of written scores
-
-
 _ITS_CORPUS = "read the run with the corpus (and split) that it was made from"
 
 
@@ -36,9 +34,15 @@ class Rankings:
 
 
 def best(scores: np.ndarray, top_k: int) -> tuple[list[int], list[float]]:
-    """Places of the `top_k` highest scores, falling, and the scores; ties in the order of places."""
+    """Return the places of the `top_k` highest scores, falling, and the scores; ties in the order of places."""
     order = np.argsort(-scores, kind="stable")[:top_k]
     return order.tolist(), scores[order].tolist()
+
+
+def rank_by_score(scores: Iterable[tuple[str, np.ndarray]], top_k: int) -> Rankings:
+    """Return the `top_k` best pages of each question from (question id, score of each page); ties in page order."""
+    ranked = {question: best(row, top_k) for question, row in scores}
+    return Rankings({q: pages for q, (pages, _) in ranked.items()}, {q: row for q, (_, row) in ranked.items()})
 
 
 def write_trec(run: Rankings, corpus: Corpus, path: str | Path, tag: str = "mmr5") -> None:
@@ -68,7 +72,7 @@ def write_trec(run: Rankings, corpus: Corpus, path: str | Path, tag: str = "mmr5
 
 
 def _falling(scores: Sequence[float]) -> Iterator[float]:
-    """The scores, rounded, each below the one before also in single precision."""
+    """Yield the scores, rounded, each below the one before also in single precision."""
     below = float("inf")
     for score in scores:
         written = round(min(float(score), below), _DECIMALS)
@@ -83,49 +87,57 @@ def read_trec(path: str | Path, corpus: Corpus) -> Rankings:
     number, a question or page that the corpus does not have, a page of another document than the question's,
     and a page that a question lists twice; and for a file that is missing or empty.
     """
+    entries: dict[str, dict[int, tuple[float, int]]] = {}  # question -> page -> what it is sorted by
     documents = dict(zip(corpus.questions["question_id"], corpus.questions["doc_name"], strict=True))
-    entries: dict[str, dict[int, tuple[float, int]]] = {}
     for where, line in _lines(Path(path)):
-        fields = line.split()
-        if len(fields) != 6:
-            raise RankingsError(
-                f"{where}: {len(fields)} fields instead of `question Q0 page rank score tag`; write the run again"
-            )
-        question, _, name, rank_text, score_text, _ = fields
-        try:
-            rank, score = int(rank_text), float(score_text)
-        except ValueError:
-            raise RankingsError(
-                f"{where}: rank {rank_text!r} or score {score_text!r} is not a number; write them as digits"
-            ) from None
-        if not np.isfinite(score):
-            raise RankingsError(
-                f"{where}: the score is {score_text}, which has no order; rank question {question!r} again"
-            )
+        question, page, score, rank = _parse_line(line, where)
         if question not in documents:
             raise RankingsError(f"{where}: the corpus has no question {question!r}; {_ITS_CORPUS}")
-        try:
-            doc_name, page = parse_page_id(name)
-        except CorpusError as error:
-            raise RankingsError(f"{where}: {error}") from None
-        if doc_name != documents[question]:
-            raise RankingsError(
-                f"{where}: page {name!r} is not of the question's document {documents[question]!r}; {_ITS_CORPUS}"
-            )
-        if page >= corpus.num_pages(doc_name):
-            last = corpus.num_pages(doc_name) - 1
-            raise RankingsError(f"{where}: {doc_name!r} has no page {page}, only 0 to {last}; {_ITS_CORPUS}")
         pages = entries.setdefault(question, {})
-        if page in pages:
+        number = _page_number(page, documents[question], corpus, where)
+        if number in pages:
             raise RankingsError(
-                f"{where}: page {name!r} is listed twice for question {question!r}; keep its better line"
+                f"{where}: page {page!r} is listed twice for question {question!r}; keep its better line"
             )
-        pages[page] = (-score, rank)
+        pages[number] = (-score, rank)
     if not entries:
         raise RankingsError(f"{path} holds no rankings; retrieve or rerank again")
     order = {question: sorted(pages, key=pages.__getitem__) for question, pages in entries.items()}
     scores = {question: [-entries[question][page][0] for page in pages] for question, pages in order.items()}
     return Rankings(order, scores)
+
+
+def _parse_line(line: str, where: str) -> tuple[str, str, float, int]:
+    """Return question, page id, score and rank of a TREC line."""
+    fields = line.split()
+    if len(fields) != 6:
+        raise RankingsError(
+            f"{where}: {len(fields)} fields instead of `question Q0 page rank score tag`; write the run again"
+        )
+    question, _, page, rank_text, score_text, _ = fields
+    try:
+        rank, score = int(rank_text), float(score_text)
+    except ValueError:
+        raise RankingsError(
+            f"{where}: rank {rank_text!r} or score {score_text!r} is not a number; write them as digits"
+        ) from None
+    if not np.isfinite(score):
+        raise RankingsError(f"{where}: the score is {score_text}, which has no order; rank question {question!r} again")
+    return question, page, score, rank
+
+
+def _page_number(page: str, doc_name: str, corpus: Corpus, where: str) -> int:
+    """Return the 0-based page of a page id, which must be one of the question's document."""
+    try:
+        name, number = parse_page_id(page)
+    except CorpusError as error:
+        raise RankingsError(f"{where}: {error}") from None
+    if name != doc_name:
+        raise RankingsError(f"{where}: page {page!r} is not of the question's document {doc_name!r}; {_ITS_CORPUS}")
+    if number >= corpus.num_pages(name):
+        last = corpus.num_pages(name) - 1
+        raise RankingsError(f"{where}: {name!r} has no page {number}, only 0 to {last}; {_ITS_CORPUS}")
+    return number
 
 
 def write_qrels(corpus: Corpus, path: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,8 @@ from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES
 from mmr5_lab.corpus.ids import CorpusError
 from mmr5_lab.files import replacing
 
-PAGE_SCHEMA = pa.schema(
-    [
-        ("doc_name", pa.string()),
-        ("domain", pa.string()),
-        ("passage_id", pa.string()),
-        ("image_path", pa.string()),
-        ("image_binary", pa.binary()),
-        ("ocr_text", pa.string()),
-        ("vlm_text", pa.string()),
-    ]
-)
-
-
+_COLUMNS = ("doc_name", "domain", "passage_id", "image_path", "image_binary", "ocr_text", "vlm_text")
+PAGE_SCHEMA = pa.schema([(name, pa.binary() if name == "image_binary" else pa.string()) for name in _COLUMNS])
 _ROWS_PER_GROUP = 32  # one page read costs at most so many
 
 
@@ -52,29 +41,9 @@ def write_corpus(
     folder = Path(out_folder)
     records = [dict(record) for record in annotations]
     domains = dict(name_and_domain(record, f"annotation {n}") for n, record in enumerate(records))
-    spans: dict[str, list[int]] = {}
-
-    def rows() -> Iterator[dict[str, Any]]:
-        row = 0
-        for name, group in groupby(pages, key=lambda page: page["doc_name"]):
-            if name in spans:
-                raise CorpusError(f"the pages of {name!r} do not stand together")
-            if name not in domains:
-                raise CorpusError(f"there are pages of {name!r} but no annotation")
-            first = row
-            for page in group:
-                unknown = sorted(set(page) - set(PAGE_SCHEMA.names))
-                if unknown:
-                    raise CorpusError(f"a page of {name!r} has unknown columns: {', '.join(unknown)}")
-                yield {
-                    "domain": domains[name], "passage_id": str(row - first),
-                    "image_path": "", "ocr_text": "", "vlm_text": "",
-                } | page  # fmt: skip
-                row += 1
-            spans[name] = [first, row - 1]
-
+    spans: dict[str, list[int]] = {}  # first and last row of each document's pages
     with replacing(folder / PAGES) as new_pages, replacing(folder / ANNOTATIONS) as new_annotations:
-        _write_rows(new_pages, rows())
+        _write_rows(new_pages, _rows(pages, domains, spans))
         with new_annotations.open("w", encoding="utf-8") as file:
             for record in records:
                 name = record["doc_name"]
@@ -82,12 +51,42 @@ def write_corpus(
                     if leave_out_empty:
                         continue
                     raise CorpusError(f"{name!r} is annotated but has no pages")
-                given = record.get("page_indices", spans[name])
-                if not is_pair(given) or list(given) != spans[name]:
-                    raise CorpusError(f"page_indices of {name!r} is {given}, but its pages are rows {spans[name]}")
+                rows = record.get("page_indices", spans[name])
+                if not is_pair(rows) or list(rows) != spans[name]:
+                    raise CorpusError(f"page_indices of {name!r} is {rows}, but its pages are rows {spans[name]}")
                 record["page_indices"] = spans[name]
                 parse_document(record, "annotations")
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _rows(
+    pages: Iterable[dict[str, Any]], domains: dict[str, str], spans: dict[str, list[int]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the pages with all columns, and note the first and last row of each document in `spans`."""
+    row = 0
+    for name, group in groupby(pages, key=lambda page: page["doc_name"]):
+        if name in spans:
+            raise CorpusError(f"the pages of {name!r} do not stand together")
+        if name not in domains:
+            raise CorpusError(f"there are pages of {name!r} but no annotation")
+        first = row
+        for page in group:
+            if unknown := sorted(set(page) - set(PAGE_SCHEMA.names)):
+                raise CorpusError(f"a page of {name!r} has unknown columns: {', '.join(unknown)}")
+            defaults = {"image_path": "", "ocr_text": "", "vlm_text": ""}
+            yield defaults | {"domain": domains[name], "passage_id": str(row - first)} | page
+            row += 1
+        spans[name] = [first, row - 1]
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """Write page rows in small row groups."""
+    names = [name for name in PAGE_SCHEMA.names if name != "image_binary"]
+    # JPEG bytes neither repeat nor shrink: trying takes longer than rendering.
+    compression = dict.fromkeys(names, "zstd") | {"image_binary": "none"}
+    with pq.ParquetWriter(path, PAGE_SCHEMA, compression=compression, use_dictionary=names) as writer:
+        while batch := list(islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=PAGE_SCHEMA), row_group_size=_ROWS_PER_GROUP)
 
 
 def regroup_pages(path: str | Path) -> None:
@@ -107,22 +106,3 @@ def regroup_pages(path: str | Path) -> None:
                 writer.write_batch(batch, row_group_size=_ROWS_PER_GROUP)
     except pa.ArrowException as error:
         raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write page rows in small row groups. JPEG bytes neither repeat nor shrink: trying takes longer than rendering."""
-    names = [name for name in PAGE_SCHEMA.names if name != "image_binary"]
-    compression = dict.fromkeys(names, "zstd") | {"image_binary": "none"}
-    with pq.ParquetWriter(path, PAGE_SCHEMA, compression=compression, use_dictionary=names) as writer:
-        batch: list[dict[str, Any]] = []
-
-        def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(batch, schema=PAGE_SCHEMA), row_group_size=_ROWS_PER_GROUP)
-            batch.clear()
-
-        for row in rows:
-            batch.append(row)
-            if len(batch) == _ROWS_PER_GROUP:
-                flush()
-        if batch:
-            flush()

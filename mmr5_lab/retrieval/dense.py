@@ -1,14 +1,14 @@
 """Retrieval by vectors: a corpus encoded once, its pages ranked within a document or across the whole corpus.
 
 encoder = load_encoder("colqwen")
-store = encode_corpus(corpus, encoder)                    # resumable; beside the corpus's files
-run = rank_documents(corpus, encoder, store, top_k=10)    # each question in its own document, as MMDocIR asks
-hits = search(corpus, encoder, store, ["How high was the revenue in 2015?"])[0]    # anywhere
+vectors = encode_corpus(corpus, encoder)                  # resumable; beside the corpus's files
+run = rank_documents(corpus, encoder, vectors, top_k=10)  # each question in its own document, as MMDocIR asks
+hits = search(corpus, encoder, vectors, ["How high was the revenue in 2015?"])[0]    # anywhere
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.ids import CorpusError
-from mmr5_lab.corpus.rankings import Rankings, best
+from mmr5_lab.corpus.rankings import Rankings, best, rank_by_score
 from mmr5_lab.retrieval.encoders import TEXT, Encoder, best_device
 from mmr5_lab.retrieval.page_vectors import PageVectors
 
@@ -43,7 +43,7 @@ def encode_corpus(
     batch_size: int = 4,
     source: str = "ocr_text",
 ) -> PageVectors:
-    """The vectors of a corpus's pages; those that the folder does not hold yet are encoded, with progress.
+    """Return the vectors of a corpus's pages, after encoding those that the folder does not hold yet, with progress.
 
     Where another process is encoding them, its end is waited for.
 
@@ -57,36 +57,33 @@ def encode_corpus(
     about = encoder.about | {"pages": corpus.store.fingerprint}
     if encoder.reads == TEXT:
         about |= {"source": source}
-    folder = Path(folder or corpus.folder / "vectors" / _name(about))
-    rows = [row for name in corpus.documents["doc_name"] for row in corpus.rows(name)]
-    store = PageVectors(folder, about)
-    if store.missing(rows):
+    folder = Path(folder or corpus.folder / "vectors" / _folder_name(about))
+    pages = _pages(corpus)
+    vectors = PageVectors(folder, about)
+    if vectors.missing(list(pages)):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # who comes second waits, and finds them
-            store = PageVectors(folder, about)
-            _fill(store, corpus, encoder, rows, batch_size, source)
-    return store
+        with FileLock(folder / ".lock"):
+            vectors = PageVectors(folder, about)  # another process may have encoded them meanwhile
+            missing = vectors.missing(list(pages))
+            with tqdm(total=len(pages), initial=len(pages) - len(missing), desc="encoding", unit="page") as progress:
+                for start in range(0, len(missing), batch_size):
+                    rows = missing[start : start + batch_size]
+                    if encoder.reads == TEXT:
+                        batch: list[Any] = [corpus.page_text(*pages[row], source).strip() or "." for row in rows]
+                    else:
+                        batch = [corpus.page_image(*pages[row]) for row in rows]
+                    vectors.append(rows, encoder.encode_pages(batch))
+                    progress.update(len(rows))
+    return vectors
 
 
-def _fill(store: PageVectors, corpus: Corpus, encoder: Encoder, rows: list[int], batch_size: int, source: str) -> None:
-    """Encode the pages of these rows that are missing."""
-    pages = [(name, page) for name in corpus.documents["doc_name"] for page in range(corpus.num_pages(name))]
-    missing = set(store.missing(rows))
-    todo = [(row, *page) for row, page in zip(rows, pages, strict=True) if row in missing]
-    done = len(rows) - len(todo)
-    with tqdm(total=len(rows), initial=done, desc="encoding", unit="page", disable=not todo) as progress:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            if encoder.reads == TEXT:
-                read: list[Any] = [corpus.page_text(name, page, source).strip() or "." for _, name, page in batch]
-            else:
-                read = [corpus.page_image(name, page) for _, name, page in batch]
-            store.append([row for row, _, _ in batch], encoder.encode_pages(read))
-            progress.update(len(batch))
+def _pages(corpus: Corpus) -> dict[int, tuple[str, int]]:
+    """Return document and page of each row of the page file, as far as the corpus holds them."""
+    return {row: (name, page) for name in corpus.documents["doc_name"] for page, row in enumerate(corpus.rows(name))}
 
 
-def _name(about: dict[str, Any]) -> str:
-    """A folder's name that a person can read, and that differs where the vectors do."""
+def _folder_name(about: dict[str, Any]) -> str:
+    """Return a name that a person can read, and that differs where the vectors do."""
     model = re.sub(r"[^\w.-]+", "-", str(about["model"])).strip("-.")[-60:]
     digits = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()[:8]
     return f"{about['method']}_{model}_{digits}"
@@ -97,59 +94,56 @@ def _encode(encoder: Encoder, queries: Sequence[str]) -> list[np.ndarray]:
     return [v for start in starts for v in encoder.encode_queries(queries[start : start + _QUERY_BATCH])]
 
 
-def rank_documents(corpus: Corpus, encoder: Encoder, store: PageVectors, top_k: int = 10) -> Rankings:
+def rank_documents(corpus: Corpus, encoder: Encoder, vectors: PageVectors, top_k: int = 10) -> Rankings:
     """Rank the pages of each question's own document by MaxSim and keep the best `top_k`; ties in page order."""
-    pages_of: dict[str, list[int]] = {}
-    scores_of: dict[str, list[float]] = {}
-    device = best_device()
-    with tqdm(total=len(corpus.questions), desc="ranking", unit="question") as progress:
-        for doc_name, questions in corpus.questions.groupby("doc_name", sort=False):
-            vectors = _encode(encoder, questions["question"].tolist())
-            scores = store.maxsim(vectors, corpus.rows(str(doc_name)), device)
-            for question, row in zip(questions["question_id"], scores, strict=True):
-                pages_of[question], scores_of[question] = best(row, top_k)
-            progress.update(len(questions))
-    return Rankings(pages_of, scores_of)
+    documents = tqdm(corpus.questions.groupby("doc_name", sort=False), "ranking", unit="document")
+
+    def scores() -> Iterator[tuple[str, np.ndarray]]:
+        for doc_name, questions in documents:
+            queries = _encode(encoder, questions["question"].tolist())
+            by_query = vectors.maxsim(queries, corpus.rows(str(doc_name)), best_device())
+            yield from zip(questions["question_id"], by_query, strict=True)
+
+    return rank_by_score(scores(), top_k)
 
 
 def search(
     corpus: Corpus,
     encoder: Encoder,
-    store: PageVectors,
+    vectors: PageVectors,
     queries: Sequence[str],
     top_k: int = 10,
     *,
     index: Any = None,
     nearest: int = 64,
 ) -> list[list[Hit]]:
-    """The best pages of the whole corpus for each question, falling.
+    """Return the best pages of the whole corpus for each question, falling.
 
     index: None compares every page. With one of `build_index`, only pages that hold one of the `nearest` vectors of a
       vector of the question are scored, exactly.
 
     Raises VectorsError if pages of the corpus have no vectors.
     """
-    place = {row: (name, page) for name in corpus.documents["doc_name"] for page, row in enumerate(corpus.rows(name))}
-    rows = np.array(sorted(place), dtype=np.int64)
-    vectors = _encode(encoder, queries)
-    device = best_device()
+    pages = _pages(corpus)
+    rows = np.array(sorted(pages), dtype=np.int64)
+    encoded = _encode(encoder, queries)
     if index is None:
-        scored = [(rows, scores) for scores in store.maxsim(vectors, rows.tolist(), device)]
+        scored = [(rows, scores) for scores in vectors.maxsim(encoded, rows.tolist(), best_device())]
     else:
         scored = []
-        for query in vectors:
-            _, found = index.search(np.ascontiguousarray(query, dtype=np.float32), nearest)
-            places = np.searchsorted(store.starts, np.unique(found[found >= 0]), side="right") - 1
-            candidates = np.intersect1d(store.rows[np.unique(places)], rows)
-            scored.append((candidates, store.maxsim([query], candidates.tolist(), device)[0]))
+        for query in encoded:
+            _, neighbours = index.search(np.ascontiguousarray(query, dtype=np.float32), nearest)
+            positions = np.searchsorted(vectors.starts, np.unique(neighbours[neighbours >= 0]), side="right") - 1
+            candidates = np.intersect1d(vectors.rows[np.unique(positions)], rows)
+            scored.append((candidates, vectors.maxsim([query], candidates.tolist(), best_device())[0]))
     return [
-        [Hit(*place[int(candidates[i])], score) for i, score in zip(*best(scores, top_k), strict=True)]
+        [Hit(*pages[int(candidates[i])], score) for i, score in zip(*best(scores, top_k), strict=True)]
         for candidates, scores in scored
     ]
 
 
-def build_index(store: PageVectors, factory: str = "IVF1024,PQ32", sample: int = 262_144, probes: int = 16) -> Any:
-    """A faiss index over all vectors of a store, for `search`; `pip install "mmr5-lab[retrieval]"`.
+def build_index(vectors: PageVectors, factory: str = "IVF1024,PQ32", sample: int = 262_144, probes: int = 16) -> Any:
+    """Make a faiss index over all vectors, for `search`; `pip install "mmr5-lab[retrieval]"`.
 
     factory: faiss's index description (https://github.com/facebookresearch/faiss/wiki/The-index-factory): "Flat" is
       exact and keeps all vectors in memory in single precision, "HNSW32,Flat" and "IVF…,PQ…" are approximate
@@ -161,13 +155,13 @@ def build_index(store: PageVectors, factory: str = "IVF1024,PQ32", sample: int =
         import faiss
     except ImportError:
         raise RuntimeError('an index needs faiss: pip install "mmr5-lab[retrieval]"') from None
-    vectors = store.all()
-    index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    halves = vectors.all()
+    index = faiss.index_factory(halves.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
-        chosen = np.random.default_rng(0).permutation(len(vectors))[:sample]
-        index.train(vectors[np.sort(chosen)].astype(np.float32))
-    for start in tqdm(range(0, len(vectors), 65_536), desc="index", unit="block"):
-        index.add(vectors[start : start + 65_536].astype(np.float32))
+        chosen = np.random.default_rng(0).permutation(len(halves))[:sample]
+        index.train(halves[np.sort(chosen)].astype(np.float32))
+    for start in tqdm(range(0, len(halves), 65_536), desc="index", unit="block"):
+        index.add(halves[start : start + 65_536].astype(np.float32))
     if hasattr(index, "nprobe"):
         index.nprobe = probes
     return index

@@ -53,10 +53,14 @@ class Encoder(Protocol):
 
 
 class _ImageEncoder:
-    """A transformers model and its processor, loaded where they run best."""
+    """A transformers model and its processor, loaded where they run best.
+
+    By default a vector is the last token's state, so texts are padded on the left; subclasses make the inputs.
+    """
 
     method: str
     model_class: Any
+    padding_side: str | None = "left"
     reads = IMAGE
 
     def __init__(self, model: str | Path, *, device: str | None = None):
@@ -64,19 +68,39 @@ class _ImageEncoder:
         dtype = torch.bfloat16 if self.device.startswith("cuda") else torch.float32
         self.model = self.model_class.from_pretrained(model, dtype=dtype).to(self.device).eval()
         self.processor: Any = AutoProcessor.from_pretrained(model)
+        if self.padding_side:
+            self.processor.tokenizer.padding_side = self.padding_side
         self.about: dict[str, Any] = {"method": self.method, "model": str(model)}
 
-    def _inputs(self, **given: Any) -> Any:
-        return self.processor(return_tensors="pt", padding=True, **given).to(self.device)
+    @torch.inference_mode()
+    def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
+        return self._vectors(self._page_inputs([open_page(page) for page in pages]).to(self.device))
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
+        # Otherwise a Qwen tokenizer could see a special token in a question, such as an image's.
+        return self._vectors(self._query_inputs([query.replace("<|", "< |") for query in queries]).to(self.device))
+
+    def _page_inputs(self, pages: list[Image.Image]) -> Any:
+        raise NotImplementedError
+
+    def _query_inputs(self, queries: list[str]) -> Any:
+        raise NotImplementedError
+
+    def _vectors(self, inputs: Any) -> list[np.ndarray]:
+        return _single(self.model.model(**inputs).last_hidden_state[:, -1])
+
+    def _inputs(self, **options: Any) -> Any:
+        return self.processor(return_tensors="pt", padding=True, **options)
 
     def _set_pixels(self, least: int, most: int) -> None:
-        """Pages are scaled into these bounds of width × height; the upper one may be lower than the recipe's."""
+        """Scale pages into these bounds of width × height; the upper one may be lower than the recipe's."""
         self.processor.image_processor.size = {"shortest_edge": min(least, most), "longest_edge": most}
         self.about["max_pixels"] = most
 
 
 def _single(vectors: torch.Tensor) -> list[np.ndarray]:
-    """One normalised vector an input, shape (1, dimensions)."""
+    """Return one normalised vector an input, shape (1, dimensions)."""
     return list(normalize(vectors.float(), dim=-1).cpu().numpy()[:, None])
 
 
@@ -86,18 +110,18 @@ class ClipEncoder(_ImageEncoder):
     A page is squeezed to the vision tower's square of 224 or 336 pixels; a question is cut after 77 tokens.
     """
 
-    method, model_class = "clip", CLIPModel
+    method, model_class, padding_side = "clip", CLIPModel, None
 
-    @torch.inference_mode()
-    def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        inputs = self.processor(images=[open_page(page) for page in pages], return_tensors="pt").to(self.device)
-        return _single(self.model.get_image_features(**inputs).pooler_output)
+    def _page_inputs(self, pages: list[Image.Image]) -> Any:
+        return self.processor(images=pages, return_tensors="pt")
 
-    @torch.inference_mode()
-    def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
+    def _query_inputs(self, queries: list[str]) -> Any:
         length = self.model.config.text_config.max_position_embeddings
-        inputs = self._inputs(text=list(queries), truncation=True, max_length=length)
-        return _single(self.model.get_text_features(**inputs).pooler_output)
+        return self._inputs(text=queries, truncation=True, max_length=length)
+
+    def _vectors(self, inputs: Any) -> list[np.ndarray]:
+        tower = self.model.get_text_features if "input_ids" in inputs else self.model.get_image_features
+        return _single(tower(**inputs).pooler_output)
 
 
 class E5VEncoder(_ImageEncoder):
@@ -109,22 +133,13 @@ class E5VEncoder(_ImageEncoder):
         "<|start_header_id|>assistant<|end_header_id|>\n\n \n"
     )
 
-    def __init__(self, model: str | Path, **options: Any):
-        super().__init__(model, **options)
-        self.processor.tokenizer.padding_side = "left"
+    def _page_inputs(self, pages: list[Image.Image]) -> Any:
+        return self._inputs(images=pages, text=[self._template.format("<image>", "image")] * len(pages))
 
-    @torch.inference_mode()
-    def _last(self, **given: Any) -> list[np.ndarray]:
-        return _single(self.model.model(**self._inputs(**given)).last_hidden_state[:, -1])
-
-    def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        prompts = [self._template.format("<image>", "image")] * len(pages)
-        return self._last(images=[open_page(page) for page in pages], text=prompts)
-
-    def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
+    def _query_inputs(self, queries: list[str]) -> Any:
         # <image> in a question would ask for an image that is not there.
         safe = [query.replace("<image>", "image") for query in queries]
-        return self._last(text=[self._template.format("{}", "sentence").format(query) for query in safe])
+        return self._inputs(text=[self._template.format("{}", "sentence").format(query) for query in safe])
 
 
 class DseEncoder(_ImageEncoder):
@@ -133,28 +148,24 @@ class DseEncoder(_ImageEncoder):
     """
 
     method, model_class = "dse", Qwen2VLForConditionalGeneration
-    _blank = Image.new("RGB", (28, 28))
 
     def __init__(self, model: str | Path, *, max_pixels: int = 2560 * 28 * 28, **options: Any):
         super().__init__(model, **options)
-        self.processor.tokenizer.padding_side = "left"
         self._set_pixels(28 * 28, max_pixels)
 
-    @torch.inference_mode()
-    def _last(self, images: list[Image.Image], texts: list[str]) -> list[np.ndarray]:
+    def _page_inputs(self, pages: list[Image.Image]) -> Any:
+        return self._prompted(pages, ["What is shown in this image?"] * len(pages))
+
+    def _query_inputs(self, queries: list[str]) -> Any:
+        return self._prompted([Image.new("RGB", (28, 28))] * len(queries), [f"Query: {query}" for query in queries])
+
+    def _prompted(self, images: list[Image.Image], texts: list[str]) -> Any:
         prompts = []
         for text in texts:
-            content = [{"type": "image"}, {"type": "text", "text": text}]
-            message = [{"role": "user", "content": content}]
+            message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
             prompt = self.processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
             prompts.append(prompt + "<|endoftext|>")
-        return _single(self.model.model(**self._inputs(images=images, text=prompts)).last_hidden_state[:, -1])
-
-    def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        return self._last([open_page(page) for page in pages], ["What is shown in this image?"] * len(pages))
-
-    def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
-        return self._last([self._blank] * len(queries), [f"Query: {_plain(query)}" for query in queries])
+        return self._inputs(images=images, text=prompts)
 
 
 class GmeEncoder(_ImageEncoder):
@@ -165,29 +176,26 @@ class GmeEncoder(_ImageEncoder):
     row and column as Qwen2-VL does by itself. We do the same: the weights were published with that.
     """
 
-    method, model_class = "gme", Qwen2VLForConditionalGeneration
+    method, model_class, padding_side = "gme", Qwen2VLForConditionalGeneration, "right"
     _prompt = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
     _page = _prompt.format("You are a helpful assistant.", "<|vision_start|><|image_pad|><|vision_end|>")
+    _query = _prompt.format("Find an image that matches the given text.", "{}")
 
     def __init__(self, model: str | Path, *, max_pixels: int = 1280 * 28 * 28, **options: Any):
         super().__init__(model, **options)
-        self.processor.tokenizer.padding_side = "right"
         self._set_pixels(256 * 28 * 28, max_pixels)
 
-    @torch.inference_mode()
-    def _last(self, **given: Any) -> list[np.ndarray]:
-        inputs = self._inputs(**given)
+    def _page_inputs(self, pages: list[Image.Image]) -> Any:
+        return self._inputs(images=pages, text=[self._page] * len(pages))
+
+    def _query_inputs(self, queries: list[str]) -> Any:
+        return self._inputs(text=[self._query.format(query) for query in queries])
+
+    def _vectors(self, inputs: Any) -> list[np.ndarray]:
         positions = torch.arange(inputs["input_ids"].shape[1], device=self.device).expand(3, *inputs["input_ids"].shape)
         states = self.model.model(**inputs, position_ids=positions).last_hidden_state
         ends = inputs["attention_mask"].sum(1) - 1
         return _single(states[torch.arange(len(ends), device=self.device), ends])
-
-    def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        return self._last(images=[open_page(page) for page in pages], text=[self._page] * len(pages))
-
-    def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
-        instruction = "Find an image that matches the given text."
-        return self._last(text=[self._prompt.format(instruction, "{}").format(_plain(query)) for query in queries])
 
 
 class ColQwenEncoder(_ImageEncoder):
@@ -199,15 +207,19 @@ class ColQwenEncoder(_ImageEncoder):
     (M-RoPE). We pass the latter.
     """
 
-    method, model_class = "colqwen", ColQwen2ForRetrieval
+    method, model_class, padding_side = "colqwen", ColQwen2ForRetrieval, None
 
     def __init__(self, model: str | Path, *, max_pixels: int = 768 * 28 * 28, **options: Any):
         super().__init__(model, **options)
         self._set_pixels(4 * 28 * 28, max_pixels)
 
-    @torch.inference_mode()
+    def _page_inputs(self, pages: list[Image.Image]) -> Any:
+        return self.processor.process_images(images=pages)
+
+    def _query_inputs(self, queries: list[str]) -> Any:
+        return self.processor.process_queries(text=queries)
+
     def _vectors(self, inputs: Any) -> list[np.ndarray]:
-        inputs = inputs.to(self.device)
         inputs.pop("mm_token_type_ids", None)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         if "image_grid_thw" in inputs:
@@ -217,12 +229,6 @@ class ColQwenEncoder(_ImageEncoder):
             )[0]
         vectors = self.model(**inputs).embeddings.float().cpu().numpy()
         return [v[m] for v, m in zip(vectors, mask.bool().cpu().numpy(), strict=True)]  # without the batch's padding
-
-    def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        return self._vectors(self.processor.process_images(images=[open_page(page) for page in pages]))
-
-    def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
-        return self._vectors(self.processor.process_queries(text=[_plain(query) for query in queries]))
 
 
 class DenseEncoder:
@@ -290,8 +296,3 @@ def load_encoder(method: str, model: str | Path | None = None, **options: Any) -
             f"{name} is neither a model folder nor could it be fetched: run `hf download {name}` where there is a "
             f"network, or name a folder ({str(error).splitlines()[0]})"
         ) from error
-
-
-def _plain(query: str) -> str:
-    """A question without the characters that would make a Qwen tokenizer see a special token, such as an image's."""
-    return query.replace("<|", "< |")

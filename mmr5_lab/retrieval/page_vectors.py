@@ -13,10 +13,8 @@ With one vector on both sides that is their dot product.
 """
 
 import json
-import os
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,8 @@ import torch
 
 from mmr5_lab.files import replacing
 
-_BLOCK = 4096  # page vectors compared at once by a thread: about 2 MB of each kind, which stays in a core's cache
-_QUERY_VECTORS = 1024  # query vectors compared at once; more are taken in several passes over the file
+_BLOCK = 8192  # page vectors compared at once: 2 MB of 128 dimensions, which stay in a core's cache
+_QUERY_VECTORS = 1024  # query vectors compared at once, so that products take 32 MB
 
 
 class VectorsError(ValueError):
@@ -49,7 +47,7 @@ class PageVectors:
         self.dimensions: int | None = None
         self.rows = np.zeros(0, dtype=np.int64)
         self.starts = np.zeros(1, dtype=np.int64)
-        self._place: dict[int, int] = {}
+        self._position: dict[int, int] = {}
         self._load()
 
     @property
@@ -60,14 +58,14 @@ class PageVectors:
         if (self.folder / "about.json").exists():
             stored = json.loads((self.folder / "about.json").read_text())
             self.dimensions = stored.pop("dimensions")
-            other = [key for key in {**stored, **self.about} if stored.get(key) != self.about.get(key)]
-            if other:
-                told = ", ".join(f"{key} {stored.get(key)!r}, now {self.about.get(key)!r}" for key in other)
-                raise VectorsError(f"{self.folder} holds vectors made otherwise ({told}): delete it or choose another")
+            changed = [key for key in {**stored, **self.about} if stored.get(key) != self.about.get(key)]
+            if changed:
+                changes = ", ".join(f"{key} {stored.get(key)!r}, now {self.about.get(key)!r}" for key in changed)
+                raise VectorsError(f"{self.folder} has other vectors ({changes}): delete it or choose another")
             self._add(self._whole_pages())
 
     def _add(self, pages: np.ndarray) -> None:
-        self._place.update(zip(pages[:, 0].tolist(), range(len(self), len(self) + len(pages)), strict=True))
+        self._position.update(zip(pages[:, 0].tolist(), range(len(self), len(self) + len(pages)), strict=True))
         self.rows = np.concatenate([self.rows, pages[:, 0]])
         self.starts = np.concatenate([self.starts, self.starts[-1] + np.cumsum(pages[:, 1], dtype=np.int64)])
 
@@ -84,8 +82,8 @@ class PageVectors:
         return len(self.rows)
 
     def missing(self, rows: Sequence[int]) -> list[int]:
-        """Those of some rows that have no vectors yet."""
-        return [row for row in rows if row not in self._place]
+        """Return those of some rows that have no vectors yet."""
+        return [row for row in rows if row not in self._position]
 
     def append(self, rows: Sequence[int], vectors: Sequence[np.ndarray]) -> None:
         """Add pages: arrays of shape (vectors of the page, dimensions). Raises VectorsError for what does not fit."""
@@ -112,107 +110,77 @@ class PageVectors:
         self._add(counts.reshape(-1, 2))
 
     def page(self, row: int) -> np.ndarray:
-        """The vectors of one page, memory-mapped. Raises VectorsError if the page has none."""
-        if row not in self._place:
+        """Return the vectors of one page, memory-mapped. Raises VectorsError if the page has none."""
+        if row not in self._position:
             raise VectorsError(f"{self.folder} has no vectors of row {row}")
-        return self.all()[self.starts[self._place[row]] : self.starts[self._place[row] + 1]]
+        return self.all()[self.starts[self._position[row]] : self.starts[self._position[row] + 1]]
 
     def all(self) -> np.ndarray:
-        """All vectors, memory-mapped, shape (vectors, dimensions)."""
+        """Return all vectors, memory-mapped, shape (vectors, dimensions)."""
         return np.memmap(self._vectors, np.float16, "r", shape=(int(self.starts[-1]), self.dimensions or 1))
 
     def maxsim(
         self, queries: Sequence[np.ndarray], rows: Sequence[int] | None = None, device: str = "cpu"
     ) -> np.ndarray:
-        """MaxSim of each query with each page, in single precision; shape (queries, pages).
+        """Return MaxSim of each query with each page, in single precision; shape (queries, pages).
 
         queries: arrays of shape (vectors of the query, dimensions)
         rows: the pages, in the order of the scores; None: all, in the order of the files
         device: where to multiply; the vectors go there block by block
 
-        The file is read in blocks of about 1 MB by a few threads more than torch has, so memory does not grow with it.
+        The file is read once, in blocks of about 2 MB, so memory does not grow with it.
         Raises VectorsError for pages without vectors and for queries of other dimensions.
         """
-        if rows is None:
-            places = np.arange(len(self))
-        else:
-            missing = self.missing(rows)
-            if missing:
-                raise VectorsError(
-                    f"{self.folder} has no vectors of {len(missing)} pages, the first is row {missing[0]}"
-                )
-            places = np.array([self._place[row] for row in rows], dtype=np.int64)
+        if missing := self.missing(rows or []):
+            raise VectorsError(f"{self.folder} has no vectors of {len(missing)} pages, the first is row {missing[0]}")
         for query in queries:
             if query.ndim != 2 or not len(query) or query.shape[1] != self.dimensions:
                 raise VectorsError(f"a query of shape {query.shape} does not go with {self.dimensions} dimensions")
-        scores = np.empty((len(queries), len(places)), dtype=np.float32)
-        order = np.argsort(places, kind="stable")
-        start = 0
-        while start < len(queries):
-            stop, total = start + 1, len(queries[start])
-            while stop < len(queries) and total + len(queries[stop]) <= _QUERY_VECTORS:
-                total += len(queries[stop])
-                stop += 1
-            maxima = self._maxima(np.concatenate(queries[start:stop]), places[order], device)
-            firsts = np.cumsum([0] + [len(query) for query in queries[start : stop - 1]])
-            scores[start:stop, order] = np.add.reduceat(maxima, firsts, axis=1).T
-            start = stop
+        positions = np.arange(len(self)) if rows is None else np.array([self._position[row] for row in rows], dtype=int)
+        batches = [
+            (batch, np.cumsum([0] + [len(query) for query in queries[batch][:-1]]), _as_columns(queries[batch], device))
+            for batch in _batches([len(query) for query in queries], _QUERY_VECTORS)
+        ]
+        scores = np.empty((len(queries), len(positions)), dtype=np.float32)
+        order = np.argsort(positions, kind="stable")
+        for block in self._blocks(positions[order]):
+            starts = self.starts[positions[order[block.start]] : positions[order[block.stop - 1]] + 2]
+            vectors = torch.from_numpy(self._read(starts[0], starts[-1])).to(device).float()
+            for batch, firsts, columns in batches:
+                best = np.maximum.reduceat(torch.mm(vectors, columns).cpu().numpy(), starts[:-1] - starts[0], axis=0)
+                scores[batch, order[block]] = np.add.reduceat(best, firsts, axis=1).T
         return scores
 
-    def _maxima(self, query: np.ndarray, places: np.ndarray, device: str) -> np.ndarray:
-        """The best dot product of each query vector with each page, shape (pages, query vectors); places ascend."""
-        transposed = torch.from_numpy(np.ascontiguousarray(query, dtype=np.float32)).to(device).T.contiguous()
-        maxima = torch.empty((len(places), len(query)), device=device)
-        blocks = self._blocks(places)
-        largest = max((int(self.starts[places[b - 1] + 1] - self.starts[places[a]]) for a, b in blocks), default=0)
-        width = query.shape[1]
-        scratch = threading.local()
-        file = os.open(self._vectors, os.O_RDONLY)
+    def _blocks(self, positions: np.ndarray) -> list[slice]:
+        """Return stretches of ascending `positions` side by side in the file, each of about `_BLOCK` vectors."""
+        gaps = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
+        lengths = np.diff(self.starts)[positions].tolist()
+        return [
+            slice(first + block.start, first + block.stop)
+            for first, stop in pairwise([0, *gaps, len(positions)])
+            for block in _batches(lengths[first:stop], _BLOCK)
+        ]
 
-        def compare(block: tuple[int, int]) -> None:
-            if not hasattr(scratch, "half"):  # made once a thread: fresh memory for each block fragments the heap
-                scratch.half = np.empty((largest, width), dtype=np.float16)
-                scratch.single = torch.empty((largest, width), device=device)
-                scratch.dots = torch.empty((largest, len(query)), device=device)
-            offsets = self.starts[places[block[0]] : places[block[1] - 1] + 2]
-            first, count = int(offsets[0]), int(offsets[-1] - offsets[0])
-            half = scratch.half[:count]
-            _read_into(file, half, first * half.itemsize * width, self._vectors)
-            single = scratch.single[:count].copy_(torch.from_numpy(half))
-            dots = torch.mm(single, transposed, out=scratch.dots[:count])
-            for place, (begin, end) in enumerate(zip(offsets[:-1] - first, offsets[1:] - first, strict=True), block[0]):
-                torch.amax(dots[begin:end], 0, out=maxima[place])
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # of each worker below
-        try:
-            # Two more than can compute: they wait for the disk.
-            with torch.inference_mode(), ThreadPoolExecutor(threads + 2 if device == "cpu" else 2) as pool:
-                for _ in pool.map(compare, blocks):
-                    pass
-        finally:
-            torch.set_num_threads(threads)
-            os.close(file)
-        return maxima.cpu().numpy()
-
-    def _blocks(self, places: np.ndarray) -> list[tuple[int, int]]:
-        """Stretches [a, b) of `places` that lie side by side in the file, each of about `_BLOCK` vectors."""
-        blocks: list[tuple[int, int]] = []
-        begin = 0
-        for i in range(1, len(places) + 1):
-            full = i < len(places) and self.starts[places[i] + 1] - self.starts[places[begin]] > _BLOCK
-            if i == len(places) or full or places[i] != places[i - 1] + 1:
-                blocks.append((begin, i))
-                begin = i
-        return blocks
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        width = self.dimensions or 1
+        vectors = np.fromfile(self._vectors, np.float16, (stop - start) * width, offset=2 * start * width)
+        if len(vectors) < (stop - start) * width:
+            raise VectorsError(f"{self._vectors} ends before vector {stop}: it was changed while being read")
+        return vectors.reshape(-1, width)
 
 
-def _read_into(file: int, array: np.ndarray, offset: int, path: Path) -> None:
-    """Fill an array from a place in an open file, safely among threads."""
-    view = array.data.cast("B")
-    done = 0
-    while done < len(view):
-        count = os.preadv(file, [view[done:]], offset + done)
-        if not count:
-            raise VectorsError(f"{path} ends before byte {offset + len(view)}: it was changed while being read")
-        done += count
+def _batches(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Cut a sequence into slices whose lengths add up to at most `most`, or of one item."""
+    start, total = 0, 0
+    for end, length in enumerate(lengths):
+        if end > start and total + length > most:
+            yield slice(start, end)
+            start, total = end, 0
+        total += length
+    if lengths:
+        yield slice(start, len(lengths))
+
+
+def _as_columns(queries: Sequence[np.ndarray], device: str) -> torch.Tensor:
+    vectors = np.concatenate(queries).astype(np.float32)
+    return torch.from_numpy(vectors).to(device).T.contiguous()

@@ -9,13 +9,14 @@ Runs and labels are TREC files: `question Q0 page rank score tag` and `question 
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmr5_lab.corpus.documents import Corpus
-from mmr5_lab.corpus.rankings import Rankings, best
+from mmr5_lab.corpus.rankings import Rankings, rank_by_score
 from mmr5_lab.retrieval.bm25 import bm25_scores
 
 logger = logging.getLogger(__name__)
@@ -58,19 +59,20 @@ def retrieve(
         from mmr5_lab.retrieval.encoders import load_encoder
 
         encoder = load_encoder(method, model, **options)
-        store = encode_corpus(corpus, encoder, vectors, batch_size=batch_size, source=source)
-        return rank_documents(corpus, encoder, store, top_k)
-    pages_of: dict[str, list[int]] = {}
-    scores_of: dict[str, list[float]] = {}
+        page_vectors = encode_corpus(corpus, encoder, vectors, batch_size=batch_size, source=source)
+        return rank_documents(corpus, encoder, page_vectors, top_k)
     wordless = []
-    for doc_name, questions in corpus.questions.groupby("doc_name", sort=False):
-        texts = [corpus.page_text(doc_name, page, source) for page in range(corpus.num_pages(doc_name))]
-        scores = bm25_scores(texts, questions["question"].tolist(), stopwords)
-        if scores is None:
-            wordless.append(doc_name)
-            scores = np.zeros((len(questions), len(texts)))
-        for question, row in zip(questions["question_id"], scores, strict=True):
-            pages_of[question], scores_of[question] = best(row, top_k)
+
+    def scores() -> Iterator[tuple[str, np.ndarray]]:
+        for doc_name, questions in corpus.questions.groupby("doc_name", sort=False):
+            texts = [corpus.page_text(doc_name, page, source) for page in range(corpus.num_pages(doc_name))]
+            by_query = bm25_scores(texts, questions["question"].tolist(), stopwords)
+            if by_query is None:
+                wordless.append(doc_name)
+                by_query = np.zeros((len(questions), len(texts)))
+            yield from zip(questions["question_id"], by_query, strict=True)
+
+    run = rank_by_score(scores(), top_k)
     if wordless:
         logger.warning(
             "%d documents have no words in %s, their pages are ranked by page order: %s",
@@ -78,17 +80,17 @@ def retrieve(
             source,
             ", ".join(wordless[:5]) + (", …" if len(wordless) > 5 else ""),
         )
-    return Rankings(pages_of, scores_of)
+    return run
 
 
 def hard_negatives(run: Rankings, corpus: Corpus, num_candidates: int = 5, max_share: float = 0.95) -> Rankings:
-    """Candidates to train on: each question's right pages, and with them the wrong ones that score highest.
+    """Return candidates to train on: each question's gold pages, and the wrong ones that score highest.
 
     run: many pages a question, with scores (retrieve with a large `top_k`)
-    max_share: a wrong page that scores more than this share of the best right page is left out: such pages are often
+    max_share: a wrong page that scores more than this share of the best gold page is left out: such pages are often
       right without a label (arXiv 2407.15831, section 4.1: TopK-PercPos). 1 leaves out those that score higher.
 
-    At most `num_candidates` - 1 right pages are taken, by score; one that the run does not hold comes after those that
+    At most `num_candidates` - 1 gold pages are taken, by score; one that the run does not hold comes after those that
     it does, without a bound on the wrong ones if it holds none. Questions with fewer than two candidates are left out.
     The pages come in falling order of score, so that `traces.training_candidates` may shuffle them or not.
 
@@ -98,7 +100,7 @@ def hard_negatives(run: Rankings, corpus: Corpus, num_candidates: int = 5, max_s
         raise ValueError("the run has no scores: hard negatives are chosen by them")
     if num_candidates < 2:
         raise ValueError(f"num_candidates is {num_candidates}; a right and a wrong page need at least 2")
-    mined: dict[str, list[int]] = {}
+    pages_of: dict[str, list[int]] = {}
     scores_of: dict[str, list[float]] = {}
     for question, pages in run.pages.items():
         if question not in corpus.by_id:
@@ -106,13 +108,13 @@ def hard_negatives(run: Rankings, corpus: Corpus, num_candidates: int = 5, max_s
         gold = corpus.by_id[question]["gold_pages"]
         scores = dict(zip(pages, run.scores[question], strict=True))
         lowest = min(scores.values(), default=0.0)
-        right = sorted(gold, key=lambda page: -scores.get(page, -np.inf))[: num_candidates - 1]
+        positives = sorted(gold, key=lambda page: -scores.get(page, -np.inf))[: num_candidates - 1]
         top = max((scores[page] for page in gold if page in scores), default=None)
         # A share of a score below 0 would lie above it.
         bound = np.inf if top is None else top - (1 - max_share) * abs(top)
-        wrong = [page for page in pages if page not in gold and scores[page] <= bound][: num_candidates - len(right)]
-        if wrong:
-            chosen = sorted([*right, *wrong], key=lambda page: -scores.get(page, lowest))
-            mined[question] = chosen
-            scores_of[question] = [scores.get(page, lowest) for page in chosen]
-    return Rankings(mined, scores_of)
+        negatives = [page for page in pages if page not in gold and scores[page] <= bound]
+        if negatives:
+            chosen = [*positives, *negatives[: num_candidates - len(positives)]]
+            chosen.sort(key=lambda page: -scores.get(page, lowest))
+            pages_of[question], scores_of[question] = chosen, [scores.get(page, lowest) for page in chosen]
+    return Rankings(pages_of, scores_of)

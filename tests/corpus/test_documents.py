@@ -8,12 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmr5_lab.corpus import documents as corpus_module
 from mmr5_lab.corpus import page_store, writing
-from mmr5_lab.corpus.documents import ANNOTATIONS, LAYOUTS, PAGES, load_corpus
+from mmr5_lab.corpus.documents import ANNOTATIONS, LAYOUT_COLUMNS, LAYOUTS, PAGES, load_corpus
 from mmr5_lab.corpus.ids import CorpusError, page_id, parse_page_id
 from mmr5_lab.corpus.page_store import PageStore
-from mmr5_lab.corpus.writing import PAGE_SCHEMA, regroup_pages, write_corpus
+from mmr5_lab.corpus.writing import regroup_pages, write_corpus
 
 
 def picture(grey: int, size: tuple[int, int] = (8, 10), kind: str = "PNG") -> bytes:
@@ -136,7 +135,7 @@ def test_the_parts_of_pages_are_read_where_they_are_published(with_layouts):
     assert found["bbox"][1] == [10, 22, 30, 40.5]
     assert found["page_size"][1] == [612, 792]
     assert corpus.layouts("c.pdf", 2)["layout_id"].tolist() == [2, 3]
-    assert corpus.layouts("c.pdf", 1).columns.tolist() == corpus_module.LAYOUT_COLUMNS, "a page without parts"
+    assert corpus.layouts("c.pdf", 1).columns.tolist() == LAYOUT_COLUMNS, "a page without parts"
     assert corpus.layouts("a b.pdf")["layout_id"].tolist() == [0]
     assert corpus.split("rl").layouts("c.pdf")["layout_id"].tolist() == [1, 2, 3]
     with pytest.raises(CorpusError, match=r"'c\.pdf' has no page 3; it has pages 0 to 2"):
@@ -327,7 +326,7 @@ def test_vlm_text_is_only_missed_when_asked_for(folder):
 def test_a_bad_image_names_document_and_page(folder, data, message):
     table = pq.read_table(folder / PAGES).to_pylist()
     table[3]["image_binary"] = data
-    pq.write_table(pa.Table.from_pylist(table, PAGE_SCHEMA), folder / PAGES)
+    pq.write_table(pa.Table.from_pylist(table, writing.PAGE_SCHEMA), folder / PAGES)
     corpus = load_corpus(folder)
     assert corpus.page_image("c.pdf", 0).getpixel((0, 0)) == (20, 20, 20)  # its neighbour is fine
     with pytest.raises(CorpusError, match=message):

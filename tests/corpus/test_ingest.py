@@ -2,23 +2,24 @@
 
 import json
 import logging
-import re
+import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import matplotlib
 import psutil
 import pyarrow.parquet as pq
-import pypdfium2
 import pytest
-from helpers.pdfs import bare_pdf, blank_pdf, encrypted_pdf, picture_pdf, text_pdf
+from helpers.pdfs import bare_pdf, blank_pdf, boxes_pdf, encrypted_pdf, picture_pdf, program, text_pdf
 
-from mmr5_lab.corpus import ingest, pdf
+from mmr5_lab.corpus import ocr
 from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES, load_corpus
 from mmr5_lab.corpus.ids import CorpusError
 from mmr5_lab.corpus.ingest import build_corpus
+from mmr5_lab.corpus.pdf_process import PdfProcesses
 from mmr5_lab.corpus.writing import write_corpus
 from mmr5_lab.files import sole_writer
 
@@ -36,7 +37,7 @@ def question(text: str, gold: list[int]) -> dict:
 @pytest.fixture(autouse=True)
 def no_reader(monkeypatch):
     """Whatever OCR this machine has, "auto" finds none, so that pictures stay without words unless a test says so."""
-    monkeypatch.setattr(pdf, "READERS", ())
+    monkeypatch.setattr(ocr, "AUTO", ())
 
 
 @pytest.fixture
@@ -158,63 +159,67 @@ def test_bad_annotation_files_are_named(pdfs, tmp_path):
 
 
 @pytest.fixture
-def rendered(monkeypatch):
-    """A list that gets an entry for each page rendered from here on."""
+def interrupt():
+    """Its `after` is the number of rendered pages after which a run is interrupted."""
+    return SimpleNamespace(after=None)
+
+
+@pytest.fixture
+def rendered(monkeypatch, interrupt):
+    """A list that gets the name and page of each page rendered from here on."""
     pages = []
-    render_page = pdf.render_page
+    write_page = PdfProcesses.write_page
 
-    def counted(page, max_pixels):
-        pages.append(max_pixels)
-        return render_page(page, max_pixels)
+    def counted(self, path, page, *target):
+        if len(pages) == interrupt.after:
+            raise KeyboardInterrupt
+        pages.append((path.name, page))
+        return write_page(self, path, page, *target)
 
-    monkeypatch.setattr(pdf, "render_page", counted)
+    monkeypatch.setattr(PdfProcesses, "write_page", counted)
     return pages
 
 
-def test_an_interrupted_run_goes_on_at_the_page_where_it_stopped(pdfs, tmp_path, rendered, monkeypatch):
+def test_an_interrupted_run_goes_on_at_the_page_where_it_stopped(pdfs, tmp_path, interrupt, rendered):
     """`Scan 1.PDF` (3 pages) is done when the second page of `words.pdf` (2 pages) is interrupted."""
-    read_page = pdf.read_page
-
-    def interrupted(page, ocr):
-        if len(rendered) == 5:
-            raise KeyboardInterrupt
-        return read_page(page, ocr)
-
-    monkeypatch.setattr(pdf, "read_page", interrupted)
+    interrupt.after = 4
     with pytest.raises(KeyboardInterrupt):
         build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    monkeypatch.setattr(pdf, "read_page", read_page)
-    assert len(rendered) == 5
+    assert len(rendered) == 4
     assert not (tmp_path / "out" / PAGES).exists()
-    rendered.clear()
+    interrupt.after = None
     corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    assert len(rendered) == 1
+    assert rendered[4:] == [("words.pdf", 1)]
     assert len(corpus.pages) == 5
 
 
-def test_the_earlier_corpus_stays_until_the_new_one_is_whole(pdfs, tmp_path, rendered, monkeypatch):
-    """Of two new PDFs the first is written already when the second is interrupted."""
+def test_the_earlier_corpus_stays_until_the_new_one_is_whole(pdfs, tmp_path, rendered, interrupt):
+    """Of two new PDFs the first is rendered already when the second is interrupted."""
     out = tmp_path / "out"
     build_corpus(pdfs, out, max_pixels=1000)
     text_pdf(pdfs / "x.pdf", "quinces")
     text_pdf(pdfs / "y.pdf", "medlars")
-    read_page, under_way = pdf.read_page, []
-
-    def interrupted(page, ocr):
-        under_way.append((out / f"{PAGES}.new").exists())
-        if len(under_way) == 2:
-            raise KeyboardInterrupt
-        return read_page(page, ocr)
-
-    monkeypatch.setattr(pdf, "read_page", interrupted)
+    rendered.clear()
+    interrupt.after = 1
     with pytest.raises(KeyboardInterrupt):
         build_corpus(pdfs, out, max_pixels=1000)
-    assert under_way == [True, True]
     assert load_corpus(out).documents["doc_name"].tolist() == ["Scan 1.PDF", "words.pdf"]
-    monkeypatch.setattr(pdf, "read_page", read_page)
-    rendered.clear()
+    interrupt.after = None
     assert build_corpus(pdfs, out, max_pixels=1000).page_text("y.pdf", 0).strip() == "medlars"
-    assert len(rendered) == 1
+    assert rendered == [("x.pdf", 0), ("y.pdf", 0)]
+
+
+def test_a_report_that_speaks_of_another_page_file_is_not_believed(pdfs, tmp_path, rendered):
+    """As when a run ends between writing its corpus and its report."""
+    out = tmp_path / "out"
+    build_corpus(pdfs, out, max_pixels=1000)
+    report = (out / "ingest_report.json").read_text()
+    picture_pdf(pdfs / "Scan 1.PDF", pages=4)
+    build_corpus(pdfs, out, max_pixels=1000)
+    (out / "ingest_report.json").write_text(report)
+    rendered.clear()
+    assert build_corpus(pdfs, out, max_pixels=1000).num_pages("Scan 1.PDF") == 4
+    assert len(rendered) == 6
 
 
 def test_processes_end_when_the_corpus_cannot_be_written(tmp_path, monkeypatch):
@@ -227,7 +232,7 @@ def test_processes_end_when_the_corpus_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
     with pytest.raises(OSError, match="No space left"):
         build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=1000, ocr="none", workers=2)
-    assert not [child for child in psutil.Process().children() if "mmr5_lab.corpus.pdf" in child.cmdline()]
+    assert not [child for child in psutil.Process().children() if "mmr5_lab.corpus.pdf_process" in child.cmdline()]
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".parts"]
 
 
@@ -259,18 +264,9 @@ def test_processes_render_the_same_bytes(pdfs, tmp_path):
     ).read_text()
 
 
-def test_jobs_shrink_towards_the_end(tmp_path):
-    """Two processes, a PDF of 300 pages and one of 20: a quarter of what is left, 64 pages at most and 8 at least."""
-    whole = [pdf.Rendering(tmp_path / name, tmp_path, range(n), 1, 90, "none") for name, n in (("a", 300), ("b", 20))]
-    jobs = list(ingest._cut(whole, 2))
-    assert [len(job.pages) for job in jobs] == [64, 64, 48, 36, 27, 20, 15, 11, 8, 7, 8, 8, 4]
-    assert [page for job in jobs[:10] for page in job.pages] == list(range(300))
-    assert [page for job in jobs[10:] for page in job.pages] == list(range(20))
-
-
 RUN = """
 import sys
-from mmr5_lab.corpus import build_corpus
+from mmr5_lab import build_corpus
 build_corpus(sys.argv[1], sys.argv[2], max_pixels=300_000, ocr="none", workers=int(sys.argv[3]))
 """
 
@@ -321,48 +317,37 @@ def test_a_thousand_pages_are_kept_in_small_groups(tmp_path):
     assert pq.ParquetFile(tmp_path / "out" / PAGES).metadata.num_row_groups == 32  # of 32 pages
 
 
-def test_a_page_that_cannot_be_rendered_is_named_and_its_pdf_skipped(pdfs, tmp_path, monkeypatch):
-    render_page = pdf.render_page
-
-    def fails(page, max_pixels):
-        if page.get_size() == (4 * 72, 3 * 72):  # those of words.pdf
-            raise pypdfium2.PdfiumError("Failed to load page.")
-        return render_page(page, max_pixels)
-
-    monkeypatch.setattr(pdf, "render_page", fails)
+def test_a_page_that_cannot_be_rendered_is_named_and_its_pdf_skipped(pdfs, tmp_path):
+    boxes_pdf(pdfs / "words.pdf", (200, 300), None)
     corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
     assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
     report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
-    assert report["skipped"][0]["reason"] == "PDFium cannot render page 0: Failed to load page."
+    assert report["skipped"][0]["reason"] == "PDFium cannot render page 1: Failed to load page."
     (pdfs / "Scan 1.PDF").unlink()
     with pytest.raises(CorpusError, match="none of the 1 PDFs"):
         build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
     assert load_corpus(tmp_path / "out").num_pages("Scan 1.PDF") == 3  # no corpus took its place
 
 
-def test_a_process_that_dies_is_told_and_nothing_lost(tmp_path, rendered):
-    """One of two rendering processes is killed; the error names where, and the next run goes on."""
+def test_a_process_that_dies_is_started_again_and_nothing_lost(tmp_path):
     (tmp_path / "in").mkdir()
-    blank_pdf(tmp_path / "in" / "long.pdf", 150)
+    blank_pdf(tmp_path / "in" / "long.pdf", 500)
     process = started(tmp_path, workers=2)
     children = psutil.Process(process.pid).children()
-    next(child for child in children if "mmr5_lab.corpus.pdf" in child.cmdline()).kill()
+    next(child for child in children if "mmr5_lab.corpus.pdf_process" in child.cmdline()).kill()
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert re.search(r"RuntimeError: the process that rendered pages \d+ to \d+ of \S*long.pdf died", error)
-    before = finished(tmp_path / "out")
-    build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=300_000, ocr="none")
-    assert len(rendered) == 150 - before
+    assert process.returncode == 0, error
+    assert load_corpus(tmp_path / "out").num_pages("long.pdf") == 500
 
 
 def test_reading_anew_with_an_ocr_redoes_only_documents_with_unread_pages(pdfs, tmp_path, rendered, monkeypatch):
     build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
     rendered.clear()
-    monkeypatch.setattr(ingest, "choose_ocr", lambda ocr: "tesseract")
-    monkeypatch.setattr(pdf, "_tesseract", lambda image: f"a picture {image.width} pixels wide")
-    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    assert len(rendered) == 6  # three pages of the scan, each once as it is kept and once to be read
-    assert corpus.page_text("Scan 1.PDF", 2).startswith("a picture")
+    program(tmp_path / "bin" / "tesseract", "echo a picture of $(wc -c) bytes")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000, ocr="tesseract")
+    assert rendered == [("Scan 1.PDF", page) for page in range(3)]
+    assert corpus.page_text("Scan 1.PDF", 2).startswith("a picture of")
     report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
     assert [entry["read_by"] for entry in report["documents"]] == [["tesseract"] * 3, ["text layer"] * 2]
 

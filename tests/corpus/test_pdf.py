@@ -6,8 +6,10 @@ import pypdfium2
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from mmr5_lab.corpus import pdf
-from mmr5_lab.corpus.pdf import PdfError, choose_ocr, open_pdf, read_page
+from mmr5_lab.corpus import ocr, pdf
+from mmr5_lab.corpus.ids import CorpusError
+from mmr5_lab.corpus.ocr import choose_engine
+from mmr5_lab.corpus.pdf import open_pdf, read_page
 
 
 @pytest.fixture
@@ -21,49 +23,49 @@ def scan(tmp_path):
     document.close()
 
 
-def installed(reader: str) -> bool:
+def installed(engine: str) -> bool:
     try:
-        return choose_ocr(reader) == reader
-    except PdfError:
+        return choose_engine(engine) == engine
+    except CorpusError:
         return False
 
 
-@pytest.mark.parametrize("reader", pdf.READERS)
-def test_ocr_reads_a_picture_of_words(scan, reader):
-    if not installed(reader):
-        pytest.skip(f"{reader} is not installed")
-    text, read_by = read_page(scan[0], reader)
-    assert read_by == reader
+@pytest.mark.parametrize("engine", ocr.ENGINES)
+def test_ocr_reads_a_picture_of_words(scan, engine):
+    if not installed(engine):
+        pytest.skip(f"{engine} is not installed")
+    text, read_by = read_page(scan[0], engine)
+    assert read_by == engine
     assert text.split() == ["Revenue", "grew", "twice"]
-    assert read_page(scan[1], reader) == ("", reader)  # read, and nothing found
+    assert read_page(scan[1], engine) == ("", engine)  # read, and nothing found
 
 
 def test_without_ocr_a_picture_has_no_words(scan):
     assert read_page(scan[0], "none") == ("", "none")
 
 
-def test_a_reader_that_fails_leaves_the_page_unread(scan, monkeypatch):
+def test_an_engine_that_fails_leaves_the_page_unread(scan, monkeypatch):
     def fails(*command, **options):
         raise subprocess.TimeoutExpired("tesseract", 1)
 
-    monkeypatch.setattr(pdf.subprocess, "run", fails)
+    monkeypatch.setattr(ocr.subprocess, "run", fails)
     assert read_page(scan[0], "tesseract") == ("", "tesseract failed")
 
 
 def test_auto_takes_what_is_there(monkeypatch):
-    monkeypatch.setattr(pdf.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(pdf.shutil, "which", lambda name: "/usr/bin/tesseract")
-    assert choose_ocr("auto") == "tesseract"
-    monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
-    assert choose_ocr("auto") == "rapidocr"
-    monkeypatch.setattr(pdf.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PdfError, match=r'rapidocr is not installed: pip install "mmr5-lab\[ocr\]"'):
-        choose_ocr("rapidocr")
-    assert choose_ocr("auto") == "none"
-    with pytest.raises(PdfError, match="tesseract is not installed: apt-get install tesseract-ocr"):
-        choose_ocr("tesseract")
-    with pytest.raises(PdfError, match="unknown OCR 'eyes'; there is: auto, tesseract, rapidocr, none"):
-        choose_ocr("eyes")
+    monkeypatch.setattr(ocr.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(ocr.shutil, "which", lambda name: "/usr/bin/tesseract")
+    assert choose_engine("auto") == "tesseract"
+    monkeypatch.setattr(ocr.shutil, "which", lambda name: None)
+    assert choose_engine("auto") == "rapidocr"
+    monkeypatch.setattr(ocr.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CorpusError, match=r'rapidocr is not installed: pip install "mmr5-lab\[ocr\]"'):
+        choose_engine("rapidocr")
+    assert choose_engine("auto") == "none"
+    with pytest.raises(CorpusError, match="tesseract is not installed: apt-get install tesseract-ocr"):
+        choose_engine("tesseract")
+    with pytest.raises(CorpusError, match="unknown OCR 'eyes'; there is: auto, tesseract, rapidocr, none"):
+        choose_engine("eyes")
 
 
 def test_rotated_pages_and_forms_are_rendered_as_they_are_seen(tmp_path):

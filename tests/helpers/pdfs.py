@@ -23,18 +23,38 @@ def text_pdf(path, *texts: str) -> None:
             plt.close(figure)
 
 
-def bare_pdf(path, trailer: bytes = b"") -> None:
-    """A PDF without pages, written out by hand."""
+def write_pdf(path, objects: list[bytes], trailer: bytes = b"") -> None:
+    """A PDF written out by hand, from the contents of its objects 1, 2, …; the first is the catalogue."""
     body = b"%PDF-1.4\n"
     offsets = []
-    for number, content in enumerate(
-        (b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"), 1
-    ):
+    for number, content in enumerate(objects, 1):
         offsets.append(len(body))
         body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"xref\n0 3\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
-    end = b"trailer\n<< /Size 3 /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (trailer, len(body))
+    size = len(objects) + 1
+    table = b"xref\n0 %d\n0000000000 65535 f \n" % size + b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    end = b"trailer\n<< /Size %d /Root 1 0 R %s >>\nstartxref\n%d\n%%%%EOF\n" % (size, trailer, len(body))
     path.write_bytes(body + table + end)
+
+
+def bare_pdf(path, trailer: bytes = b"") -> None:
+    """A PDF without pages."""
+    write_pdf(path, [b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"], trailer)
+
+
+def boxes_pdf(path, *sizes: tuple[float, float] | None) -> None:
+    """Empty pages of some sizes in points; None is a page that the file does not hold."""
+    kids = b" ".join(b"%d 0 R" % number for number in range(3, 3 + len(sizes)))
+    pages = [
+        b"null" if size is None else b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %r %r] >>" % size for size in sizes
+    ]
+    write_pdf(
+        path,
+        [
+            b"<< /Type /Catalog /Pages 2 0 R >>",
+            b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, len(sizes)),
+            *pages,
+        ],
+    )
 
 
 def encrypted_pdf(path) -> None:
@@ -50,3 +70,10 @@ def blank_pdf(path, pages: int) -> None:
         for _ in range(pages):
             new.new_page(200, 300).close()
         new.save(path)
+
+
+def program(path, shell: str) -> None:
+    """A program that runs a line of shell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{shell}\n")
+    path.chmod(0o755)

@@ -97,7 +97,7 @@ def test_what_an_interruption_cut_off_is_made_again(tmp_path, cut, lost):
 
 def test_vectors_of_something_else_are_refused(tmp_path):
     PageVectors(tmp_path, ABOUT).append([0], [np.ones((1, 4))])
-    with pytest.raises(VectorsError, match="made otherwise \\(model 'toy', now 'other'\\)"):
+    with pytest.raises(VectorsError, match="has other vectors \\(model 'toy', now 'other'\\)"):
         PageVectors(tmp_path, {"model": "other"})
     assert json.loads((tmp_path / "about.json").read_text()) == {"model": "toy", "dimensions": 4}
 

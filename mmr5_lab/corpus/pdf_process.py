@@ -1,0 +1,133 @@
+"""PDFium in processes of its own: a PDF that crashes it costs that PDF alone, and two processes render twice as fast.
+
+    with PdfProcesses(2) as processes:
+        counts = list(processes.map(processes.num_pages, paths))
+
+The pools of concurrent.futures and loky do not serve here. multiprocessing's processes import the caller's script once
+more, which fails without a main guard; loky's take a second to start and outlive a caller that is killed.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmr5_lab.corpus.pdf import PdfError, Rendering, open_pdf, write_page
+
+_SECONDS = 600  # that a request may take; OCR of a page ends after 300
+_ATTEMPTS = 2  # a process may also die because others took all memory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class PdfProcesses:
+    """Some processes that open PDFs and make their pages, and a thread for each that waits for it."""
+
+    def __init__(self, count: int):
+        self.count = max(1, count)
+        self._threads = ThreadPoolExecutor(self.count)  # processes, since PDFium is not safe among threads
+        self._own = threading.local()
+        self._started: list[subprocess.Popen[str]] = []
+        self._closed = False
+
+    def __enter__(self) -> "PdfProcesses":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._started:
+            process.kill()
+        self._threads.shutdown()
+        for process in self._started:
+            _end(process)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Return the results of a function that calls the methods below, in the order of the items."""
+        return self._threads.map(function, items)
+
+    def num_pages(self, pdf: Path) -> int:
+        """Return a PDF's number of pages. Raises PdfError where it cannot be used."""
+        return self._ask({"pdf": str(pdf.absolute())})
+
+    def write_page(self, pdf: Path, page: int, folder: Path, rendering: Rendering) -> None:
+        """Do `pdf.write_page`. Raises PdfError where the page cannot be rendered."""
+        target = {"page": page, "folder": str(folder.absolute()), "rendering": asdict(rendering)}
+        self._ask({"pdf": str(pdf.absolute())} | target)
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        """Return the result that this thread's process answers to a request; both are lines of JSON."""
+        for _ in range(_ATTEMPTS):
+            process = self._process()
+            timer = threading.Timer(_SECONDS, process.kill)
+            timer.start()
+            line = ""
+            with suppress(OSError):  # it died before the request
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            timer.cancel()
+            if line:
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise PdfError(answer["error"])
+                return answer["result"]
+            _end(process)
+        what = f"page {request['page']}" if "page" in request else "it"
+        raise PdfError(f"{what} makes PDFium crash, take all memory, or run for more than {_SECONDS // 60} minutes")
+
+    def _process(self) -> Any:
+        """Return this thread's process, a new one where it has none or the old one died."""
+        if not hasattr(self._own, "process") or self._own.process.poll() is not None:
+            if self._closed:
+                raise PdfError("the run has ended")
+            # The package that runs here, wherever the process is started.
+            paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+            self._own.process = subprocess.Popen(
+                [sys.executable, "-m", "mmr5_lab.corpus.pdf_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            )
+            self._started.append(self._own.process)
+        return self._own.process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    with suppress(OSError), process:  # closes its pipes and waits for it
+        pass
+
+
+def main() -> None:
+    """Answer the requests on standard input until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but its parent ends it
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not stand among the answers
+    path, document = "", None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["pdf"] != path or document is None:
+                path, document = request["pdf"], None
+                document = open_pdf(path)
+            if "page" in request:
+                write_page(document, request["page"], Path(request["folder"]), Rendering(**request["rendering"]))
+            answer: dict[str, Any] = {"result": len(document)}
+        except PdfError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
