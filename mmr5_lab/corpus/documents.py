@@ -103,7 +103,7 @@ class Corpus:
             raise CorpusError(str(error)) from error
 
     def page_file(self, doc_name: str, page: int) -> tuple[bytes, str]:
-        """The page as an image file that any program shows alike, and its kind, "jpeg" or "png" (`images.plain_file`).
+        """Return the page as an image file that any program shows alike, and its kind: "jpeg" or "png".
 
         Raises CorpusError, naming document and page, if it cannot be decoded.
         """

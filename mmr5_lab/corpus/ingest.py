@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -30,7 +29,7 @@ from mmr5_lab.corpus.pdf import (
     TEXT_LAYER,
     PdfError,
     Rendering,
-    page_file,
+    page_path,
     read_page_file,
 )
 from mmr5_lab.corpus.pdf_process import PdfProcesses
@@ -91,9 +90,9 @@ def build_corpus(
             for record in records.values():
                 record.pop("page_indices")  # of an earlier PDF, which may have had other pages
         documents, skipped = _plan(pdfs, out, records, rendering, processes)
-        with closing(_rows(documents, skipped, rendering, processes)) as rows:
-            if first := next(rows, None):  # without a single page the earlier corpus stays
-                write_corpus(out, [d.record for d in documents], chain([first], rows), leave_out_empty=True)
+        rows = _rows(documents, skipped, rendering, processes)
+        if first := next(rows, None):  # without a single page the earlier corpus stays
+            write_corpus(out, [document.record for document in documents], chain([first], rows), leave_out_empty=True)
         documents = [document for document in documents if document.name not in skipped]
         absent = set(records) - {path.name for path in pdfs}
         _report(folder, out, documents, skipped, len(absent), advise_ocr=ocr == "auto")
@@ -162,7 +161,7 @@ def _plan(
         record = records.get(name, {"doc_name": name, "domain": "PDF", "questions": []})
         try:
             num_pages = report["pages"] if reused else next(processes.map(processes.num_pages, [pdf]))
-            rows = record.get("page_indices")
+            rows: Any = record.get("page_indices")
             if is_pair(rows) and (annotated := rows[1] - rows[0] + 1) != num_pages:
                 raise PdfError(f"it has {num_pages} pages but page_indices of its annotation says {annotated}")
         except PdfError as error:
@@ -208,7 +207,7 @@ def _rows(
         def write(task: tuple[_Document, range]) -> None:
             document, pages = task
             for page in pages:
-                if document.parts and not page_file(document.parts, page).exists() and document.name not in skipped:
+                if document.parts and not page_path(document.parts, page).exists() and document.name not in skipped:
                     try:
                         processes.write_page(document.pdf, page, document.parts, rendering)
                     except PdfError as error:

@@ -53,7 +53,7 @@ class PageStore:
         self.num_rows: int = metadata.num_rows
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
-        self._order = range(self.num_rows)  # rows of the file, in our order
+        self._order: Sequence[int] = range(self.num_rows)  # rows of the file, in our order
         if sort_by:
             keys = list(zip(*(self.column(name) for name in sort_by), strict=True))
             self._order = sorted(self._order, key=keys.__getitem__)

@@ -88,13 +88,13 @@ def read_page(page: pypdfium2.PdfPage, engine: str) -> tuple[str, str]:
         return "", f"{engine} failed"
 
 
-def page_file(folder: Path, page: int) -> Path:
+def page_path(folder: Path, page: int) -> Path:
     """Return where a finished page is: one file, as many systems take longer to make a file than to fill it."""
     return folder / f"{page:05}.page"
 
 
 def write_page(document: pypdfium2.PdfDocument, number: int, folder: Path, rendering: Rendering) -> None:
-    """Write a page's picture and words into its `page_file`. Raises PdfError, naming it, if it cannot be rendered."""
+    """Write a page's picture and words into its `page_path`. Raises PdfError, naming it, if it cannot be rendered."""
     try:
         page = document[number]
         picture = io.BytesIO()
@@ -104,7 +104,7 @@ def write_page(document: pypdfium2.PdfDocument, number: int, folder: Path, rende
     except (pypdfium2.PdfiumError, ValueError, ZeroDivisionError, MemoryError) as error:
         raise PdfError(f"PDFium cannot render page {number}: {error}") from error
     head = json.dumps({"text": text, "read_by": read_by}) + "\n"
-    path = page_file(folder, number)
+    path = page_path(folder, number)
     unfinished = path.with_suffix(".new")
     unfinished.write_bytes(head.encode() + picture.getvalue())
     unfinished.replace(path)
@@ -112,6 +112,6 @@ def write_page(document: pypdfium2.PdfDocument, number: int, folder: Path, rende
 
 def read_page_file(folder: Path, page: int) -> tuple[bytes, str, str]:
     """Return a finished page's JPEG bytes, its words, and who read them."""
-    head, _, picture = page_file(folder, page).read_bytes().partition(b"\n")
+    head, _, picture = page_path(folder, page).read_bytes().partition(b"\n")
     words = json.loads(head)
     return picture, words["text"], words["read_by"]
