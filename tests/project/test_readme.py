@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import string
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -78,15 +79,15 @@ def test_files_that_documents_link_to_are_there():
             assert "://" in link or (path.parent / link).exists(), f"{path.name}: {link}"
 
 
-def test_the_grid_of_the_readme_is_one(tmp_path, monkeypatch):
+def test_the_grid_of_the_guide_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (grid,) = blocks(ROOT / "README.md", "yaml")
+    (grid,) = blocks(ROOT / "docs" / "guide.md", "yaml")
     (tmp_path / "my_grid.yaml").write_text(grid)
     assert read_grid(tmp_path / "my_grid.yaml")
 
 
-def test_from_pdfs_to_a_table_as_the_readme_says(tmp_path, monkeypatch, capsys):
-    """The quick commands in the README's order; a copy of BM25's run stands for the reranked one."""
+def test_from_pdfs_to_a_table_as_the_guide_says(tmp_path, monkeypatch, capsys):
+    """The quick commands in the guide's order; a copy of BM25's run stands for the reranked one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_pdfs").mkdir()
     first, second = (Image.new("RGB", (200, 260), "white") for _ in range(2))
@@ -94,12 +95,22 @@ def test_from_pdfs_to_a_table_as_the_readme_says(tmp_path, monkeypatch, capsys):
     first.save("my_pdfs/report.pdf", save_all=True, append_images=[second])
     (line,) = [body for body in blocks(ROOT / "docs" / "formats.md", "json") if "page_indices" not in body][:1]
     Path("questions.jsonl").write_text(line.replace("[3]", "[1]"))
-    quick = [
-        words[1:] for name, words in OURS if name == "README.md" and words[1] in ("ingest", "retrieve", "evaluate")
-    ]
+    quick = [words[1:] for name, words in OURS if name == "guide.md" and words[1] in ("ingest", "retrieve", "evaluate")]
     assert [words[0] for words in quick] == ["ingest", "retrieve", "evaluate", "evaluate"]
     for words in quick:
         assert main(words) == 0, words
         if words[0] == "retrieve":
             shutil.copy("bm25.trec", "reranked.trec")
     assert "micro" in capsys.readouterr().out
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
+
+
+def test_the_readme_maps_every_room():
+    """The first level of the package, each name once, from the bottom up as the import contract has it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^  (\w+)(?:\.py|/) ", text, re.MULTILINE)
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert shown == contract[::-1]
