@@ -1,12 +1,12 @@
 """MMDocIR's annotation file: one document with its questions a line, parsed and checked."""
 
 import ast
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmr5_lab.corpus.ids import CorpusError, question_id
+from mmr5_lab.files import json_lines
 
 _DOCUMENT_KEYS = {"doc_name", "domain", "page_indices", "questions", "split"}
 
@@ -15,19 +15,11 @@ _QUESTION_KEYS = {"Q", "A", "page_id", "type", "layout_mapping"}
 
 
 def read_annotations(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file, line n", record) of each line that is not blank."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise CorpusError(f"{where} is not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise CorpusError(f"{where} is not a JSON object")
-            yield where, record
+    """Yield ("file, line n", record) for each line that is not blank. Raises CorpusError like `json_lines`."""
+    try:
+        yield from json_lines(path)
+    except ValueError as error:
+        raise CorpusError(str(error)) from error
 
 
 def name_and_domain(record: dict[str, Any], where: str) -> tuple[str, str]:

@@ -34,7 +34,7 @@ from mmr5_lab.corpus.pdf import (
 )
 from mmr5_lab.corpus.pdf_process import PdfProcesses
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.files import read_object, replacing, sole_writer
+from mmr5_lab.files import read_object, sole_writer, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -243,5 +243,4 @@ def _report(
         "annotated_but_absent": absent,
         "page_file": PageStore(out / PAGES).fingerprint if documents else None,
     }
-    with replacing(out / INGEST_REPORT) as new:
-        new.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / INGEST_REPORT, report, indent=1)

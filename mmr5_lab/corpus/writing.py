@@ -1,6 +1,5 @@
 """Write a corpus folder: annotations and pages, replaced only when the new files are complete."""
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from mmr5_lab.corpus.annotations import is_pair, name_and_domain, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES
 from mmr5_lab.corpus.ids import CorpusError
-from mmr5_lab.files import replacing
+from mmr5_lab.files import json_line, replacing
 
 _COLUMNS = ("doc_name", "domain", "passage_id", "image_path", "image_binary", "ocr_text", "vlm_text")
 PAGE_SCHEMA = pa.schema([(name, pa.binary() if name == "image_binary" else pa.string()) for name in _COLUMNS])
@@ -44,7 +43,7 @@ def write_corpus(
     spans: dict[str, list[int]] = {}  # first and last row of each document's pages
     with replacing(folder / PAGES) as new_pages, replacing(folder / ANNOTATIONS) as new_annotations:
         _write_rows(new_pages, _rows(pages, domains, spans))
-        with new_annotations.open("w", encoding="utf-8") as file:
+        with new_annotations.open("wb") as file:
             for record in records:
                 name = record["doc_name"]
                 if name not in spans:
@@ -56,7 +55,7 @@ def write_corpus(
                     raise CorpusError(f"page_indices of {name!r} is {rows}, but its pages are rows {spans[name]}")
                 record["page_indices"] = spans[name]
                 parse_document(record, "annotations")
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json_line(record))
 
 
 def _rows(

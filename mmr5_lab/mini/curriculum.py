@@ -16,7 +16,6 @@ A checkpoint is written every ``--save-every`` steps; a run that was stopped goe
 """
 
 import argparse
-import json
 import math
 import random
 import time
@@ -28,6 +27,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
+from mmr5_lab.files import appending
 from mmr5_lab.mini.documents import (
     CELL,
     DOMAINS,
@@ -280,8 +280,8 @@ def train(lesson: Lesson, model, processor, folder: Path, save_every: int) -> No
         if (step + 1) % save_every == 0 or step + 1 == lesson.steps:
             save(checkpoint, model, optimizer, step + 1)
             record = {"lesson": lesson.name, "step": step + 1, "seconds": round(time.monotonic() - started), **averages}
-            with (folder / "progress.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with appending(folder / "progress.jsonl") as append:
+                append(record)
 
 
 def save(path: Path, model, optimizer, step: int) -> None:

@@ -1,6 +1,5 @@
 """Rerank a whole first-stage run: resumable, one line a question as it is finished."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from tqdm.auto import tqdm
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.rankings import Rankings, write_trec
-from mmr5_lab.files import appending, read_lines, report_progress
+from mmr5_lab.files import appending, check_settings, read_lines, report_progress
 from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
 from mmr5_lab.rewards import format_reward, rank_reward
 
@@ -49,7 +48,11 @@ def rerank_run(
     unknown = [question_id for question_id in run.pages if question_id not in questions]
     if unknown:
         raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
-    _check_settings(folder / f"{name}.settings.json", {"mode": mode, **(settings or {})})
+    check_settings(
+        folder / f"{name}.settings.json",
+        {"mode": mode, **(settings or {})},
+        f"choose another name to write to, or delete {name}.*",
+    )
     log = folder / f"{name}.jsonl"
     failures: dict[str, str] = {}
     with appending(log) as append, tqdm(total=len(run.pages), desc=name) as bar:
@@ -138,18 +141,3 @@ def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[st
         "rank_reward": rank_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
         "format_reward": format_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
     }
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    given = json.dumps(settings, default=str, sort_keys=True)
-    if not path.exists():
-        path.write_text(given + "\n")
-        return
-    before, now = json.loads(path.read_text()), json.loads(given)
-    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if other:
-        told = ", ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in other)
-        raise ValueError(
-            f"{path.parent} holds rankings made with other settings ({told}): choose another name to write to,"
-            f" or delete {path.name.removesuffix('.settings.json')}.*"
-        )

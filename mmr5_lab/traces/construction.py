@@ -13,7 +13,6 @@ label, the answer with the positives first and the rest in candidate order.
 """
 
 import itertools
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.ids import page_id
 from mmr5_lab.corpus.rankings import Rankings
-from mmr5_lab.files import appending, read_lines, replacing, report_progress
+from mmr5_lab.files import appending, read_lines, replacing, report_progress, write_lines
 from mmr5_lab.images import open_page
 from mmr5_lab.prompting.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise, shuffled
 from mmr5_lab.traces.quality import MAX_WORDS, faults_of, near_duplicates
@@ -275,15 +274,10 @@ def _sort_out(corpus: Corpus, path: Path, candidates: list[Candidates], max_word
             returned += [trace | {"faults": []}] if key in before else []
     again = near_duplicates(sound)
     faulty += [sound[k] | {"faults": ["near_duplicate"], "repeats": sound[j]["query_id"]} for k, j in again.items()]
-    _rewrite(rejected_path(path), [*faulty, *returned])
-    _rewrite(path, [trace for k, trace in enumerate(sound) if k not in again])
+    write_lines(rejected_path(path), [*faulty, *returned])
+    write_lines(path, [trace for k, trace in enumerate(sound) if k not in again])
     if returned:
-        _rewrite(rejected_path(path), faulty)
-
-
-def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
-    with replacing(path) as new:
-        new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_lines(rejected_path(path), faulty)
 
 
 def _page_texts(corpus: Corpus, trace: dict[str, Any]) -> list[str]:

@@ -16,7 +16,6 @@ without these fields, are taken over as far as they tell: question and ranking f
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import datasets
 from datasets.table import embed_table_storage
 
-from mmr5_lab.files import read_lines, replacing
+from mmr5_lab.files import read_lines, replacing, write_lines
 from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_messages, content_text
 from mmr5_lab.traces.construction import read_traces, rejected_path, swift_messages
@@ -59,7 +58,7 @@ def export_traces(path: str | Path, out: str | Path, form: str) -> Path:
         (out / "README.md").write_text(card, encoding="utf-8")
         return out
     shape = {"swift": _swift, "vlm-r1": _vlm_r1, "trl": _trl}[form]
-    _write(out, (shape(trace, _moved(trace["images"], path.parent, out.parent)) for trace in traces))
+    write_lines(out, (shape(trace, _moved(trace["images"], path.parent, out.parent)) for trace in traces))
     return out
 
 
@@ -89,7 +88,7 @@ def import_traces(source: str | Path, form: str, out: str | Path) -> Path:
             "query_id": f"import:q{number}", "doc_name": "", "query": asked, "candidates": list(range(len(images))),
             "positive_ids": [], "teacher": "unknown", "refined": False, "prompt_version": PROMPT_VERSION,
         } | own)  # fmt: skip
-    _write(out, traces)
+    write_lines(out, traces)
     return out
 
 
@@ -165,8 +164,3 @@ def _embedded(folder: Path, out: Path) -> Iterator[dict[str, Any]]:
 def _moved(images: Iterable[str], source: Path, out: Path) -> list[str]:
     """Paths relative to one folder, as paths relative to another; absolute ones stay."""
     return [i if os.path.isabs(i) else Path(os.path.relpath(source / i, out)).as_posix() for i in images]
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -7,7 +7,6 @@ Questions are added to the corpus folder's own annotation file, where `load_corp
 them, if it is run again without `--annotations`.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from filelock import FileLock
 from mmr5_lab.corpus.annotations import annotation_records, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS, Corpus, load_corpus
 from mmr5_lab.corpus.ids import CorpusError, question_id
-from mmr5_lab.files import replacing
+from mmr5_lab.files import write_lines
 from mmr5_lab.html import escape_html
 
 TYPES = ("Pure-text (Plain-text)", "Table", "Chart", "Figure", "Generalized-text (Layout)")  # MMDocIR's
@@ -49,8 +48,7 @@ def add_question(
         }  # fmt: skip
         record["questions"] = [*record["questions"], entry]
         parse_document(record, str(path))  # as `load_corpus` will
-        with replacing(path) as new, new.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(given, ensure_ascii=False) + "\n" for given in records.values())
+        write_lines(path, records.values())
     return question_id(doc_name, len(record["questions"]) - 1)
 
 
