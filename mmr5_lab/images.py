@@ -61,6 +61,19 @@ def open_page(source: Page, where: str = "", size: tuple[int, int] | None = None
         raise ValueError(f"{name} is truncated or corrupt: {error}") from error
 
 
+def page_size(source: Page, where: str = "") -> tuple[int, int]:
+    """Return (width, height) of a page as `open_page` would show it, from the head of its file: nothing is decoded.
+
+    Raises ValueError like `open_page`.
+    """
+    if isinstance(source, Image.Image | np.ndarray):
+        return open_page(source, where).size
+    image = _opened(read_bytes(source, where), _name(source, where))
+    _check_size(image, _name(source, where))
+    # Above 4 it lies on its side; of a TIFF Pillow gives the turned size at once.
+    return image.size[::-1] if image.format != "TIFF" and _orientation(image) > 4 else image.size
+
+
 def plain_file(source: Page, where: str = "") -> tuple[bytes, str]:
     """Return a page as the bytes of an image file that any program shows alike, and its kind: "jpeg" or "png".
 

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.images import MAX_PIXELS, MAX_SIDE, open_page, plain_file
+from mmr5_lab.images import MAX_PIXELS, MAX_SIDE, open_page, page_size, plain_file
 from mmr5_lab.models.chat import page_url
 from mmr5_lab.prompting.prompts import PROMPT_VERSION
 from mmr5_lab.reranking.pages import Pages
@@ -117,6 +117,16 @@ def test_exif_turns_a_page_upright(kind, orientation):
     image = open_page(stored(orientation, kind))
     assert np.abs(np.asarray(image).astype(int) - upright()).max() <= (12 if kind == "JPEG" else 0)
     assert open_page(image).tobytes() == image.tobytes(), "it is turned once"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_the_size_of_a_page_is_known_without_decoding_it(kind, orientation):
+    data = stored(orientation, kind)
+    assert page_size(data) == open_page(data).size
+    assert page_size(open_page(data)) == open_page(data).size
+    if kind in ("PNG", "JPEG"):
+        assert page_size(data[:-40]) == open_page(data).size, "its pixels are cut off"
 
 
 def test_an_image_that_was_opened_elsewhere_is_turned_too_and_left_as_it_was():

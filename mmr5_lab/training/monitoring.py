@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from mmr5_lab.files import report_progress
-from mmr5_lab.prompting.answers import FAULTS, ParsedRanking, parse_ranking
+from mmr5_lab.prompting.answers import FAULTS, ParsedRanking, parse_ranking, with_opening
 from mmr5_lab.rewards import completion_texts
 
 Reward = Callable[..., Any]  # as in mmr5_lab.rewards
@@ -52,7 +52,8 @@ class ReportProgress(TrainerCallback):
             report_progress(self.folder, self.what, state.global_step, state.max_steps)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "reward") if key in (logs or {})})
+        values = {key: (logs or {}).get(key) for key in ("loss", "reward")}  # a reward is None where none applies
+        self.bar.set_postfix({key: f"{value:.3f}" for key, value in values.items() if value is not None})
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
@@ -89,6 +90,25 @@ class StopWhenBroken(TrainerCallback):
             )
 
 
+def for_trl(reward: Reward, tokenizer, opening: str) -> Reward:
+    """Return the same reward under the same name, called with all that the model and its chat template wrote.
+
+    opening: what the template writes at the end of every prompt (`answers.with_opening`), such as `<think>`
+
+    trl passes the message that a template's own parser makes of a completion, without reasoning in some cases, so the
+    text comes from the tokens. A reward that returns None gives none to any completion.
+    """
+
+    def called(completions, *, completion_ids, **columns):
+        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        whole = [[{"role": "assistant", "content": with_opening(text, opening)}] for text in texts]
+        values = reward(whole, completion_ids=completion_ids, **columns)
+        return [None] * len(whole) if values is None else values
+
+    called.__name__ = getattr(reward, "__name__", type(reward).__name__)  # a name in trl's log
+    return called
+
+
 def logging_completions(reward: Reward) -> Reward:
     """Return the same reward under the same name, which also logs the completions that it is called with.
 
@@ -103,7 +123,7 @@ def logging_completions(reward: Reward) -> Reward:
             parsed = [parse_ranking(text, int(n)) for text, n in zip(texts, num_candidates, strict=True)]
             for name, value in _step_metrics(parsed, positive_ids).items():
                 log_metric(name, value)
-            for name, values in _completion_columns(parsed, positive_ids, num_candidates, columns).items():
+            for name, values in _completion_columns(texts, parsed, positive_ids, num_candidates, columns).items():
                 log_extra(name, values)
         return reward(completions, positive_ids=positive_ids, num_candidates=num_candidates, **columns)
 
@@ -133,6 +153,7 @@ def _step_metrics(parsed: Sequence[ParsedRanking], positive_ids: Sequence[Sequen
 
 
 def _completion_columns(
+    texts: list[str],
     parsed: Sequence[ParsedRanking],
     positive_ids: Sequence[Sequence[int]],
     num_candidates: Sequence[int],
@@ -143,6 +164,7 @@ def _completion_columns(
         **{name: list(columns[name]) for name in ("query_id", "candidates") if name in columns},
         "positive_ids": [list(ids) for ids in positive_ids],
         "num_candidates": [int(n) for n in num_candidates],
+        "text": texts,
         "think": [p.think for p in parsed],
         "answer": [None if p.answer is None else list(p.answer) for p in parsed],
         "order": [list(p.order) for p in parsed],
@@ -155,9 +177,9 @@ def completions(folder: str | Path) -> pd.DataFrame:
     """Return all completions of a GRPO run, one row each, in the order of sampling.
 
     Columns: step, query_id, candidates (0-based pages in the prompt's order), positive_ids (1-based), num_candidates,
-    text and its parts (think, answer: ids as written or None, order: 0-based permutation, faults), tokens, each
-    reward under its name, advantage; prompt and completion as trl has them (messages). Rows of one step, query_id and
-    candidates are a group. Raises FileNotFoundError where there are none.
+    text (with what the chat template opened) and its parts (think, answer: ids as written or None, order: 0-based
+    permutation, faults), tokens, each reward under its name, advantage; prompt and completion as trl has them
+    (messages). Rows of one step, query_id and candidates are a group. Raises FileNotFoundError where there are none.
     """
     files = sorted(Path(folder).glob("checkpoints/completions/*.parquet"))
     if not files:
@@ -165,7 +187,8 @@ def completions(folder: str | Path) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for file in files:  # trl writes a batch again at each further step that learns from it (`iterations`)
         table = pd.read_parquet(file)
-        table.insert(1, "text", completion_texts(list(table["completion"])))
+        if "text" not in table:  # a run of an earlier version
+            table["text"] = completion_texts(list(table["completion"]))
         if not (tables and _sampled(table).equals(_sampled(tables[-1]))):
             tables.append(table)
     return pd.concat(tables, ignore_index=True)

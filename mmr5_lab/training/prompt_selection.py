@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.files import appending, read_lines, report_progress
+from mmr5_lab.images import page_size
 from mmr5_lab.prompting.prompts import shuffled
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.rewards import rank_reward
@@ -81,7 +82,7 @@ def image_sizes(corpus: Corpus, candidates: Sequence[Candidates]) -> list[float]
 
     @functools.cache
     def pixels(doc_name: str, page: int) -> int:
-        return math.prod(corpus.page_image(doc_name, page).size)
+        return math.prod(page_size(corpus.page_bytes(doc_name, page)))
 
     return [sum(pixels(c.question["doc_name"], page) for page in c.pages) / len(c.pages) for c in candidates]
 

@@ -6,6 +6,7 @@ A stage writes into its folder:
     adapter/      the LoRA adapter            model/   the same merged into the weights, for the next stage
     checkpoints/  the last checkpoint, to resume from; of GRPO, all completions as well
     log.csv       one row a logged step; it is written last, so a stage that has it is finished
+    settings.json what the stage was begun with, and a fingerprint of its data
 
 The miniature's values are the defaults of notebooks 02 and 03. On several GPUs accelerate trains into the run folder of
 a notebook, and the notebook, run afterwards, finds the training done (docs/full_size.md):
@@ -15,8 +16,9 @@ a notebook, and the notebook, run afterwards, finds the training done (docs/full
 """
 
 import logging
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,17 +33,29 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from mmr5_lab.files import replacing
+from mmr5_lab.files import check_settings, replacing
 from mmr5_lab.models.loading import best_dtype, load_model
 from mmr5_lab.models.vision_cache import PageCache
+from mmr5_lab.prompting.answers import with_opening
+from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.rewards import REWARD_SETS
 from mmr5_lab.traces.construction import PromptReader
 from mmr5_lab.training.adapters import check_logits, merge
-from mmr5_lab.training.monitoring import ReportProgress, Reward, StopWhenBroken, logging_completions, tracker_options
+from mmr5_lab.training.inputs import check_prompts, check_traces, data_fingerprint
+from mmr5_lab.training.monitoring import (
+    ReportProgress,
+    Reward,
+    StopWhenBroken,
+    for_trl,
+    logging_completions,
+    tracker_options,
+)
 from mmr5_lab.training.shared_prefix import SharedPrefixGRPOTrainer, cannot_share
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
 LOG = "log.csv"
+SETTINGS = "settings.json"
+NOT_LEARNT = ("data", "folder", "save_steps", "tracker", "vllm", "share_prefix")  # may change while a stage is made
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +85,17 @@ def train_sft(
     learning_rate: peak, with linear warm-up over the share `warmup` of the steps and a cosine to 0
     loraplus_ratio: learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354)
     batch_size: traces a device and pass; `accumulation`: passes a step, shared among the devices
-    max_length: tokens of prompt and completion
+    max_length: tokens of prompt and completion together
     max_pixels: pixel budget of a page image; 0: the processor's own
     tracker: where the log goes as well, one of `monitoring.TRACKERS`; "": nowhere
 
-    Running again resumes from the last checkpoint; a finished stage returns its log at once. Raises FloatingPointError
-    when the loss is no longer finite.
+    Running again resumes from the last checkpoint; a finished stage returns its log at once.
+
+    Raises ValueError where the folder was begun with other settings or data, for data without the columns of
+    `sft_dataset`, and for traces longer than `max_length`; FloatingPointError when the loss is no longer finite.
     """
-    folder = Path(folder)
-    if (log := finished_log(folder)) is not None:
+    folder, settings = Path(folder), locals()  # all arguments
+    if (log := _finished(folder, settings)) is not None:
         return log
     arguments = SFTConfig(
         **_common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed),
@@ -87,6 +103,7 @@ def train_sft(
         max_length=max_length,
     )
     loaded, processor = _load(model, max_pixels)
+    check_traces(data, processor, max_length)
     trainer = SFTTrainer(
         loaded,
         args=arguments,
@@ -121,7 +138,7 @@ def train_grpo(
     top_entropy: float = 1.0,
     loss_type: str = "dapo",
     scale_rewards: str = "group",
-    rewards: str | Sequence[Reward] = "strict",
+    rewards: str | Reward | Sequence[Reward] = "strict",
     reward_weights: Sequence[float] | None = None,
     max_completion: int = 2048,
     lora_rank: int,
@@ -146,8 +163,8 @@ def train_grpo(
     top_entropy: share of the tokens, the most uncertain ones, that the loss is of (arXiv 2506.01939). Of the others the
         model is sure, and moving them is mostly noise
     loss_type: as in trl; "grpo" divides by each completion's length and so favours long wrong answers
-    rewards: a name of `REWARD_SETS`, or functions of the signature in `mmr5_lab.rewards`, summed with `reward_weights`
-        (1 each)
+    rewards: a name of `REWARD_SETS`, or one or more functions of the signature in `mmr5_lab.rewards`, summed with
+        `reward_weights` (1 each). A function may return None for a completion, or for all, that it does not apply to
     max_completion: tokens
     lora_alpha: None: twice the rank
     share_prefix: encode a prompt once for its group, where the model can (`training.shared_prefix`)
@@ -159,15 +176,14 @@ def train_grpo(
     ended with (`check_logits`). Running again resumes from the last checkpoint; a finished stage returns its log at
     once.
 
-    Raises ValueError where a step's completions do not fill whole groups and for an unknown name of rewards,
-    FloatingPointError when the loss is no longer finite, CollapseError when the answers lose their form.
+    Raises ValueError where the folder was begun with other settings or data, for an unknown name of rewards, for data
+    without the columns of `rl_dataset` or without a positive, and where a step's completions do not fill whole groups
+    or the prompts no step; FloatingPointError when the loss is no longer finite, CollapseError when the answers lose
+    their form.
     """
-    folder = Path(folder)
-    if isinstance(rewards, str):
-        if rewards not in REWARD_SETS:
-            raise ValueError(f"there are no rewards {rewards!r}; there are {', '.join(REWARD_SETS)}")
-        rewards = REWARD_SETS[rewards]
-    if (log := finished_log(folder)) is not None:
+    functions = reward_functions(rewards)
+    folder, settings = Path(folder), locals()  # all arguments
+    if (log := _finished(folder, settings)) is not None:
         return log
     save_steps = -(-save_steps // iterations) * iterations
     common = _common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed)
@@ -177,6 +193,7 @@ def train_grpo(
             f"{batch_size} × {passes} completions a step (on each device) are not a multiple of the group size"
             f" {generations}: a group stays on one device"
         )
+    check_prompts(data, batch_size * accumulation, generations)
     arguments = GRPOConfig(
         **common,
         num_train_epochs=epochs,
@@ -200,14 +217,18 @@ def train_grpo(
     loaded, processor = _load(model, max_pixels)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
-    first, *others = rewards
+    prompt = processor.apply_chat_template(build_messages("q", 1), tokenize=False, add_generation_prompt=True)
+    first, *others = functions
     reason = cannot_share(loaded) if share_prefix else None
     if reason:
         logger.warning("%s: a prompt is encoded anew for each of its completions", reason)
     trainer_class = SharedPrefixGRPOTrainer if share_prefix and not reason else GRPOTrainer
     trainer = trainer_class(
         loaded,
-        reward_funcs=[logging_completions(first), *others],
+        reward_funcs=[
+            for_trl(function, processor.tokenizer, with_opening("", prompt))
+            for function in (logging_completions(first), *others)
+        ],
         args=arguments,
         train_dataset=data,
         processing_class=processor,
@@ -227,6 +248,32 @@ class NewOrders(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         if isinstance(self.reader, PromptReader):
             self.reader.epoch = int(state.epoch + 1e-6)  # a resumed run's epoch may be .9999… of a whole number
+
+
+def reward_functions(rewards: str | Reward | Sequence[Reward]) -> list[Reward]:
+    """Return the functions of `train_grpo`'s `rewards`. Raises ValueError for an unknown name and for none."""
+    if isinstance(rewards, str):
+        if rewards not in REWARD_SETS:
+            raise ValueError(f"there are no rewards {rewards!r}: choose one of {', '.join(REWARD_SETS)}")
+        rewards = REWARD_SETS[rewards]
+    functions = [rewards] if callable(rewards) else list(rewards)
+    if not functions or not all(map(callable, functions)):
+        raise ValueError(f"rewards is {rewards!r}: give a name of {', '.join(REWARD_SETS)}, a function, or several")
+    return functions
+
+
+def _finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
+    """Return the log of the stage that is finished in `folder`, or None where there is still something to train.
+
+    settings: all arguments of the stage. Raises ValueError where the folder was begun with others, or other data.
+    """
+    kept = {name: value for name, value in settings.items() if name not in NOT_LEARNT}
+    if "functions" in kept:
+        kept["rewards"] = [getattr(function, "__name__", repr(function)) for function in kept.pop("functions")]
+    kept["data"] = data_fingerprint(settings["data"])
+    with PartialState().main_process_first():
+        check_settings(folder / SETTINGS, kept)
+    return finished_log(folder)
 
 
 def finished_log(folder: str | Path) -> pd.DataFrame | None:
@@ -316,6 +363,7 @@ def _run(trainer, processor, folder: Path, base: str | Path) -> pd.DataFrame:
         last = _last_checkpoint(output)
     assert last is not None  # the last step always writes one
     rows = [row for row in _state(last).log_history if "loss" in row]
+    rows = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
     log = pd.DataFrame(rows).drop(columns="num_tokens", errors="ignore")  # trl counts them anew after an interruption
     if trainer.is_world_process_zero():
         (folder / "adapter").mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 
 import pandas as pd
@@ -13,7 +14,7 @@ from helpers.material import SFT, Material
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from mmr5_lab.rewards import format_reward, rank_reward
+from mmr5_lab.rewards import completion_texts, format_reward, rank_reward
 from mmr5_lab.training import stages as training
 from mmr5_lab.training.monitoring import StopWhenBroken, completions
 from mmr5_lab.training.stages import finished_log, train_grpo, train_sft
@@ -51,10 +52,87 @@ def test_sft_trains_lora_on_the_language_model_and_leaves_the_vision_tower(mater
     assert all(any(module in name for module in modules) and "visual" not in name for name in changed)
 
 
-def test_a_finished_stage_gives_its_log_and_trains_nothing(sft, grpo):
-    for folder, train, options in ((sft, train_sft, SFT), (grpo, train_grpo, GRPO)):
-        log = train("no such model", None, folder, **options)
-        pd.testing.assert_frame_equal(log, finished_log(folder))
+def test_a_finished_stage_gives_its_log_and_trains_nothing(material, sft, grpo, monkeypatch):
+    monkeypatch.setattr(training, "load_model", None)
+    log = train_sft(material.model, material.traces, sft, **{**SFT, "save_steps": 9})
+    pd.testing.assert_frame_equal(log, finished_log(sft))
+    log = train_grpo(material.model, material.prompts, grpo, **GRPO)
+    pd.testing.assert_frame_equal(log, finished_log(grpo))
+
+
+def test_a_folder_is_not_trained_in_with_other_settings_or_data(material, sft, grpo, tmp_path):
+    """Finished or interrupted: what is there was learnt with the first settings."""
+    for name, value in {"epochs": 2, "learning_rate": 0.5, "lora_rank": 8}.items():
+        with pytest.raises(ValueError, match=rf"{sft} was made with other settings \({name} .*, now {value}\)"):
+            train_sft(material.model, material.traces, sft, **{**SFT, name: value})
+    with pytest.raises(ValueError, match=rf"{sft} was made with other settings \(data '\w+', now '\w+'\): choose"):
+        train_sft(material.model, material.traces.select([0, 1]), sft, **SFT)
+    with pytest.raises(ValueError, match=r"was made with other settings \(rewards"):
+        train_grpo(material.model, material.prompts, grpo, **GRPO, rewards="released")
+    broken = {**SFT, "learning_rate": 1e20}
+    with pytest.raises(FloatingPointError):
+        train_sft(material.model, material.traces, tmp_path, **broken)
+    with pytest.raises(ValueError, match="other settings"):
+        train_sft(material.model, material.traces, tmp_path, **SFT)
+
+
+def no_reward(completions, **columns):
+    """Applies to none of the completions, as trl lets a reward say."""
+    return
+
+
+def half_reward(completions, **columns):
+    return [1.0 if i % 2 else None for i in range(len(completions))]
+
+
+def test_a_reward_that_does_not_apply_is_missing_in_the_log(material, tmp_path):
+    rewards = [no_reward, half_reward]
+    log = train_grpo(
+        material.model, material.prompts, tmp_path, **{**GRPO, "max_steps": 2, "iterations": 1}, rewards=rewards
+    )
+    pd.testing.assert_frame_equal(log, finished_log(tmp_path))
+    assert log["rewards/no_reward/mean"].isna().all()
+    assert log["rewards/half_reward/mean"].tolist() == [1.0, 1.0]
+    assert {"no_reward", "half_reward"} <= set(completions(tmp_path).columns)
+
+
+def test_a_run_goes_on_where_no_reward_applies_at_all(material, tmp_path):
+    log = train_grpo(
+        material.model, material.prompts, tmp_path, **{**GRPO, "max_steps": 2, "iterations": 1}, rewards=no_reward
+    )
+    assert log["reward"].isna().all()
+    assert log["step"].tolist() == [1, 2]
+
+
+def thinking(model, folder):
+    """The same model with a chat template that opens the reasoning itself."""
+    shutil.copytree(model, folder)
+    template = folder / "chat_template.jinja"
+    text = template.read_text()
+    assert text.endswith("<|im_start|>assistant\n{% endif %}")
+    template.write_text(
+        text.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+    )
+    return folder
+
+
+def test_what_the_chat_template_opened_is_before_the_completion(material, tmp_path):
+    texts = []
+
+    def reads(completions, **columns):
+        texts.extend(completion_texts(completions))
+        return format_reward(completions, **columns)
+
+    model = thinking(material.model, tmp_path / "model")
+    log = train_grpo(
+        model, material.prompts, tmp_path / "run", **{**GRPO, "max_steps": 1, "iterations": 1}, rewards=reads
+    )
+    assert len(texts) == 4
+    assert all(text.startswith("<think>\n") for text in texts)
+    kept = completions(tmp_path / "run")
+    assert kept["text"].tolist() == texts
+    assert kept["think"].notna().all(), "the reasoning is read"
+    assert log["faults/no_think"].tolist() == [0.0]
 
 
 def test_lora_plus_gives_b_a_higher_rate(material, tmp_path, monkeypatch):
@@ -113,15 +191,6 @@ def test_a_model_that_cannot_share_prefixes_says_so_and_trains(material, tmp_pat
 def test_a_tracker_gets_what_the_log_has(grpo):
     [events] = (grpo / "tensorboard").glob("events.*")
     assert all(name.encode() in events.read_bytes() for name in ("answers/well_formed", "order/right_place", "entropy"))
-
-
-def test_a_step_that_does_not_fill_groups_and_unknown_rewards_are_refused(material, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"6 × 1 completions a step .on each device. are not a multiple of the group size 4"
-    ):
-        train_grpo(material.model, None, tmp_path, **{**GRPO, "batch_size": 6, "generations": 4})
-    with pytest.raises(ValueError, match="there are no rewards 'generous'; there are strict, ndcg, released"):
-        train_grpo(material.model, None, tmp_path, rewards="generous", **GRPO)
 
 
 def test_a_rate_that_breaks_the_model_ends_the_run(material, tmp_path):
