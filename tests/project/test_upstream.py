@@ -4,6 +4,7 @@ import ast
 
 from mmr5_lab.experiments.runs import project_root
 
+NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}  # public, in spite of their underscore
 PACKAGE = project_root() / "mmr5_lab"
 
 
@@ -19,7 +20,7 @@ def private_names() -> set[tuple[str, str]]:
     return {
         (path.relative_to(PACKAGE).as_posix(), name)
         for path, name in read
-        if name.startswith("_") and not name.startswith("__") and name not in own
+        if name.startswith("_") and not name.startswith("__") and name not in own | NAMED_TUPLE
     }
 
 
