@@ -552,7 +552,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
 def _add_runs(commands) -> None:
     command = commands.add_parser(
         "runs",
-        help="the ledger of runs: list, show, compare, prune …",
+        help="the history of runs: list, show, compare, prune …",
         description="Look into the runs that are there. Conditions narrow them down: NAME=VALUE, or != < > <= >=; "
         "NAME is notebook, run, state (done, failed, unfinished, damaged), a parameter or a figure of the results. "
         "A run is named by the first digits of its hash.",
@@ -585,32 +585,15 @@ def _add_runs(commands) -> None:
 
 
 def _runs_list(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.experiments.history import flat, runs_table
+    from mmr5_lab.experiments.history import list_text
 
-    table = runs_table(arguments.runs, arguments.conditions)
-    for name in arguments.show:
-        values = zip(table["parameters"], table["results"], strict=True)
-        table[name] = [parameters.get(name, flat(results).get(name, "")) for parameters, results in values]
-    shown = table[["notebook", "run", "state", "started", "seconds", *arguments.show]]
-    if not shown.empty:
-        print(shown.to_string(index=False, na_rep="", float_format="{:.4g}".format))
-    print(f"{len(shown)} runs")
+    print(list_text(arguments.runs, arguments.conditions, arguments.show))
 
 
 def _runs_show(arguments: argparse.Namespace) -> None:
-    import json
+    from mmr5_lab.experiments.history import find_run, run_text
 
-    from mmr5_lab.experiments.history import find_run, state
-    from mmr5_lab.html import visible
-
-    record = find_run(arguments.run, arguments.runs)
-    print(f"{record.folder}: {state(record)}{': ' * bool(record.fault)}{record.fault}")
-    failed = record.folder / "failed.txt"
-    if failed.exists():
-        print(visible(failed.read_text(encoding="utf-8", errors="replace")))
-    print(visible(json.dumps({"manifest": record.manifest, "results": record.results}, indent=2)))
-    for path in sorted(record.folder.iterdir()):
-        print(path.name)
+    print(run_text(find_run(arguments.run, arguments.runs)))
 
 
 def _runs_lineage(arguments: argparse.Namespace) -> None:
@@ -620,17 +603,9 @@ def _runs_lineage(arguments: argparse.Namespace) -> None:
 
 
 def _runs_compare(arguments: argparse.Namespace) -> None:
-    from mmr5_lab.evaluation.comparison import presented
-    from mmr5_lab.experiments.history import compare_runs
+    from mmr5_lab.experiments.history import comparison_text
 
-    first, second = arguments.pair
-    parameters, systems, queries = compare_runs(first, second, arguments.runs)
-    print("made differently:", parameters.to_string() if len(parameters) else "in nothing", sep="\n", end="\n\n")
-    print(presented(systems).T.to_string(), systems.attrs["note"], sep="\n", end="\n\n")
-    gains, losses = (queries["change"] > 0).sum(), (queries["change"] < 0).sum()
-    print(f"{gains} questions better, {losses} worse, {len(queries) - gains - losses} the same; the largest changes:")
-    largest = queries["change"].abs().sort_values(ascending=False, kind="stable").index[: arguments.changes]
-    print(queries.loc[largest].to_string(float_format="{:.3f}".format))
+    print(comparison_text(arguments.pair[0], arguments.pair[1], arguments.runs, arguments.changes))
 
 
 def _runs_leaderboard(arguments: argparse.Namespace) -> None:

@@ -14,8 +14,9 @@ from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
 
 from mmr5_lab.experiments.fingerprint import NOT_WORK
-from mmr5_lab.experiments.notebooks import parents, read_profile, run_notebook, without_widgets
-from mmr5_lab.experiments.runs import CHAIN, inside_project, project_root
+from mmr5_lab.experiments.notebooks import run_notebook, without_widgets
+from mmr5_lab.experiments.parameters import read_profile
+from mmr5_lab.experiments.runs import CHAIN, inside_project, parents, project_root, source_of
 from mmr5_lab.files import replacing, results
 from mmr5_lab.html import escape_html, html_page
 
@@ -48,7 +49,7 @@ def run_demo(profile: Path, root: str | Path = "runs", until: str = "") -> Path:
     for number, name in enumerate(CHAIN, 1):
         started = time.monotonic()
         given = dict(parameters.get(name, {}))
-        taken = parents(project_root() / "notebooks" / f"{name}.ipynb")
+        taken = parents(source_of(name))
         given |= {parameter: str(folders[parent]) for parent, parameter in taken.items()}
         print(f"[{number}/{len(CHAIN)}] {name}", flush=True)
         folders[name] = inside_project(run_notebook(name, given, root))

@@ -4,7 +4,7 @@
     plan = plan_sweep(grid)         # everything is checked here; nothing has started
     print(as_text(plan))
 
-`schedule.run_sweep` carries a plan out. A grid file says:
+`scheduler.run_sweep` carries a plan out. A grid file says:
 
     about: what the sweep is for
     notebooks: [01_data_construction, 02_sft]   # in this order; each takes the earlier ones' runs
@@ -30,24 +30,22 @@ Work that several combinations share (the same notebook, parameters and parents)
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmr5_lab.experiments.history import past_seconds
-from mmr5_lab.experiments.notebooks import (
+from mmr5_lab.experiments.notebooks import is_done, run_folder
+from mmr5_lab.experiments.parameters import (
     NotebookError,
     checked_parameters,
     default_parameters,
-    is_done,
-    parents,
     read_profile,
-    run_folder,
+    read_yaml,
 )
-from mmr5_lab.experiments.runs import CHAIN, inside_project, project_root
+from mmr5_lab.experiments.runs import CHAIN, inside_project, parents, project_root, source_of
 
 KEYS = ("about", "notebooks", "profile", "parameters", "axes", "without", "cores", "memory", "timeout", "gpus")
 LIMITS = {"cores": 1, "memory": 0, "timeout": 0, "gpus": 0}  # 0: no limit, none asked for
@@ -95,6 +93,13 @@ class Job:
     limits: dict[str, float] = field(repr=False)
     done: bool  # finished before
 
+    def work(self) -> dict[str, Any]:
+        """Return the arguments of `worker.work`, which JSON can hold."""
+        return {
+            "notebook": self.notebook, "parameters": self.parameters, "folder": str(self.folder),
+            "cores": int(self.limits["cores"]), "minutes": self.limits["timeout"],
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -107,56 +112,48 @@ class Plan:
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Read and check a grid file (see above). Raises GridError, NotebookError or FileNotFoundError."""
+    """Read and check a grid file (see above). Raises GridError for anything in it that cannot be carried out."""
     path = Path(path)
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GridError(f"there is no grid file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GridError(f"{path} is not YAML: {error}") from None
-    if not isinstance(told, dict):
-        raise GridError(f"{path} must map names to values, of which it may have {', '.join(KEYS)}")
-    if unknown := [key for key in told if key not in KEYS]:
-        raise GridError(f"{path}: unknown {', '.join(map(repr, unknown))}; a grid has {', '.join(KEYS)}")
-    try:
-        return _grid(path, told)
+        content = read_yaml(path, "grid file")
+        if not isinstance(content, dict):
+            raise NotebookError(f"it must map names to values, of which it may have {', '.join(KEYS)}")
+        if unknown := [key for key in content if key not in KEYS]:
+            raise NotebookError(f"unknown {', '.join(map(repr, unknown))}; a grid has {', '.join(KEYS)}")
+        return _grid(path, content)
     except NotebookError as error:
-        raise GridError(f"{path}: {error}") from None
+        raise GridError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
-def _grid(path: Path, told: Mapping[str, Any]) -> Grid:
-    notebooks = _notebooks(told.get("notebooks"), "notebooks")
-    defaults = {name: default_parameters(_source(name)) for name in notebooks}
-    profile = read_profile(project_root() / told["profile"]) if told.get("profile") else {}
+def _grid(path: Path, content: Mapping[str, Any]) -> Grid:
+    notebooks = _notebooks(content.get("notebooks"), "notebooks")
+    profile = read_profile(project_root() / content["profile"]) if content.get("profile") else {}
     parameters = {name: dict(profile.get(name, {})) for name in notebooks}
-    for name, given in _mapping(told.get("parameters"), "parameters").items():
+    for name, values in _mapping(content.get("parameters"), "parameters").items():
         if name not in parameters:
             raise NotebookError(f"parameters of {name}, which is not among its notebooks: {', '.join(notebooks)}")
-        parameters[name] |= _mapping(given, f"parameters of {name}")
-    for name, given in parameters.items():
-        checked_parameters(_source(name), given)
+        parameters[name] |= _mapping(values, f"parameters of {name}")
+    for name, values in parameters.items():
+        checked_parameters(source_of(name), values)
 
-    axes = [_axis(axis, notebooks) for axis in _list(told.get("axes"), "axes")]
+    axes = [_axis(axis, notebooks) for axis in _list(content.get("axes"), "axes")]
     names = [name for axis in axes for name in axis[0].labels]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise NotebookError(f"{', '.join(sorted(twice))} stands in two axes")
-    without = [_mapping(one, "without") for one in _list(told.get("without"), "without")]
-    for condition in without:
-        if unknown := set(condition) - set(names):
-            raise NotebookError(
-                f"without {', '.join(sorted(unknown))}: no axis has that name; axes are {', '.join(names) or 'none'}"
-            )
-    points = []
-    for combination in itertools.product(*axes):
-        point = _joined(combination, notebooks)
-        if not any(_fits(point, condition) for condition in without):
-            _settings_of(point, defaults, parameters)  # raises for what the notebooks do not have
-            points.append(point)
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise NotebookError(f"{', '.join(sorted(repeated))} stands in two axes")
+    without = [_mapping(one, "without") for one in _list(content.get("without"), "without")]
+    if unknown := {name for condition in without for name in condition} - set(names):
+        raise NotebookError(
+            f"without {', '.join(sorted(unknown))}: no axis has that name; axes are {', '.join(names) or 'none'}"
+        )
+    points = [_joined(combination, notebooks) for combination in itertools.product(*axes)]
+    points = [point for point in points if not any(_matches(point, condition) for condition in without)]
     if not points:
         raise NotebookError("no combination is left: `without` leaves out all of them")
-    limits = {name: _limit(told.get(name, standard), name, notebooks) for name, standard in LIMITS.items()}
-    return Grid(path, str(told.get("about", "")), notebooks, parameters, tuple(points), limits)
+    limits = {name: _limit(content.get(name, standard), name, notebooks) for name, standard in LIMITS.items()}
+    grid = Grid(path, str(content.get("about", "")), notebooks, parameters, tuple(points), limits)
+    for point in points:
+        _settings_of(point, grid)  # raises for what the notebooks do not have
+    return grid
 
 
 def _axis(axis: Any, notebooks: tuple[str, ...]) -> list[Point]:
@@ -164,97 +161,91 @@ def _axis(axis: Any, notebooks: tuple[str, ...]) -> list[Point]:
     axis = _mapping(axis, "an axis")
     if len(axis) == 1 and isinstance(next(iter(axis.values())), dict):
         [(label, cases)] = axis.items()
-        return [_case(str(label), case, _mapping(told, f"{label}: {case}"), notebooks) for case, told in cases.items()]
+        return [_case(str(label), name, _mapping(case, f"{label}: {name}"), notebooks) for name, case in cases.items()]
     lengths = {name: len(values) if isinstance(values, list) else 0 for name, values in axis.items()}
     if not lengths or not all(lengths.values()):
         raise NotebookError(f"the axis {', '.join(map(str, axis))} needs a list of values, or named cases")
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} has {count}" for name, count in lengths.items())
-        raise NotebookError(f"lists of one axis go together and must be of one length: {told}")
-    rows = zip(*axis.values(), strict=True)
-    return [Point(dict(zip(axis, row, strict=True)), dict(zip(axis, row, strict=True)), notebooks) for row in rows]
+        counts = ", ".join(f"{name} has {count}" for name, count in lengths.items())
+        raise NotebookError(f"lists of one axis go together and must be of one length: {counts}")
+    rows = (dict(zip(axis, row, strict=True)) for row in zip(*axis.values(), strict=True))
+    return [Point(row, row, notebooks) for row in rows]
 
 
-def _case(label: str, case: Any, told: Mapping[str, Any], notebooks: tuple[str, ...]) -> Point:
-    settings = {name: value for name, value in told.items() if name not in ("notebooks", "skip")}
-    own = _notebooks(told["notebooks"], f"{label}: {case}: notebooks") if "notebooks" in told else notebooks
-    if extra := [name for name in own if name not in notebooks]:
-        raise NotebookError(f"{label}: {case}: {', '.join(extra)} must also stand in the grid's own notebooks")
-    return Point({label: case}, settings, own, str(told.get("skip", "")))
+def _case(label: str, name: Any, case: Mapping[str, Any], notebooks: tuple[str, ...]) -> Point:
+    settings = {key: value for key, value in case.items() if key not in ("notebooks", "skip")}
+    own = _notebooks(case["notebooks"], f"{label}: {name}: notebooks") if "notebooks" in case else notebooks
+    if extra := [notebook for notebook in own if notebook not in notebooks]:
+        raise NotebookError(f"{label}: {name}: {', '.join(extra)} must also stand in the grid's own notebooks")
+    return Point({label: name}, settings, own, str(case.get("skip", "")))
 
 
 def _joined(values: Sequence[Point], notebooks: tuple[str, ...]) -> Point:
     labels: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for value in values:
-        if twice := set(settings) & set(value.settings):
-            raise NotebookError(f"{', '.join(sorted(map(str, twice)))} is set by two axes")
+        if repeated := set(settings) & set(value.settings):
+            raise NotebookError(f"{', '.join(sorted(map(str, repeated)))} is set by two axes")
         labels |= value.labels
         settings |= value.settings
         notebooks = tuple(name for name in notebooks if name in value.notebooks)
     return Point(labels, settings, notebooks, "; ".join(dict.fromkeys(v.skip for v in values if v.skip)))
 
 
-def _fits(point: Point, condition: Mapping[str, Any]) -> bool:
+def _matches(point: Point, condition: Mapping[str, Any]) -> bool:
     return all(point.labels[k] in (v if isinstance(v, list) else [v]) for k, v in condition.items())
 
 
-def _settings_of(
-    point: Point, defaults: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def _settings_of(point: Point, grid: Grid) -> dict[str, dict[str, Any]]:
     """What a point sets, notebook by notebook, checked against all notebooks of the grid, also those it leaves out."""
-    given: dict[str, dict[str, Any]] = {name: {} for name in defaults}
+    settings: dict[str, dict[str, Any]] = {name: {} for name in grid.notebooks}
     for name, value in point.settings.items():
         notebook, _, parameter = str(name).rpartition(".")
-        if notebook and notebook not in defaults:
-            raise NotebookError(f"{name}: {notebook} is not among its notebooks: {', '.join(defaults)}")
-        having = [notebook] if notebook else [n for n, has in defaults.items() if parameter in has]
+        if notebook and notebook not in settings:
+            raise NotebookError(f"{name}: {notebook} is not among its notebooks: {', '.join(settings)}")
+        having = [notebook] if notebook else [n for n in settings if parameter in default_parameters(source_of(n))]
         if not having:
-            raise NotebookError(f"none of {', '.join(defaults)} has a parameter {name}")
+            raise NotebookError(f"none of {', '.join(settings)} has a parameter {name}")
         for one in having:
-            if parameter in given[one]:
+            if parameter in settings[one]:
                 raise NotebookError(f"{parameter} of {one} is set by two axes")
-            given[one][parameter] = value
-    for one, values in given.items():
-        checked_parameters(_source(one), values)
-    return {one: {**parameters[one], **given[one]} for one in point.notebooks}
+            settings[one][parameter] = value
+    for one, values in settings.items():
+        checked_parameters(source_of(one), values)
+    return {one: {**grid.parameters[one], **settings[one]} for one in point.notebooks}
 
 
 def plan_sweep(grid: Grid, root: str | Path = "runs") -> Plan:
-    """All runs of a grid, each once, with the folders that they are or will be in.
+    """Return all runs of a grid, each once, with the folders that they are or will be in.
 
     Raises GridError where a notebook takes a run of one that the grid does not have: the newest run, which an empty
     parameter means in JupyterLab, would be another one tomorrow.
     """
-    defaults = {name: default_parameters(_source(name)) for name in grid.notebooks}
     jobs: dict[Path, Job] = {}
-    folders = []
+    folders: list[dict[str, Path]] = []
     for point in grid.points:
         made: dict[str, Path] = {}
-        for name, given in ({} if point.skip else _settings_of(point, defaults, grid.parameters)).items():
-            taken = {
-                parameter: parent for parent, parameter in parents(_source(name)).items() if parameter not in given
-            }
+        for name, values in ({} if point.skip else _settings_of(point, grid)).items():
+            taken = {p: parent for parent, p in parents(source_of(name)).items() if p not in values}
             if missing := {parameter: parent for parameter, parent in taken.items() if parent not in made}:
-                told = " and ".join(f"{parameter} (a run of {parent})" for parameter, parent in missing.items())
+                needed = " and ".join(f"{parameter} (a run of {parent})" for parameter, parent in missing.items())
                 raise GridError(
-                    f"{grid.path}: {name} needs {told}: put that notebook before it, name a run folder, or write "
+                    f"{grid.path}: {name} needs {needed}: put that notebook before it, name a run folder, or write "
                     f"{NOT_TAKEN} where it does without"
                 )
-            given = given | {parameter: str(inside_project(made[parent])) for parameter, parent in taken.items()}
-            folder = made[name] = run_folder(name, given, root)
+            values = values | {parameter: str(inside_project(made[parent])) for parameter, parent in taken.items()}
+            folder = made[name] = run_folder(name, values, root)
             if folder not in jobs:
-                limits = {limit: values[name] for limit, values in grid.limits.items()}
+                limits = {limit: of_notebook[name] for limit, of_notebook in grid.limits.items()}
                 takes = tuple(made[parent] for parent in taken.values())
-                jobs[folder] = Job(
-                    name, checked_parameters(_source(name), given), folder, takes, limits, is_done(folder)
-                )
+                parameters = checked_parameters(source_of(name), values)
+                jobs[folder] = Job(name, parameters, folder, takes, limits, is_done(folder))
         folders.append(made)
     return Plan(grid, project_root() / root, jobs, tuple(folders))
 
 
 def estimates(plan: Plan) -> dict[Path, float | None]:
-    """Seconds that each job may take: those of the finished run of its notebook whose parameters are most alike."""
+    """Return the seconds that each job may take: those of its notebook's finished run with most parameters alike."""
     past = past_seconds(plan.root, plan.grid.notebooks)
     return {folder: _alike(job, past.get(job.notebook, [])) for folder, job in plan.jobs.items()}
 
@@ -266,7 +257,7 @@ def _alike(job: Job, past: Sequence[tuple[dict[str, Any], float]]) -> float | No
 
 
 def time_left(jobs: Iterable[Job], seconds: Mapping[Path, float | None], cores: float) -> tuple[float, bool]:
-    """Seconds for jobs that are not done, and whether that counts all of them (some may be unknown).
+    """Return the seconds for jobs that are not done, and whether that counts all of them (some may be unknown).
 
     The longer of the longest chain and of all work spread over the cores.
     """
@@ -281,7 +272,7 @@ def time_left(jobs: Iterable[Job], seconds: Mapping[Path, float | None], cores: 
 
 
 def as_text(plan: Plan, cores: float = 1) -> str:
-    """What a plan comes to: runs by notebook, reuse, time, and what is skipped and why."""
+    """Return what a plan comes to: runs by notebook, reuse, time, and what is skipped and why."""
     seconds = estimates(plan)
     lines = [f"{plan.grid.path}: {plan.grid.about}" if plan.grid.about else str(plan.grid.path)]
     skipped = [point for point in plan.grid.points if point.skip]
@@ -294,15 +285,16 @@ def as_text(plan: Plan, cores: float = 1) -> str:
         took = [s for job in mine if (s := seconds[job.folder]) is not None]
         each = f"about {in_words(sum(took) / len(took))} each" if took else "time unknown: it has no finished run"
         lines.append(f"  {name:<24} {len(mine):>4} runs, {sum(job.done for job in mine):>4} finished before, {each}")
-    left, known = time_left([job for job in plan.jobs.values() if not job.done], seconds, cores)
-    about = f"{'about' if known else 'at least'} {in_words(left)}" if known or left else "unknown"
+    remaining, known = time_left([job for job in plan.jobs.values() if not job.done], seconds, cores)
+    about = f"{'about' if known else 'at least'} {in_words(remaining)}" if known or remaining else "unknown"
     lines.append(f"time: {about} on {cores:g} core{'s' * (cores != 1)}")
     lines += [f"skipped: {point.name}: {point.skip}" for point in skipped]
     return "\n".join(lines)
 
 
 def in_words(seconds: float) -> str:
-    """
+    """Return seconds in the unit that people would take.
+
     >>> in_words(8), in_words(200), in_words(9000)
     ('8 s', '3 min', '2.5 h')
     """
@@ -311,43 +303,35 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _source(name: str) -> Path:
-    return project_root() / "notebooks" / f"{name}.ipynb"
-
-
-def _notebooks(told: Any, where: str) -> tuple[str, ...]:
-    names = _list(told, where)
+def _notebooks(value: Any, where: str) -> tuple[str, ...]:
+    names = _list(value, where)
     if not names:
         raise NotebookError(f"{where} must list what to run, such as [{', '.join(CHAIN)}]")
     for name in names:
-        if not isinstance(name, str) or not _source(name).is_file():
-            there = ", ".join(sorted(path.stem for path in _source("x").parent.glob("*.ipynb")))
+        if not isinstance(name, str) or not source_of(name).is_file():
+            there = ", ".join(sorted(path.stem for path in source_of("x").parent.glob("*.ipynb")))
             raise NotebookError(f"{where}: there is no notebook {name!r}; there are {there}")
     return tuple(names)
 
 
-def _limit(told: Any, name: str, notebooks: Iterable[str]) -> dict[str, float]:
-    by_notebook = told if isinstance(told, dict) else dict.fromkeys(notebooks, told)
+def _limit(value: Any, name: str, notebooks: Iterable[str]) -> dict[str, float]:
+    by_notebook = value if isinstance(value, dict) else dict.fromkeys(notebooks, value)
     if unknown := set(by_notebook) - set(notebooks):
         raise NotebookError(f"{name} of {', '.join(map(str, unknown))}: not among its notebooks")
     least = 1 if name == "cores" else 0
-    for value in by_notebook.values():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise NotebookError(f"{name} is {value!r}, expected a number of at least {least}")
+    for number in by_notebook.values():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number < math.inf:
+            raise NotebookError(f"{name} is {number!r}, expected a number of at least {least}")
     return {notebook: by_notebook.get(notebook, LIMITS[name]) for notebook in notebooks}
 
 
-def _mapping(told: Any, where: str) -> dict[Any, Any]:
-    if told is None:
-        return {}
-    if not isinstance(told, dict):
-        raise NotebookError(f"{where} must map names to values, but is {told!r}")
-    return told
+def _mapping(value: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(value, (dict, type(None))):
+        raise NotebookError(f"{where} must map names to values, but is {value!r}")
+    return value or {}
 
 
-def _list(told: Any, where: str) -> list[Any]:
-    if told is None:
-        return []
-    if not isinstance(told, list):
-        raise NotebookError(f"{where} must be a list, but is {told!r}")
-    return told
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, (list, type(None))):
+        raise NotebookError(f"{where} must be a list, but is {value!r}")
+    return value or []

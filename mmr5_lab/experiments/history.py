@@ -1,4 +1,4 @@
-"""The ledger of runs: what stands in `runs/`, read anew each time from the run folders themselves.
+"""The history of runs: what stands in `runs/`, read anew each time from the run folders themselves.
 
     table = runs_table("runs", ["notebook=02_sft", "LORA_RANK=8", "last_loss<0.5"])
     print(lineage(find_run("3f2a")))
@@ -23,17 +23,19 @@ from filelock import FileLock, Timeout
 
 from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import read_trec
-from mmr5_lab.evaluation.comparison import compare
+from mmr5_lab.evaluation.comparison import compare, presented
 from mmr5_lab.evaluation.metrics import per_question
 from mmr5_lab.experiments.fingerprint import RUN_FOLDER
-from mmr5_lab.experiments.runs import Record, lock_of, project_root, read_run
-from mmr5_lab.html import html_page, html_table
+from mmr5_lab.experiments.runs import DAMAGED, OPEN, RUN_OF_SYSTEM, Run, lock_of, project_root, read_run
+from mmr5_lab.html import html_page, html_table, visible
 
 CONDITION = re.compile(r"(?P<name>[\w .+@-]+?)\s*(?P<sign>!=|<=|>=|=|<|>)\s*(?P<value>.*)")
 SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge,
 }  # fmt: skip
 CEILING = "ceiling"  # rows of an evaluation's table that are no system
+# What a retriever's row depends on in 04: which questions were ranked, and how many candidates of each.
+QUESTIONS_OF_04 = {f"04_inference.{name}" for name in ("CORPUS", "SPLIT", "MAX_QUESTIONS", "NUM_CANDIDATES")}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem; color: #222; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } caption { text-align: left; }
@@ -41,144 +43,153 @@ th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ccc
 """
 
 
-class LedgerError(ValueError):
+class HistoryError(ValueError):
     """A run that is not there, or a condition that cannot be read."""
 
 
-def read_runs(root: str | Path = "runs", notebook: str = "*") -> Iterator[Record]:
-    """The runs under a folder, of one notebook or of all, sorted by notebook and hash."""
-    for manifest in sorted(Path(root).glob(f"{notebook}/*/manifest.json")):
+def read_runs(root: str | Path = "runs", notebook: str = "*") -> Iterator[Run]:
+    """Return the runs under a folder, of one notebook or of all, sorted by notebook and hash."""
+    # "[!.]": a folder that is being deleted begins with a dot
+    for manifest in sorted(Path(root).glob(f"{notebook}/[!.]*/manifest.json")):
         yield read_run(manifest.parent)
 
 
-def state(record: Record) -> str:
-    """Of a run: "done", "damaged" (its results cannot be trusted), "failed" or "unfinished" (running, or stopped)."""
-    if record.done:
-        return "done"
-    return "damaged" if record.fault else "failed" if (record.folder / "failed.txt").exists() else "unfinished"
-
-
 def runs_table(root: str | Path = "runs", conditions: Sequence[str] = ()) -> pd.DataFrame:
-    """One row a run: notebook, run (hash), state, started, seconds, folder, parameters, results; the newest last.
+    """Return one row a run: notebook, run (hash), state, started, seconds, folder, parameters, results; newest last.
 
     conditions: of the form "NAME=VALUE", also with != < > <= >=; NAME is a column, a parameter or a figure of the
         results ("table.SFT.micro R@1"). A run without it fits none but "!=".
 
-    Raises LedgerError for a condition that is not of this form.
+    Raises HistoryError for a condition that is not of this form.
     """
     checks = [_condition(text) for text in conditions]
+    columns = ["notebook", "run", "state", "started", "seconds", "folder", "parameters", "results"]
     rows = []
-    for record in read_runs(root):
-        manifest = record.manifest
-        row = {
-            "notebook": manifest.get("notebook", record.folder.parent.name), "run": record.folder.name,
-            "state": state(record), "started": manifest.get("started", ""), "seconds": seconds_taken(record),
-            "folder": record.folder, "parameters": manifest.get("parameters", {}), "results": record.results or {},
-        }  # fmt: skip
+    for run in read_runs(root):
+        started = run.manifest.get("started", "")
+        values = (run.notebook, run.folder.name, run.state, started, seconds_taken(run), run.folder, run.parameters)
+        row = dict(zip(columns, (*values, run.results or {}), strict=True))
         if all(check(row) for check in checks):
             rows.append(row)
-    columns = ["notebook", "run", "state", "started", "seconds", "folder", "parameters", "results"]
     return pd.DataFrame(sorted(rows, key=lambda row: row["started"]), columns=columns)
 
 
 def _condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
     match = CONDITION.fullmatch(text.strip())
     if match is None:
-        raise LedgerError(f"cannot read {text!r}: write NAME=VALUE, or != < > <= >= in place of =")
+        raise HistoryError(f"cannot read {text!r}: write NAME=VALUE, or != < > <= >= in place of =")
     name, sign, wanted = match["name"], match["sign"], match["value"]
 
     def check(row: Mapping[str, Any]) -> bool:
-        found = row[name] if name in row else row["parameters"].get(name, flat(row["results"]).get(name))
-        if found is None:
+        value = row[name] if name in row else row["parameters"].get(name, flat(row["results"]).get(name))
+        if value is None:
             return sign == "!="
-        if isinstance(found, (int, float)) and not isinstance(found, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             try:
-                return SIGNS[sign](found, float(wanted))
+                return SIGNS[sign](value, float(wanted))
             except ValueError:
                 return sign == "!="
-        return SIGNS[sign](str(found).lower(), wanted.lower())
+        return SIGNS[sign](str(value).lower(), wanted.lower())
 
     return check
 
 
 def flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Results within results by a name with dots.
+    """Return results within results under a name with dots.
 
     >>> flat({"loss": 0.5, "table": {"SFT": {"valid": 1.0}}})
     {'loss': 0.5, 'table.SFT.valid': 1.0}
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in results.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return values
 
 
-def find_run(name: str, root: str | Path = "runs") -> Record:
-    """The run whose hash begins so, or that lies in this folder. Raises LedgerError for none and for several."""
+def list_text(root: str | Path = "runs", conditions: Sequence[str] = (), show: Sequence[str] = ()) -> str:
+    """Return `runs_table` as text; show: parameters and figures that get a column each."""
+    table = runs_table(root, conditions)
+    for name in show:
+        values = zip(table["parameters"], table["results"], strict=True)
+        table[name] = [parameters.get(name, flat(results).get(name, "")) for parameters, results in values]
+    shown = table[["notebook", "run", "state", "started", "seconds", *show]]
+    text = shown.to_string(index=False, na_rep="", float_format="{:.4g}".format) + "\n" if len(shown) else ""
+    return f"{text}{len(shown)} runs"
+
+
+def run_text(run: Run) -> str:
+    """Return what there is of a run as text: state, why it failed, manifest, results, names of its files."""
+    lines = [f"{run.folder}: {run.state}{': ' * bool(run.fault)}{run.fault}"]
+    failed = run.folder / "failed.txt"
+    if failed.exists():
+        lines.append(visible(failed.read_text(encoding="utf-8", errors="replace")))
+    lines.append(visible(json.dumps({"manifest": run.manifest, "results": run.results}, indent=2)))
+    return "\n".join([*lines, *sorted(path.name for path in run.folder.iterdir())])
+
+
+def find_run(name: str, root: str | Path = "runs") -> Run:
+    """Return the run whose hash begins so, or that lies in this folder. Raises HistoryError for none or several."""
     if (Path(name) / "manifest.json").is_file():
         return read_run(name)
-    found = sorted(Path(root).glob(f"*/{name}*/manifest.json")) if re.fullmatch(r"\w+(\.damaged\d*)?", name) else []
-    if len(found) != 1:
-        several = f"several runs begin with {name!r}: {', '.join(str(path.parent) for path in found)}"
-        raise LedgerError(several if found else f"there is no run {name!r} in {root}/; `mmr5 runs list` shows them")
-    return read_run(found[0].parent)
+    paths = sorted(Path(root).glob(f"*/{name}*/manifest.json")) if re.fullmatch(r"\w+(\.damaged\d*)?", name) else []
+    folders = [path.parent for path in paths if DAMAGED in name or DAMAGED not in path.parent.name]
+    if not folders:
+        raise HistoryError(f"there is no run {name!r} in {root}/; `mmr5 runs list` shows them")
+    if len(folders) > 1:
+        raise HistoryError(f"several runs begin with {name!r}: {', '.join(map(str, folders))}")
+    return read_run(folders[0])
 
 
-def parents_of(record: Record) -> dict[str, Path]:
-    """The run folders that a run took, by parameter: DATA_RUN, SFT_RUN …, or MODEL where that lies in a run."""
-    found = {}
-    for name, value in record.manifest.get("parameters", {}).items():
+def parents_of(run: Run) -> dict[str, Path]:
+    """Return the run folders that a run took, by parameter: DATA_RUN, SFT_RUN …, or MODEL where it lies in a run."""
+    parents = {}
+    for name, value in run.parameters.items():
         if isinstance(value, str) and (match := RUN_FOLDER.search(value)):
-            found[name] = project_root() / value[: match.end()].rstrip("/")
-    return found
+            parents[name] = project_root() / value[: match.end()].rstrip("/")
+    return parents
 
 
-def lineage(record: Record, root: str | Path = "runs") -> str:
-    """A run with all it came from and all that came from it, as lines of text: data, SFT, RL, evaluation."""
-    children: dict[Path, list[Record]] = {}
+def lineage(run: Run, root: str | Path = "runs") -> str:
+    """Return a run with all it came from and all that came from it, as lines of text: data, SFT, RL, evaluation."""
+    children: dict[Path, list[Run]] = {}
     for other in read_runs(root):
         for parent in dict.fromkeys(parents_of(other).values()):
             children.setdefault(parent.resolve(), []).append(other)
     lines: list[str] = []
 
-    def up(one: Record) -> None:
+    def add_ancestors(one: Run) -> None:
         for parent in dict.fromkeys(parents_of(one).values()):
-            up(read_run(parent))
-        if one is not record and (line := f"from {_line(one)}") not in lines:
+            add_ancestors(read_run(parent))
+        if one is not run and (line := f"from {_line(one)}") not in lines:
             lines.append(line)
 
-    def down(one: Record, depth: int) -> None:
+    def add_descendants(one: Run, depth: int) -> None:
         for child in children.get(one.folder.resolve(), []):
             lines.append(f"{'  ' * depth}to {_line(child)}")
-            down(child, depth + 1)
+            add_descendants(child, depth + 1)
 
-    up(record)
-    lines.append(_line(record))
-    down(record, 1)
+    add_ancestors(run)
+    lines.append(_line(run))
+    add_descendants(run, 1)
     return "\n".join(lines)
 
 
-def _line(record: Record) -> str:
-    if not record.manifest:
-        return f"{record.folder.parent.name} {record.folder.name} (gone)"
-    return f"{record.folder.parent.name} {record.folder.name} {state(record)} {record.manifest.get('started', '')}"
+def _line(run: Run) -> str:
+    state = f"{run.state} {run.manifest.get('started', '')}" if run.manifest else "(gone)"
+    return f"{run.folder.parent.name} {run.folder.name} {state}"
 
 
-def settings_of(record: Record, read: Callable[[Path], Record] = read_run) -> dict[str, Any]:
-    """Parameters of a run and of all runs that it came from: "02_sft.LORA_RANK" …; paths to runs left out.
+def settings_of(run: Run, read: Callable[[Path], Run] = read_run, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the parameters of a run and of all runs that it came from: "02_sft.LORA_RANK" …, but for paths to runs.
 
     read: `read_run`, or a cache of it
+    without: parameters of the run whose runs, and what those came from, are left out
     """
-    found: dict[str, Any] = {}
-    parents = parents_of(record)
-    for parent in dict.fromkeys(parents.values()):
-        found |= settings_of(read(parent), read)
-    notebook = record.manifest.get("notebook", record.folder.parent.name)
-    given = record.manifest.get("parameters", {})
-    return found | {f"{notebook}.{name}": value for name, value in given.items() if name not in parents}
+    settings: dict[str, Any] = {}
+    parents = parents_of(run)
+    for parent in dict.fromkeys(folder for name, folder in parents.items() if name not in without):
+        settings |= settings_of(read(parent), read)
+    return settings | {f"{run.notebook}.{name}": value for name, value in run.parameters.items() if name not in parents}
 
 
 def leaderboard(root: str | Path = "runs", conditions: Sequence[str] = ()) -> pd.DataFrame:
@@ -205,37 +216,48 @@ def leaderboard(root: str | Path = "runs", conditions: Sequence[str] = ()) -> pd
 def by_seed(
     root: str | Path = "runs", conditions: Sequence[str] = (), figure: str = "micro R@1"
 ) -> dict[str, list[float]]:
-    """A figure of each row of the leaderboard, seed by seed, under the system's name and settings."""
+    """Return a figure of each row of the leaderboard, seed by seed, under the system's name and settings."""
     groups, differing = _by_setting(_evaluated(root, conditions))
-    found: dict[str, list[float]] = {}
+    seeds: dict[str, list[float]] = {}
     for group in groups:
         settings = {name.partition(".")[2]: group[0]["settings"].get(name) for name in differing}
-        told = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-        found[f"{group[0]['system']}{f' ({told})' if told else ''}"] = [row["figures"][figure] for row in group]
-    return found
+        shown = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+        seeds[f"{group[0]['system']}{f' ({shown})' if shown else ''}"] = [row["figures"][figure] for row in group]
+    return seeds
 
 
 def _evaluated(root: str | Path, conditions: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a system of each finished evaluation: system, figures, settings. Raises LedgerError for none."""
+    """One row a system of each finished evaluation: system, figures, settings. Raises HistoryError for none."""
     rows = []
-    read = cache(read_run)  # runs have many children
-    for evaluation in runs_table(root, ["notebook=05_evaluation", "state=done", *conditions])["folder"]:
-        record = read(evaluation)
-        settings = settings_of(record, read)
-        for system, figures in (record.results or {}).get("table", {}).items():
+    read = cache(read_run)  # a run of 01 has many descendants
+    for folder in runs_table(root, ["notebook=05_evaluation", "state=done", *conditions])["folder"]:
+        evaluation = read(folder)
+        for system, figures in (evaluation.results or {}).get("table", {}).items():
             if not system.startswith(CEILING):
+                settings = _settings_of_system(system, "valid" in figures, evaluation, read)
                 mode = settings.get("04_inference.MODE", "reason")
-                named = f"{system}, {mode}" if mode != "reason" and "valid" in figures else system
-                rows.append({"system": named, "figures": figures, "settings": _of_system(figures, settings)})
+                name = f"{system}, {mode}" if mode != "reason" else system
+                rows.append({"system": name, "figures": figures, "settings": settings})
     if not rows:
-        raise LedgerError(f"no finished run of 05_evaluation in {root}/ fits: run a sweep that ends with it")
+        raise HistoryError(f"no finished run of 05_evaluation in {root}/ fits: run a sweep that ends with it")
     return rows
 
 
-def _of_system(figures: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a row of a table depends on: a retriever (it has no valid answers) on no training."""
-    untrained = "valid" not in figures
-    return {name: value for name, value in settings.items() if not (untrained and name[:2] in ("02", "03", "04"))}
+def _settings_of_system(system: str, reranks: bool, evaluation: Run, read: Callable[[Path], Run]) -> dict[str, Any]:
+    """The settings that a row of an evaluation's table depends on: those of its own training, and of no other.
+
+    reranks: whether the system is a model; a retriever depends on the data and on which questions were ranked
+    """
+    settings = settings_of(evaluation, read, without=["INFERENCE_RUN"])
+    folder = parents_of(evaluation).get("INFERENCE_RUN")
+    if folder is None:
+        return settings
+    others = set(RUN_OF_SYSTEM.values()) - {RUN_OF_SYSTEM.get(system)}
+    inference = settings_of(read(folder), read, without=others)
+    unrelated = {f"04_inference.{name}" for name in (*others, "SYSTEMS", "FRONTIER")}
+    if not reranks:
+        unrelated |= {name for name in inference if name.startswith("04_") and name not in QUESTIONS_OF_04}
+    return settings | {name: value for name, value in inference.items() if name not in unrelated}
 
 
 def _by_setting(rows: Sequence[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], list[str]]:
@@ -258,7 +280,7 @@ def _by_setting(rows: Sequence[dict[str, Any]]) -> tuple[list[list[dict[str, Any
 
 
 def write_leaderboard(table: pd.DataFrame, path: str | Path) -> Path:
-    """A leaderboard as a self-contained HTML page."""
+    """Write a leaderboard as a self-contained HTML page."""
     caption = "Means over seeds; sd is that of micro R@1 over seeds. Each row is a system with its settings."
     Path(path).write_text(html_page("Leaderboard", STYLE, html_table(table, caption, digits=3)), encoding="utf-8")
     return Path(path)
@@ -267,103 +289,114 @@ def write_leaderboard(table: pd.DataFrame, path: str | Path) -> Path:
 def compare_runs(
     first: str, second: str, root: str | Path = "runs", samples: int = 10_000
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Two systems, query by query.
+    """Compare two systems, query by query.
 
     first, second: a run of 04 or 05 by its hash (or a part of it), and the system after a colon where there are
         several: "3f2a:SFT"
 
-    Returns the parameters in their lineages that differ, the systems side by side (`compare.compare`, the first as
+    Returns the parameters in their lineages that differ, the systems side by side (`comparison.compare`, the first as
     baseline), and one row a question: question_id, domain, type, R@1 of each and "change", the largest losses first.
-    Raises LedgerError for runs that ranked different questions or corpora.
+    Raises HistoryError for runs that ranked different questions or corpora.
     """
-    runs, settings, corpora = {}, [], []
+    rankings, settings, corpora = {}, {}, []
     for which in (first, second):
-        record, system, corpus = _ranked(which, root)
-        name = f"{system} ({record.folder.name[:6]})"
-        runs[name if name not in runs else f"{name} again"] = read_trec(record.folder / f"{system}.trec", corpus).pages
-        settings.append(settings_of(record) | {"system": system})
+        run, system, corpus = _ranked(which, root)
+        name = f"{system} ({run.folder.name[:6]})"
+        name += " again" * (name in rankings)
+        rankings[name] = read_trec(run.folder / f"{system}.trec", corpus).pages
+        settings[name] = settings_of(run) | {"system": system}
         corpora.append(corpus)
-    asked = [set(run) for run in runs.values()]
-    if corpora[0].folder != corpora[1].folder or asked[0] != asked[1]:
-        raise LedgerError(
-            f"{first} and {second} ranked different questions: {len(asked[0])} of {corpora[0].folder} and "
-            f"{len(asked[1])} of {corpora[1].folder}, {len(asked[0] & asked[1])} of them the same"
+    questions, others = map(set, rankings.values())
+    if corpora[0].folder != corpora[1].folder or questions != others:
+        raise HistoryError(
+            f"{first} and {second} ranked different questions: {len(questions)} of {corpora[0].folder} and "
+            f"{len(others)} of {corpora[1].folder}, {len(questions & others)} of them the same"
         )
-    corpus = corpora[0].with_questions(asked[0])
-    scores = {name: per_question(run, corpus).set_index("question_id") for name, run in runs.items()}
-    one, other = scores.values()
-    queries = one[["domain", "type"]].assign(**{name: score["R@1"] for name, score in scores.items()})
-    queries["change"] = other["R@1"] - one["R@1"]
-    differing = [name for name in {**settings[0], **settings[1]} if settings[0].get(name) != settings[1].get(name)]
-    parameters = pd.DataFrame(
-        {name: [each.get(key) for key in differing] for name, each in zip(runs, settings, strict=True)}, index=differing
+    corpus = corpora[0].with_questions(questions)
+    scores = {name: per_question(pages, corpus).set_index("question_id") for name, pages in rankings.items()}
+    before, after = scores.values()
+    queries = before[["domain", "type"]].assign(**{name: score["R@1"] for name, score in scores.items()})
+    queries["change"] = after["R@1"] - before["R@1"]
+    parameters = pd.DataFrame(settings, dtype=object)
+    same = [row.iloc[0] == row.iloc[1] for _, row in parameters.iterrows()]
+    table = compare(rankings, corpus, samples=samples)
+    return parameters[~pd.Series(same, parameters.index)], table, queries.sort_values("change", kind="stable")
+
+
+def comparison_text(first: str, second: str, root: str | Path = "runs", changes: int = 10) -> str:
+    """Return `compare_runs` as text, with the questions that changed most."""
+    parameters, systems, queries = compare_runs(first, second, root)
+    gains, losses = (queries["change"] > 0).sum(), (queries["change"] < 0).sum()
+    largest = queries["change"].abs().sort_values(ascending=False, kind="stable").index[:changes]
+    return (
+        f"made differently:\n{parameters.to_string() if len(parameters) else 'in nothing'}\n\n"
+        f"{presented(systems).T.to_string()}\n{systems.attrs['note']}\n\n"
+        f"{gains} questions better, {losses} worse, {len(queries) - gains - losses} the same; the largest changes:\n"
+        f"{queries.loc[largest].to_string(float_format='{:.3f}'.format)}"
     )
-    return parameters, compare(runs, corpus, samples=samples), queries.sort_values("change", kind="stable")
 
 
-def _ranked(which: str, root: str | Path) -> tuple[Record, str, Corpus]:
+def _ranked(which: str, root: str | Path) -> tuple[Run, str, Corpus]:
     """A run of 04, the system in it that is meant, and the corpus that it ranked."""
     name, _, system = which.partition(":")
-    record = find_run(name, root)
-    if inference := parents_of(record).get("INFERENCE_RUN"):
-        record = read_run(inference)
-    systems = sorted(path.stem for path in record.folder.glob("*.trec"))
-    if record.manifest.get("notebook") != "04_inference" or not systems:
-        raise LedgerError(f"{record.folder} holds no rankings: name a run of 04_inference or 05_evaluation")
+    run = find_run(name, root)
+    if inference := parents_of(run).get("INFERENCE_RUN"):
+        run = read_run(inference)
+    systems = sorted(path.stem for path in run.folder.glob("*.trec"))
+    if run.notebook != "04_inference" or not systems:
+        raise HistoryError(f"{run.folder} holds no rankings: name a run of 04_inference or 05_evaluation")
     if (not system and len(systems) > 1) or (system and system not in systems):
-        raise LedgerError(f"which system of {record.folder}? Write {name}:SYSTEM; there are {', '.join(systems)}")
-    parameters = record.manifest["parameters"]
-    return record, system or systems[0], load_corpus(project_root() / parameters["CORPUS"]).split(parameters["SPLIT"])
+        raise HistoryError(f"which system of {run.folder}? Write {name}:SYSTEM; there are {', '.join(systems)}")
+    corpus = load_corpus(project_root() / run.parameters["CORPUS"]).split(run.parameters["SPLIT"])
+    return run, system or systems[0], corpus
 
 
 def prune(root: str | Path = "runs", conditions: Sequence[str] = (), delete: bool = False) -> pd.DataFrame:
-    """The runs that fit and nobody needs, with their size in MB ("MB"); `delete` deletes them.
+    """Return the runs that fit and nobody needs, with their size in MB ("MB"); `delete` deletes them.
 
     Without conditions, those that are not done. Kept in any case: a run that another, which is kept, came from, and
     one that a process is making. A folder is renamed before its files go, so that no half of a run is left.
     """
     fitting = runs_table(root, conditions or ["state!=done"])
-    came_from = {r.folder.resolve(): {p.resolve() for p in parents_of(r).values()} for r in read_runs(root)}
-    gone = {Path(folder).resolve() for folder in fitting["folder"]}
-    keeping = [folder for folder in came_from if folder not in gone]
-    while keeping:
-        spared = came_from.get(keeping.pop(), set()) & gone
-        gone -= spared
-        keeping += spared
-    rows = fitting[[Path(folder).resolve() in gone for folder in fitting["folder"]]].copy()
+    came_from = {run.folder.resolve(): {p.resolve() for p in parents_of(run).values()} for run in read_runs(root)}
+    unneeded = {Path(folder).resolve() for folder in fitting["folder"]}
+    kept = [folder for folder in came_from if folder not in unneeded]
+    while kept:
+        needed = came_from.get(kept.pop(), set()) & unneeded
+        unneeded -= needed
+        kept += needed
+    rows = fitting[[Path(folder).resolve() in unneeded for folder in fitting["folder"]]].copy()
     rows["MB"] = [sum(file.stat().st_size for file in f.rglob("*") if file.is_file()) / 1e6 for f in rows["folder"]]
-    if delete:
-        deleted = [_delete(folder) for folder in rows["folder"]]
-        rows = rows[deleted]
-    return rows
+    return rows[[_delete(folder) for folder in rows["folder"]]] if delete else rows
 
 
 def _delete(folder: Path) -> bool:
+    """Delete a run, unless a process makes it or has it open."""
     try:
-        with FileLock(lock_of(folder), timeout=0):
+        with FileLock(lock_of(folder), timeout=0), FileLock(folder / OPEN, timeout=0):
             doomed = folder.with_name(f".{folder.name}.deleted")
             folder.rename(doomed)
             shutil.rmtree(doomed)
-    except Timeout:  # a process is making it
+    except Timeout:
         return False
     return True
 
 
-def seconds_taken(record: Record) -> float | None:
-    """From the opening of a finished run to its results (the last opening, where it was gone on with)."""
+def seconds_taken(run: Run) -> float | None:
+    """Return the seconds from a finished run's opening (the last one) to its results."""
     try:
-        started = datetime.fromisoformat(record.manifest["started"]).timestamp()
-        return max(0.0, (record.folder / "results.json").stat().st_mtime - started)
+        started = datetime.fromisoformat(run.manifest["started"]).timestamp()
+        return max(0.0, (run.folder / "results.json").stat().st_mtime - started)
     except (KeyError, TypeError, ValueError, OSError):
         return None
 
 
 def past_seconds(root: str | Path, notebooks: Iterable[str]) -> dict[str, list[tuple[dict[str, Any], float]]]:
-    """Parameters and seconds of each notebook's finished runs."""
+    """Return parameters and seconds of each notebook's finished runs."""
     past: dict[str, list[tuple[dict[str, Any], float]]] = {name: [] for name in notebooks}
     for name, runs in past.items():
-        for record in read_runs(root, name):
-            seconds = seconds_taken(record)
-            if record.done and seconds is not None:
-                runs.append((record.manifest.get("parameters", {}), seconds))
+        for run in read_runs(root, name):
+            seconds = seconds_taken(run)
+            if run.done and seconds is not None:
+                runs.append((run.parameters, seconds))
     return past

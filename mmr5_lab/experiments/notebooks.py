@@ -5,18 +5,15 @@ unknown parameter or a wrong type is an error before anything starts, and a run 
 `results.json` is there.
 """
 
-import ast
 import itertools
 import logging
 import os
-import re
 import shutil
 import sys
 import threading
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,6 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import nbformat
 import papermill
-import yaml
 from filelock import FileLock, Timeout
 from jupyter_core.paths import jupyter_runtime_dir
 from nbclient.exceptions import DeadKernelError
@@ -34,14 +30,19 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
+from mmr5_lab.experiments.parameters import NotebookError, checked_parameters, read_profile
 from mmr5_lab.experiments.runs import (
     CHAIN,
+    DAMAGED,
     FOLDER,
+    RunBusyError,
     inside_project,
     lock_of,
+    parents,
     project_root,
     read_run,
     run_hash,
+    source_of,
     with_newest,
 )
 from mmr5_lab.files import PROGRESS, read_progress, replacing, results
@@ -52,96 +53,32 @@ logger = logging.getLogger(__name__)
 logging.getLogger("papermill").setLevel(logging.ERROR)  # its warnings are errors of ours
 
 
-class NotebookError(ValueError):
-    """Parameters that a notebook does not have, or of a wrong type."""
-
-
 class NotebookFailedError(RuntimeError):
     """A notebook that did not reach its end; the message names the cell's error and the executed notebook."""
 
 
-class RunBusyError(RuntimeError):
-    """A run that another process is making."""
-
-
-def default_parameters(notebook: Path) -> dict[str, Any]:
-    """Names and default values of a notebook's `parameters` cell.
-
-    Raises FileNotFoundError, or NotebookError for a default that is not a plain value.
-    """
-    if not notebook.is_file():
-        raise FileNotFoundError(f"there is no notebook {notebook}")
-    return dict(_defaults_at(notebook, notebook.stat().st_mtime_ns))
-
-
-@lru_cache(maxsize=64)
-def _defaults_at(notebook: Path, _changed: int) -> dict[str, Any]:
-    defaults = {}
-    for name, found in papermill.inspect_notebook(str(notebook)).items():
-        try:
-            defaults[name] = ast.literal_eval(found["default"])
-        except (ValueError, SyntaxError):
-            raise NotebookError(
-                f"{notebook.name}: the default of {name}, {found['default']}, is not a plain value"
-            ) from None
-    return defaults
-
-
-def checked_parameters(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults overridden by `given`. Raises NotebookError, for names or types that differ."""
-    defaults = default_parameters(notebook)
-    unknown = sorted(set(given) - set(defaults))
-    if unknown:
-        raise NotebookError(
-            f"{notebook.name} has no parameter {', '.join(unknown)}; it has {', '.join(sorted(defaults))}"
-        )
-    for name, value in given.items():
-        default = defaults[name]
-        fits = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
-        widened = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
-        if not (fits or widened):
-            told = f"{name} = {value!r} is a {type(value).__name__}, expected {type(default).__name__}"
-            if isinstance(default, float) and isinstance(value, str) and re.fullmatch(r"-?\d+e[+-]?\d+", value):
-                told += " (YAML takes 1e-3 for a text: write 1.0e-3)"
-            raise NotebookError(f"{notebook.name}: {told}")
-    whole = {name: float(v) if isinstance(defaults[name], float) else v for name, v in given.items()}  # 2 is 2.0
-    return {**defaults, **whole}
-
-
-def parents(notebook: Path) -> dict[str, str]:
-    """The earlier notebooks that a notebook takes runs of: name -> its parameter for that run."""
-    defaults = default_parameters(notebook)
-    return {name: parameter for name, parameter in CHAIN.items() if parameter in defaults}
-
-
-def read_profile(path: Path) -> dict[str, dict[str, Any]]:
-    """A profile file: notebook name -> parameters. Raises NotebookError where it is not that."""
-    if not path.is_file():
-        raise NotebookError(f"there is no profile {path}")
-    try:
-        profile = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise NotebookError(f"{path} is not YAML: {error}") from None
-    if not isinstance(profile, dict) or not all(isinstance(part, dict) for part in profile.values()):
-        raise NotebookError(f"{path} must map notebook names to parameters")
-    return profile
-
-
 def run_folder(name: str, parameters: Mapping[str, Any], root: str | Path = "runs") -> Path:
-    """Where the run of `notebooks/<name>.ipynb` with `parameters` is kept.
+    """Return the folder of the run of `notebooks/<name>.ipynb` with `parameters`.
 
     Earlier runs that are not named are the newest in `root`. Raises NotebookError for bad parameters, FileNotFoundError
     where there is no such run.
     """
-    project = project_root()
-    checked = checked_parameters(project / "notebooks" / f"{name}.ipynb", parameters)
-    return project / root / name / run_hash(name, with_newest(checked, project / root))
+    named = _named_parameters(name, parameters, root)
+    return project_root() / root / name / run_hash(name, named)
+
+
+def _named_parameters(name: str, parameters: Mapping[str, Any], root: str | Path) -> dict[str, Any]:
+    checked = checked_parameters(source_of(name), parameters)
+    if checked.get(FOLDER):
+        raise NotebookError(f"{name}: {FOLDER} cannot be set here: a run's folder follows from its parameters")
+    return with_newest(checked, project_root() / root)
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the run that this folder is named after is finished there: its results are whole, its manifest agrees."""
-    record = read_run(folder)
-    return record.done and record.manifest.get("hash") == folder.name
+    """Return whether the run that this folder is named after is finished there: its results are whole, its manifest
+    agrees."""
+    run = read_run(folder)
+    return run.done and run.manifest.get("hash") == folder.name
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "runs") -> Path:
@@ -149,10 +86,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
 
     Raises as `run_folder` does, before anything starts.
     """
-    project = project_root()
-    checked = checked_parameters(project / "notebooks" / f"{name}.ipynb", parameters)
-    named = with_newest(checked, project / root)
-    folder = run_folder(name, named, root)
+    named = _named_parameters(name, parameters, root)
+    folder = project_root() / root / name / run_hash(name, named)
     make_run(name, named, folder)
     return folder
 
@@ -160,18 +95,18 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
 def make_run(name: str, parameters: Mapping[str, Any], folder: Path) -> None:
     """Run `notebooks/<name>.ipynb` with `parameters`, all of them, in its `run_folder`; nothing if that is finished.
 
-    The folder also gets the executed notebook and its HTML. Results that cannot be trusted (`is_done`) are set aside,
-    in a folder of that name with ".damaged", and made again. Raises RunBusyError when another process is at this
-    run, NotebookFailedError when a cell fails, the kernel dies or the notebook ends without results; what it wrote
-    stays (with the message in `failed.txt`), and running again goes on from there.
+    The folder also gets the executed notebook and its HTML. A folder that cannot be trusted (damaged results, or the
+    manifest of another run) is set aside under a name with ".damaged", and the run is made again. Raises RunBusyError
+    when another process makes this run, NotebookFailedError when a cell fails, the kernel dies or the notebook ends
+    without results; what it wrote stays (with the message in `failed.txt`), and running again goes on from there.
     """
     try:
-        with FileLock(lock_of(folder), timeout=0):  # let go by the system if we are killed
+        with FileLock(lock_of(folder), timeout=0):  # the system lets go of it if we are killed
             if is_done(folder):
                 logger.info("%s: finished before, in %s", name, folder)
             else:
                 _set_aside(folder)
-                _execute(project_root() / "notebooks" / f"{name}.ipynb", parameters, folder)
+                _execute(source_of(name), parameters, folder)
             _write_html(folder)
     except Timeout:
         raise RunBusyError(f"{name}: another process is making {folder}") from None
@@ -203,15 +138,16 @@ def _execute(source: Path, parameters: Mapping[str, Any], folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Rename a folder whose results cannot be trusted; one without results is gone on with."""
-    if not (folder / "results.json").exists():
+    """Rename a folder that cannot be trusted; a whole one without results is gone on with."""
+    run = read_run(folder)
+    reason = run.fault
+    if not reason and run.manifest and run.manifest.get("hash") != folder.name:
+        reason = "its manifest is that of another run"  # the code was edited between its start and its opening
+    if not reason:
         return
-    places = (folder.with_name(f"{folder.name}.damaged{k or ''}") for k in itertools.count())
+    places = (folder.with_name(f"{folder.name}{DAMAGED}{k or ''}") for k in itertools.count())
     place = folder.rename(next(place for place in places if not place.exists()))
-    logger.warning(
-        "%s: %s; it is kept as %s and made again",
-        folder, read_run(place).fault or "its manifest is that of another run", place.name,
-    )  # fmt: skip
+    logger.warning("%s: %s; it is kept as %s and made again", folder, reason, place.name)
 
 
 def _write_html(folder: Path) -> None:
@@ -255,7 +191,7 @@ def _kernel_config() -> Config:
 
 
 def chain_run(notebook: str, profile: Path, root: str | Path) -> tuple[dict[str, Any], Path]:
-    """Parameters and run folder that a notebook has in the chain of a profile (`mmr5 demo --profile`).
+    """Return the parameters and the run folder that a notebook has in the chain of a profile (`mmr5 demo --profile`).
 
     Raises NotebookError for bad parameters, FileNotFoundError where a notebook before it has not been run.
     """

@@ -11,7 +11,8 @@ from typing import Any
 
 from mmr5_lab.experiments.grids import GridError, Job
 from mmr5_lab.experiments.runs import project_root
-from mmr5_lab.experiments.scheduler import CHANGED, GB, TICK, changed, work
+from mmr5_lab.experiments.scheduler import CHANGED, GB, TICK, changed
+from mmr5_lab.experiments.worker import work
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported: nothing is reported
 try:
@@ -23,7 +24,7 @@ RETRIES = 3  # of a run whose worker or node is lost; one that fails by itself i
 
 
 class RayWorkers:
-    """Workers of a sweep (see `schedule.Workers`).
+    """Workers of a sweep (see `scheduler.Workers`).
 
     address: of a running cluster ("auto" for the one on this machine); None starts one here, for this sweep alone
     cores: of a cluster that is started here; default all
@@ -75,7 +76,7 @@ class RayWorkers:
 def _work(job: Job, project: Path) -> str:
     """`work` on a node, where the run may have waited for long."""
     os.chdir(project)
-    return CHANGED if changed(job) else work(job, project)
+    return CHANGED if changed(job) else work(**job.work())
 
 
 def _outcome(task: ray.ObjectRef) -> str:

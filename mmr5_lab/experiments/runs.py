@@ -10,8 +10,8 @@ notebook writes, the executed notebook and its HTML, and `results.json`, written
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from mmr5_lab.experiments.fingerprint import code_hash, data_hashes
+from mmr5_lab.experiments.parameters import NotebookError, checked_values, default_parameters
 from mmr5_lab.files import read_object, replacing
 from mmr5_lab.prompting.prompts import PROMPT_VERSION
-
-logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "papermill", "bm25s")
 CHAIN = {  # notebook, in order -> the parameter by which later ones name its run ("": none does)
@@ -37,37 +38,61 @@ CHAIN = {  # notebook, in order -> the parameter by which later ones name its ru
 }
 RUN_OF_SYSTEM = {"SFT": "SFT_RUN", "SFT + RL": "GRPO_RUN", "RL only": "GRPO_RUN"}  # that notebook 04 reranks with
 FOLDER = "RUN"  # the one parameter that says where, not what: left out of the hash
+OPEN = ".open"  # the file in a run folder whose lock the process holds that has the run open
+DAMAGED = ".damaged"  # in the names of folders that were set aside
+PATIENCE = 10.0  # seconds for a kernel whose parent was killed to end
+_opened: dict[Path, FileLock] = {}  # the runs that this process has open
+
+
+class RunError(ValueError):
+    """A run folder that holds other work than is to be done in it."""
+
+
+class RunBusyError(RuntimeError):
+    """A run that another process is making."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """An open run folder and the parameters it was opened with."""
-
-    folder: Path
-    parameters: dict[str, Any]
-
-    def finish(self, results: dict[str, Any]) -> None:
-        """Write `results.json`, which marks the run as done. Values must be JSON; NaN is refused."""
-        with replacing(self.folder / "results.json") as new:
-            new.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run folder says of itself."""
+    """A run folder: what it was run with and what came out."""
 
     folder: Path
     manifest: dict[str, Any]  # {} where there is none or it cannot be read
-    results: dict[str, Any] | None  # None: not finished, or cannot be read
-    fault: str  # why its results cannot be trusted; "" where they can, or there are none yet
+    results: dict[str, Any] | None = None  # None: not finished, or cannot be read
+    fault: str = ""  # why its results cannot be trusted; "" where they can, or there are none yet
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters, with the folders of the runs that it took."""
+        return self.manifest.get("parameters", {})
+
+    @property
+    def notebook(self) -> str:
+        return self.manifest.get("notebook", self.folder.parent.name)
 
     @property
     def done(self) -> bool:
         return self.results is not None and not self.fault
 
+    @property
+    def state(self) -> str:
+        """ "done", "damaged" (results that cannot be trusted), "failed", or "unfinished" (running, or stopped)."""
+        if self.done:
+            return "done"
+        return "damaged" if self.fault else "failed" if (self.folder / "failed.txt").exists() else "unfinished"
 
-def read_run(folder: str | Path) -> Record:
-    """Manifest and results of a run folder, and what is wrong with them. Raises nothing for what is in there."""
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write `results.json`, which marks the run as done. Values must be JSON; NaN is refused."""
+        text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+        _write_manifest(self)  # of a run that was finished before, it was left as it was
+        with replacing(self.folder / "results.json") as new:
+            new.write_text(text, encoding="utf-8")
+        if lock := _opened.pop(self.folder.resolve(), None):
+            lock.release()
+
+
+def read_run(folder: str | Path) -> Run:
+    """Return a run folder's manifest and results, and what is wrong with them. Raises nothing for what is in there."""
     folder = Path(folder)
     manifest, no_manifest = read_object(folder / "manifest.json")
     results, no_results = read_object(folder / "results.json")
@@ -77,7 +102,14 @@ def read_run(folder: str | Path) -> Record:
             fault = f"results.json {no_results}"
         elif no_manifest:
             fault = f"manifest.json {no_manifest}"
-    return Record(folder, manifest or {}, results, fault)
+        elif DAMAGED in folder.name:
+            fault = "it was set aside"
+    return Run(folder, manifest or {}, results, fault)
+
+
+def _write_manifest(run: Run) -> None:
+    with replacing(run.folder / "manifest.json") as new:
+        new.write_text(json.dumps(run.manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def lock_of(folder: Path) -> Path:
@@ -112,53 +144,78 @@ def enter_project() -> Path:
     return root
 
 
+def source_of(notebook: str) -> Path:
+    """Return the file of a notebook of the project."""
+    return project_root() / "notebooks" / f"{notebook}.ipynb"
+
+
 def inside_project(path: str | Path) -> Path:
     """`path` relative to the project's root where it lies in there (so that it means the same in any checkout)."""
     root, path = project_root(), Path(path).resolve()
     return path.relative_to(root) if path.is_relative_to(root) else path
 
 
-def parameters_of(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """A notebook's parameters: its names in capitals that hold plain values, sorted."""
+def parents(notebook: Path) -> dict[str, str]:
+    """Return the earlier notebooks that a notebook takes runs of: name -> its parameter for that run."""
+    defaults = default_parameters(notebook)
+    return {name: parameter for name, parameter in CHAIN.items() if parameter in defaults}
+
+
+def parameters_of(source: Path, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a notebook's parameters, sorted: its names in capitals that hold plain values.
+
+    source: the notebook's file, whose `parameters` cell says which names and values are right; where there is none,
+        all are. A parameter that was added in JupyterLab may not stand in the file yet, so others are taken too.
+
+    Raises NotebookError for wrong values, and for names that papermill was given and the notebook does not have.
+    """
     plain = (str, int, float, bool, list, type(None))
-    return {k: namespace[k] for k in sorted(namespace) if k.isupper() and isinstance(namespace[k], plain)}
+    named = {k: namespace[k] for k in sorted(namespace) if k.isupper() and isinstance(namespace[k], plain)}
+    if not source.is_file():
+        return named
+    defaults = default_parameters(source)
+    for cell in namespace.get("In", ()):  # what was run so far; papermill's own cell begins like this
+        names = re.findall(r"(?m)^([A-Z_\d]+) = ", cell) if cell.startswith("# Parameters\n") else []
+        if unknown := sorted(set(names) - set(defaults)):
+            raise NotebookError(f"{source.name} has no parameter {', '.join(unknown)}; it has {', '.join(defaults)}")
+    return dict(sorted((named | checked_values(source, {k: namespace[k] for k in defaults if k in namespace})).items()))
 
 
 def with_newest(parameters: Mapping[str, Any], root: str | Path = "runs") -> dict[str, Any]:
-    """The parameters, with the newest run's folder for each earlier run (`CHAIN`) whose parameter is empty.
+    """Return the parameters, with the newest run's folder for each earlier run (`CHAIN`) whose parameter is empty.
 
-    Those that are not taken stay empty: of SFT where there is a MODEL to start from, of systems that are not asked for.
+    Those that are not taken stay empty: of SFT where there is a MODEL to start from, of systems that are not evaluated.
     Raises FileNotFoundError where there is no such run.
     """
-    idle = {"SFT_RUN"} if parameters.get("MODEL") else set()
+    unused = {"SFT_RUN"} if parameters.get("MODEL") else set()
     if "SYSTEMS" in parameters:
-        idle |= set(RUN_OF_SYSTEM.values()) - {RUN_OF_SYSTEM.get(system) for system in parameters["SYSTEMS"]}
+        unused |= set(RUN_OF_SYSTEM.values()) - {RUN_OF_SYSTEM.get(system) for system in parameters["SYSTEMS"]}
     return dict(parameters) | {
         name: str(inside_project(latest(notebook, root)))
         for notebook, name in CHAIN.items()
-        if parameters.get(name) == "" and name not in idle
+        if parameters.get(name) == "" and name not in unused
     }
 
 
 def run_hash(notebook: str, parameters: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name a notebook's work: parameters, code, data and the prompt texts.
+    """Return twelve hexadecimal digits that name a notebook's work: parameters, code, data and the prompt texts.
 
     Code is what the notebook can reach, data what its parameters name (`fingerprint`). Parent runs are parameters
     (paths that hold their own hash), so a changed parent changes its children.
     """
-    named = _named(parameters)
-    code, data = _depends_on(notebook, named)
-    content = json.dumps([notebook, named, code, data, PROMPT_VERSION], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    return _manifest(notebook, parameters)["hash"]
 
 
-def _depends_on(notebook: str, named: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def _manifest(notebook: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a notebook's work, and the hash of that."""
     root = project_root()
-    return code_hash(root / "notebooks" / f"{notebook}.ipynb"), data_hashes(named, root)
-
-
-def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in parameters.items() if key != FOLDER}
+    named = {key: value for key, value in parameters.items() if key != FOLDER}
+    code, data = code_hash(source_of(notebook)), data_hashes(named, root)
+    content = json.dumps([notebook, named, code, data, PROMPT_VERSION], sort_keys=True)
+    name = hashlib.sha256(content.encode()).hexdigest()[:12]
+    return {
+        "notebook": notebook, "hash": name, "parameters": named, "code": code, "data": data, "prompts": PROMPT_VERSION,
+    }  # fmt: skip
 
 
 def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
@@ -166,38 +223,77 @@ def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
 
     `namespace` is the notebook's `globals()`. The parameter RUN, where it is set, is the folder to use. Earlier runs
     that are not named are the newest ones (`with_newest`): take them from the run's parameters.
+
+    Raises NotebookError for bad parameters, RunError for a folder that holds other work (another notebook's, or made
+    with other parameters), RunBusyError for one that another process has open.
     """
-    parameters = with_newest(parameters_of(namespace))
-    name = run_hash(notebook, parameters)
-    folder = Path(parameters.get(FOLDER) or Path("runs") / notebook / name)
+    parameters = with_newest(parameters_of(source_of(notebook), namespace))
+    manifest = _manifest(notebook, parameters)
+    root = project_root()
+    folder = root / (parameters.get(FOLDER) or Path("runs") / notebook / manifest["hash"])
+    if Path.cwd() == root and folder.is_relative_to(root):
+        folder = folder.relative_to(root)  # what the results name then means the same in any checkout
+    _refuse_other_work(read_run(folder), manifest)  # before anything is written into it
     folder.mkdir(parents=True, exist_ok=True)
-    code, data = _depends_on(notebook, _named(parameters))
-    manifest = {
-        "notebook": notebook,
-        "hash": name,
-        "parameters": _named(parameters),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "code": code,
-        "data": data,
-        "commit": _commit(),
-        "prompts": PROMPT_VERSION,
-    }
-    with replacing(folder / "manifest.json") as new:
-        new.write_text(json.dumps(manifest, indent=2) + "\n")
-    return Run(folder, parameters)
+    _hold(folder)
+    before = read_run(folder)  # another process may have finished it meanwhile
+    _refuse_other_work(before, manifest)
+    packages = {package: importlib.metadata.version(package) for package in PACKAGES}
+    run = Run(
+        folder,
+        manifest | {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "packages": packages, "commit": _commit()},
+    )
+    if not before.done:  # results and manifest are replaced together, when the run is finished once more
+        _write_manifest(run)
+    return run
+
+
+def _refuse_other_work(before: Run, manifest: Mapping[str, Any]) -> None:
+    """Raise RunError where a folder holds what this run would overwrite, mix with its own or take for its own."""
+    advice = f"leave {FOLDER} empty, name another folder, or move this one away"
+    if before.fault:
+        raise RunError(f"{before.folder} holds results that cannot be trusted ({before.fault}): {advice}")
+    if not before.manifest or before.manifest.get("hash") == manifest["hash"]:
+        return
+    if before.notebook != manifest["notebook"]:
+        raise RunError(f"{before.folder} is a run of {before.notebook}, not of {manifest['notebook']}: {advice}")
+    old, new = before.parameters, manifest["parameters"]
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    differing = [f"{name} ({old.get(name)!r}, now {new.get(name)!r})" for name in names]
+    data = before.manifest.get("data", {})
+    differing += [f"the content of {name}" for name, digest in manifest["data"].items() if data.get(name) != digest]
+    # Code may be mended between two attempts, so that hours of an unfinished training are gone on with.
+    if before.done and not differing:
+        differing = ["another version of the code"]
+    if differing:
+        kind = "a finished" if before.done else "an unfinished"
+        raise RunError(f"{before.folder} is {kind} run made with other settings: {', '.join(differing)}; {advice}")
+
+
+def _hold(folder: Path) -> None:
+    """Keep other processes from opening a run until this one finishes it or ends."""
+    place = folder.resolve()
+    if place not in _opened:
+        lock = FileLock(place / OPEN)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise RunBusyError(f"{folder} is open in another process, such as a notebook's kernel: end that") from None
+        _opened[place] = lock
 
 
 def latest(notebook: str, root: str | Path = "runs", holding: str = "results.json") -> Path:
-    """The newest finished run of a notebook that holds such a file: one finished in JupyterLab has no "notebook.ipynb".
+    """Return the newest finished run of a notebook that holds such a file (a run finished in JupyterLab has no
+    "notebook.ipynb"). A relative `root` is one of the project.
 
     Raises FileNotFoundError where there is none.
     """
-    results = sorted(Path(root).glob(f"{notebook}/*/results.json"), key=lambda path: path.stat().st_mtime)
-    done = [path.parent for path in results if (path.parent / holding).is_file()]
-    if not done:
-        raise FileNotFoundError(f"no finished run of {notebook} in {root}/: run notebooks/{notebook}.ipynb first")
-    return done[-1]
+    folder = Path(root) if Path(root).is_absolute() else project_root() / root
+    results = folder.glob(f"{notebook}/[!.]*/results.json")
+    for path in sorted(results, key=lambda path: path.stat().st_mtime, reverse=True):
+        if (path.parent / holding).is_file() and read_run(path.parent).done:
+            return path.parent
+    raise FileNotFoundError(f"no finished run of {notebook} in {root}/: run notebooks/{notebook}.ipynb first")
 
 
 def _commit() -> str | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mmr5_lab.experiments.history import flat, settings_of
-from mmr5_lab.experiments.runs import Record, read_run
+from mmr5_lab.experiments.runs import Run, read_run
 from mmr5_lab.experiments.scheduler import Sweep
 from mmr5_lab.training.monitoring import PROJECT, check_tracker
 
 
 class Tracked:
-    """Logs a sweep's runs as they finish; to be called with the sweep, as `schedule.run_sweep` does.
+    """Log a sweep's runs as they finish; `scheduler.run_sweep` calls it with the sweep.
 
     Raises ValueError for a tracker that is not known or not installed.
     """
@@ -33,26 +33,26 @@ class Tracked:
                 log_run(read_run(folder), self.tracker)
 
 
-def log_run(record: Record, tracker: str) -> None:
-    """One run: the parameters of its whole lineage as configuration, the numbers of its results as one step."""
+def log_run(run: Run, tracker: str) -> None:
+    """Log one run: the parameters of its whole lineage as configuration, the numbers of its results as one step."""
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState()  # the trackers ask it whether they are the main process
-    name = f"{record.folder.parent.name} {record.folder.name}"
+    name = f"{run.folder.parent.name} {run.folder.name}"
     options: dict[str, dict[str, Any]] = {
         "trackio": {"run_name": PROJECT, "name": name, "space_id": None, "resume": "allow"},
-        "tensorboard": {"run_name": "tensorboard", "logging_dir": record.folder},
-        "wandb": {"run_name": PROJECT, "name": name, "id": record.folder.name, "resume": "allow"},
+        "tensorboard": {"run_name": "tensorboard", "logging_dir": run.folder},
+        "wandb": {"run_name": PROJECT, "name": name, "id": run.folder.name, "resume": "allow"},
         "mlflow": {"experiment_name": PROJECT, "run_name": name},
     }
     numbers = {
         name: float(value)
-        for name, value in flat(record.results or {}).items()
+        for name, value in flat(run.results or {}).items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
-    sent: Any = LOGGER_TYPE_TO_CLASS[tracker](**options[tracker])
-    sent.start()
-    sent.store_init_configuration({key: str(value) for key, value in settings_of(record).items()})
-    sent.log(numbers, step=0)
-    sent.finish()
+    log: Any = LOGGER_TYPE_TO_CLASS[tracker](**options[tracker])
+    log.start()
+    log.store_init_configuration({key: str(value) for key, value in settings_of(run).items()})
+    log.log(numbers, step=0)
+    log.finish()

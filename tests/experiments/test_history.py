@@ -1,4 +1,4 @@
-"""The ledger: runs listed, filtered, followed from data to evaluation, compared, averaged over seeds, pruned."""
+"""Runs are listed, filtered, followed from data to evaluation, compared, averaged over seeds, pruned."""
 
 import json
 import threading
@@ -11,9 +11,9 @@ from mmr5_lab.cli import main
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.rankings import Rankings, write_trec
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.experiments import history as ledger
+from mmr5_lab.experiments import history
 from mmr5_lab.experiments.history import (
-    LedgerError,
+    HistoryError,
     compare_runs,
     find_run,
     leaderboard,
@@ -77,7 +77,7 @@ def test_runs_are_listed_and_filtered(root):
     assert found(root, "table.SFT.micro R@1>0.65") == ["052", "053"]
     assert found(root, "LEARNING_RATE<fast") == []
     assert set(found(root, "LORA_RANK!=8")) == set(found(root))
-    with pytest.raises(LedgerError, match="cannot read 'state is done': write NAME=VALUE"):
+    with pytest.raises(HistoryError, match="cannot read 'state is done': write NAME=VALUE"):
         runs_table(root, ["state is done"])
     assert runs_table(root / "absent").empty
 
@@ -95,11 +95,11 @@ def test_states_of_runs(root):
 def test_a_run_is_found_by_the_beginning_of_its_hash(root):
     assert find_run("aa", root).folder == root / DATA / ("a" * 12)
     assert find_run(str(root / SFT / ("2" * 12)), root).manifest["parameters"]["SEED"] == 1
-    with pytest.raises(LedgerError, match="several runs begin with '1'"):
+    with pytest.raises(HistoryError, match="several runs begin with '1'"):
         find_run("1", root)
-    with pytest.raises(LedgerError, match="there is no run 'ffff'"):
+    with pytest.raises(HistoryError, match="there is no run 'ffff'"):
         find_run("ffff", root)
-    with pytest.raises(LedgerError, match="there is no run"):
+    with pytest.raises(HistoryError, match="there is no run"):
         find_run("../../etc", root)
 
 
@@ -126,8 +126,31 @@ def test_the_leaderboard_averages_seeds_and_shows_what_differs(root):
     assert board["sd"].iloc[1] == pytest.approx(0.0707, abs=1e-4)
     assert "MODE" not in board, "what is the same everywhere is not shown"
     assert list(leaderboard(root, ["run=" + "1" * 12])["micro R@1"]) == [0.6, 0.5]
-    with pytest.raises(LedgerError, match="no finished run of 05_evaluation"):
+    with pytest.raises(HistoryError, match="no finished run of 05_evaluation"):
         leaderboard(root, ["SAMPLES=3"])
+
+
+def test_a_system_depends_on_its_own_training_alone(root):
+    """Two evaluations with the base in both, of which only the trained system differs: the base is one row."""
+    for digit, sft in (("5", "1"), ("6", "3")):
+        taken = {"SFT_RUN": f"runs/{SFT}/{sft * 12}", "GRPO_RUN": "none", "DATA_RUN": f"runs/{DATA}/{'a' * 12}"}
+        add(root, INFERENCE, digit, {**taken, "MODE": "reason", "SYSTEMS": ["base", "SFT"], "NUM_CANDIDATES": 5}, {})
+        add(root, EVALUATION, digit, {"INFERENCE_RUN": f"runs/{INFERENCE}/{digit * 12}"}, table(base=0.4, SFT=0.6))
+    board = leaderboard(root, ["table.base.valid=1"])
+    assert list(board.index) == ["SFT", "SFT", "BM25", "base"]
+    assert list(board.loc["SFT", "LEARNING_RATE"]) == [0.1, 0.2]
+    assert board.loc["base", "seeds"] == 1
+    assert board["LEARNING_RATE"].isna().tolist() == [False, False, True, True]
+    assert {"SFT_RUN", "GRPO_RUN", "SYSTEMS"}.isdisjoint(board.columns)
+
+
+def test_retrievers_of_other_questions_are_rows_of_their_own(root):
+    for digit, count in (("7", 5), ("8", 10)):
+        add(root, INFERENCE, digit, {"NUM_CANDIDATES": count, "BATCH_SIZE": count}, {})
+        add(root, EVALUATION, digit, {"INFERENCE_RUN": f"runs/{INFERENCE}/{digit * 12}"}, table())
+    board = leaderboard(root, ["run!=" + digit * 12 for digit in "123"])
+    assert (list(board.index), list(board["NUM_CANDIDATES"])) == (["BM25", "BM25"], [5, 10])
+    assert "BATCH_SIZE" not in board
 
 
 def test_the_mode_of_a_system_that_does_not_reason_is_in_its_name(root):
@@ -138,7 +161,7 @@ def test_the_mode_of_a_system_that_does_not_reason_is_in_its_name(root):
 
 def test_names_in_the_leaderboards_page_are_escaped(root, tmp_path):
     add(root, EVALUATION, "9", {}, {"table": {"<script>": {"micro R@1": 0.1, "valid": 1.0}}})
-    page = ledger.write_leaderboard(leaderboard(root), tmp_path / "board.html").read_text()
+    page = history.write_leaderboard(leaderboard(root), tmp_path / "board.html").read_text()
     assert "&lt;script&gt;" in page
     assert "<script>" not in page
 
@@ -171,9 +194,9 @@ def test_two_runs_are_compared_query_by_query(root, toy):
     assert systems["micro R@1"].tolist() == [1.0, 0.5]
     assert systems["difference"].iloc[1] == -0.5
     assert queries["change"].to_dict() == {"a:q0": -1.0, "b:q0": 0.0}
-    with pytest.raises(LedgerError, match=r"which system of .*Write 666:SYSTEM; there are SFT, base"):
+    with pytest.raises(HistoryError, match=r"which system of .*Write 666:SYSTEM; there are SFT, base"):
         compare_runs("666", f"runs/{INFERENCE}/{'7' * 12}", root)
-    with pytest.raises(LedgerError, match="holds no rankings"):
+    with pytest.raises(HistoryError, match="holds no rankings"):
         compare_runs("aaa", "666:SFT", root)
 
 
@@ -186,9 +209,12 @@ def test_what_others_came_from_is_not_pruned(root):
     with FileLock(lock_of(root / SFT / ("4" * 12))):
         assert prune(root, delete=True).empty, "a run that is being made stays"
     assert (root / SFT / ("4" * 12)).exists()
+    with FileLock(root / SFT / ("4" * 12) / ".open"):
+        assert prune(root, delete=True).empty, "and one that is open in JupyterLab"
+    assert list(prune(root, delete=True)["run"]) == ["4" * 12]
 
 
-def test_the_ledger_is_read_while_others_write(toy):
+def test_the_history_is_read_while_others_write(toy):
     threads = [threading.Thread(target=add, args=(toy / "runs", SFT, digit, {}, {})) for digit in "0123456789abcdef"]
     for thread in threads:
         thread.start()

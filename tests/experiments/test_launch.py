@@ -15,7 +15,8 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from safetensors.torch import load_file
 
 from mmr5_lab.experiments.launch import main, training_settings
-from mmr5_lab.experiments.notebooks import chain_run, default_parameters, run_notebook
+from mmr5_lab.experiments.notebooks import chain_run, run_notebook
+from mmr5_lab.experiments.parameters import default_parameters
 from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.training.monitoring import completions
 from mmr5_lab.training.stages import finished_log, train_grpo, train_sft

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmr5_lab.experiments.notebooks import default_parameters
+from mmr5_lab.experiments.parameters import default_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

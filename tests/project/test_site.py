@@ -55,7 +55,8 @@ def pages(tmp_path_factory) -> dict[Path, Page]:
     folder = tmp_path_factory.mktemp("site")
     run = folder / "runs" / "02_sft" / "0123456789ab"
     run.mkdir(parents=True)
-    (run / "results.json").write_text(json.dumps({}))
+    for name in ("manifest.json", "results.json"):
+        (run / name).write_text(json.dumps({}))
     outputs = [
         new_output("stream", name="stdout", text="**12** steps, $3 and $4 </div>\n"),
         new_output("stream", name="stderr", text="a warning\n"),
