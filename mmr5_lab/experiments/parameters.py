@@ -19,7 +19,7 @@ CHOICES = {
     "METHOD": ("bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense"),
     "EXPORT": ("swift", "vlm-r1", "trl", "datasets"),
     "TRACKER": ("", "trackio", "tensorboard", "wandb", "mlflow"),
-    "HANDOVER": ("merge", "continue"),
+    "SFT_ADAPTER": ("merge", "continue"),
     "SELECTION": ("all", "balanced", "pass_rate"),
     "REWARDS": ("strict", "ndcg", "released"),
     "MODE": ("reason", "direct", "score", "pointwise"),

@@ -78,6 +78,8 @@ def test_a_killed_demo_continues_and_finishes(small):
     assert all(name in output for name in CHAIN)
 
     [evaluation] = small.glob("runs/05_evaluation/*")
+    [inference] = small.glob("runs/04_inference/*")
+    assert results(evaluation)["questions"] == results(inference)["questions"] > 6
     table = result_table(evaluation)
     assert list(table.index) == ["BM25", "base", "SFT", "SFT + RL", "ceiling: candidates", "ceiling: all pages"]
     assert (table.loc["SFT", "micro R@1"] <= table.loc["ceiling: candidates", "micro R@1"]).all()

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from mmr5_lab.experiments.launch import main, training_settings
 from mmr5_lab.experiments.notebooks import chain_run, run_notebook
 from mmr5_lab.experiments.parameters import default_parameters
-from mmr5_lab.experiments.runs import project_root
+from mmr5_lab.experiments.runs import open_run, project_root
 from mmr5_lab.training.monitoring import completions
 from mmr5_lab.training.stages import finished_log, train_grpo, train_sft
 
@@ -56,10 +55,9 @@ def profile(material, tmp_path_factory):
 def trained(profile, runs, start) -> tuple:
     """Run folders of SFT and GRPO in `runs`, trained by the command that `start` begins."""
     given = ["--profile", str(profile), "--runs", str(runs)]
-    _, sft = chain_run("02_sft", profile, runs)
-    sft.mkdir(parents=True)
-    found = {"base": yaml.safe_load(profile.read_text())["02_sft"]["MODEL"], "model": str(sft / "model")}
-    (sft / "results.json").write_text(json.dumps(found))  # as notebook 02 leaves it
+    parameters, sft = chain_run("02_sft", profile, runs)
+    run = open_run("02_sft", {**parameters, "RUN": str(sft)})
+    run.finish({"base": parameters["MODEL"], "model": str(sft / "model")})  # as notebook 02 leaves it
     command = [sys.executable, *start, *SCRIPT, "02_sft", *given, ",", "03_grpo", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -78,12 +78,12 @@ def test_choices_are_what_the_rooms_take():
     from mmr5_lab.retrieval.retrieve import METHODS
     from mmr5_lab.rewards import REWARD_SETS
     from mmr5_lab.traces.formats import FORMATS
-    from mmr5_lab.training.adapters import HANDOVERS
+    from mmr5_lab.training.adapters import SFT_ADAPTER
     from mmr5_lab.training.monitoring import TRACKERS
     from mmr5_lab.training.prompt_selection import SELECTIONS
 
     taken = {
-        "METHOD": METHODS, "EXPORT": FORMATS, "TRACKER": ("", *TRACKERS), "HANDOVER": HANDOVERS,
+        "METHOD": METHODS, "EXPORT": FORMATS, "TRACKER": ("", *TRACKERS), "SFT_ADAPTER": SFT_ADAPTER,
         "SELECTION": SELECTIONS, "REWARDS": REWARD_SETS, "MODE": MODES, "SYSTEMS": ("base", *RUN_OF_SYSTEM),
     }  # fmt: skip
     assert {name: sorted(choices) for name, choices in CHOICES.items()} == {k: sorted(v) for k, v in taken.items()}

@@ -30,6 +30,7 @@ def test_the_tour_counts_what_the_shipped_texts_say(tour):
     written = pd.read_parquet(latest("04_inference", TOUR) / "SFT + RL.generations.parquet")
     first = [row.pages[0] in gold[row.question_id]["gold_pages"] for row in written.itertuples()]
     assert results(tour)["questions"] == len(written) == 352
+    assert [results(latest(name, TOUR))["questions"] for name in ("04_inference", "05_evaluation")] == [352, 352]
     assert results(tour)["hit"]["SFT + RL"] == pytest.approx(sum(first) / 352)
 
 

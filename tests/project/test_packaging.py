@@ -1,5 +1,6 @@
 """What a fresh clone relies on: the environment, the Makefile, the notebooks, and a README that tells the truth."""
 
+import ast
 import json
 import re
 import shutil
@@ -149,3 +150,26 @@ def test_no_default_names_the_folder_of_runs(path):
     """It grows while a notebook runs, whose name is a hash of what its parameters name."""
     named = [value for value in default_parameters(path).values() if isinstance(value, str)]
     assert not [value for value in named if value.strip("/") == "runs"]
+
+
+def assigned(cell: dict) -> set[str]:
+    """The names that a code cell binds, but for those inside functions, comprehensions and imports."""
+    names: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(re.sub(r"(?m)^%.*$", "", "".join(cell["source"])))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif not isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
+@each_notebook
+def test_a_name_means_one_thing_in_a_notebook(path):
+    """A cell that binds an earlier cell's name changes what later cells, and cells that are run again, work with."""
+    code = [cell for cell in cells(path, "code") if "solution" not in cell["metadata"].get("tags", [])]
+    names = [name for cell in code for name in assigned(cell)]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
