@@ -14,14 +14,14 @@ Pair = tuple[str, Sequence[Page]]
 KEPT_DECODED = 256 << 20  # bytes of pages that stay decoded during a call; what is beyond is decoded again
 KNOWN = 100_000  # sizes remembered from call to call
 
-Sizes = dict[bytes, tuple[int, int]]  # of pages that were found good, by their key: (height, width)
+Sizes = dict[bytes, tuple[int, int]]  # of pages that could be decoded, by their key: (height, width)
 
 
 class Pages:
     """The pages of some pairs. Equal pages have one key, whatever objects they are.
 
-    Every page that is not among `sizes` is decoded now, so that a bad one is named before any work is done, and its
-    size is noted there. Raises ValueError, naming pair and page, for a page that cannot be decoded and for a pair
+    Every page that is not in `sizes` is decoded at once, so that a bad one is named before any work is done, and its
+    size is added. Raises ValueError, naming pair and page, for a page that cannot be decoded and for a pair
     without pages.
     """
 
@@ -29,10 +29,10 @@ class Pages:
         self.sizes: Sizes = {} if sizes is None else sizes
         if len(self.sizes) > KNOWN:
             self.sizes.clear()
-        self._given: dict[bytes, tuple[Page, str]] = {}  # where to decode a page from, and what to call it
+        self._sources: dict[bytes, tuple[Page, str]] = {}  # of each page, and what messages call it
         self._decoded: dict[bytes, Image.Image] = {}
         self._room = KEPT_DECODED
-        by_object: dict[Any, bytes] = {}
+        key_of: dict[Any, bytes] = {}  # a page that several pairs hold is read once
         self.keys: list[list[bytes]] = []  # of each pair's pages
         for i, (query, pages) in enumerate(pairs):
             if isinstance(pages, str | Path | bytes | Image.Image | np.ndarray):
@@ -43,20 +43,20 @@ class Pages:
                 raise ValueError(f"{name_pair(i, query)}: there are no pages to rank")
             self.keys.append([])
             for k, page in enumerate(pages):
-                known = page if isinstance(page, str | Path | bytes) else id(page)
-                if known not in by_object:
-                    by_object[known] = self._see(page, f"{name_pair(i, query)}, page {k}")
-                self.keys[-1].append(by_object[known])
+                name = page if isinstance(page, str | Path | bytes) else id(page)
+                if name not in key_of:
+                    key_of[name] = self._add(page, f"{name_pair(i, query)}, page {k}")
+                self.keys[-1].append(key_of[name])
 
     def image(self, key: bytes) -> Image.Image:
-        """A page, decoded (`open_page`)."""
-        return self._decoded[key] if key in self._decoded else open_page(*self._given[key])
+        """Return a page, decoded (`open_page`)."""
+        return self._decoded[key] if key in self._decoded else open_page(*self._sources[key])
 
     def source(self, key: bytes) -> Page:
-        """A page as it was given."""
-        return self._given[key][0]
+        """Return a page in the form in which the caller passed it."""
+        return self._sources[key][0]
 
-    def _see(self, page: Page, where: str) -> bytes:
+    def _add(self, page: Page, where: str) -> bytes:
         if isinstance(page, Image.Image | np.ndarray):  # known by its pixels: two may share a file, or have none
             image = open_page(page, where)
             key = _digest(repr(image.size).encode(), image.tobytes())
@@ -65,7 +65,7 @@ class Pages:
             key, image = _digest(data), None
             if not isinstance(page, str | Path):
                 page = data  # an open file may be read only once
-        self._given.setdefault(key, (page, where))
+        self._sources.setdefault(key, (page, where))
         if key in self.sizes and image is None:
             return key
         if image is None:

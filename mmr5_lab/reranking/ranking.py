@@ -16,7 +16,7 @@ class Ranking:
     order: 0-based permutation of range(n), best first
     reasoning: the text inside <think>, or None
     text: the completion as written ("" in modes "score" and "pointwise")
-    faults: what was wrong with it, as named by `parsing.parse_ranking`
+    faults: what was wrong with it, named as in `prompting.answers.parse_ranking`
     scores: one a candidate, in candidate order, higher is better, or None: log-probabilities of the ids ("score"),
         probabilities of "True" ("pointwise"), points ("consensus")
     tokens, seconds: completion tokens, and this query's share of its batch's time
@@ -50,7 +50,7 @@ class RemoteError(RuntimeError):
 class Ranker:
     """What ranks pages: a loaded model, a server (`remote`), or a strategy over either (`strategies`)."""
 
-    _sizes: Sizes | None = None  # of pages that were found good, where a ranker remembers them
+    _sizes: Sizes | None = None  # of pages that could be decoded, where a ranker remembers them
 
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
@@ -71,15 +71,10 @@ class Ranker:
         return self.rank_many([(query, pages)], mode=mode)[0]
 
     def rank_many(self, pairs: Iterable[Pair], mode: str = "reason", batch_size: int = 16) -> list[Ranking]:
-        """Rank many (query, pages) pairs; results in their order.
+        """Rank many (query, pages) pairs; results in their order. Raises as `rank`, naming the pair.
 
-        Raises as `rank`, naming the pair; whatever is raised has `finished`, the rankings made before, by index.
+        What was ranked before an error is lost: use `rank_each`, or `rerank_run`, where that would matter.
         """
         pairs = list(pairs)
-        results: dict[int, Ranking] = {}
-        try:
-            results.update(self.rank_each(pairs, mode=mode, batch_size=batch_size))
-        except Exception as error:
-            error.finished = results  # type: ignore[attr-defined]
-            raise
-        return [results[i] for i in range(len(pairs))]
+        rankings = dict(self.rank_each(pairs, mode=mode, batch_size=batch_size))
+        return [rankings[i] for i in range(len(pairs))]

@@ -4,7 +4,7 @@
     wide.rank("Which page?", forty_pages)
     Consensus(wide, shuffles=5).rank_many(pairs, mode="direct")
 
-Each is a ranker itself, so they combine, and `rerank.rerank_run` takes them as it takes a model.
+Each is a ranker itself, so they combine, and `rerank_run` takes them as it takes a model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,17 @@ from mmr5_lab.reranking.pages import Pair
 from mmr5_lab.reranking.ranking import Ranker, Ranking
 
 
-class Windows(Ranker):
+class Strategy(Ranker):
+    """A ranker over another one, which checks the pages."""
+
+    ranker: Ranker
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raise ValueError for pages that the ranker beneath cannot rank."""
+        self.ranker.check(pairs)
+
+
+class Windows(Strategy):
     """Ranks more candidates than a model is shown at once: windows from the back to the front.
 
     As RankGPT does (arXiv 2304.09542, section 3.2): the last `size` candidates are ranked, then the window moves
@@ -35,10 +45,6 @@ class Windows(Ranker):
         if not 1 <= stride <= size:
             raise ValueError(f"stride {stride} is not within 1 to the window's size {size}")
         self.ranker, self.size, self.stride = ranker, size, stride
-
-    def check(self, pairs: Sequence[Pair]) -> None:
-        """As the ranker beneath."""
-        self.ranker.check(pairs)
 
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
@@ -70,7 +76,7 @@ class Windows(Ranker):
 
 
 def window_starts(n: int, size: int, stride: int) -> list[int]:
-    """Where the windows over n candidates begin, the last candidates' first, always ending at 0.
+    """Return where the windows over n candidates begin, from the last candidates to the first.
 
     >>> window_starts(20, 10, 5)
     [10, 5, 0]
@@ -81,7 +87,7 @@ def window_starts(n: int, size: int, stride: int) -> list[int]:
     return starts
 
 
-class Consensus(Ranker):
+class Consensus(Strategy):
     """Ranks several shuffles of the candidates and fuses the orders, which averages out a liking for places.
 
     Permutation self-consistency (arXiv 2310.07712), with sums of ranks instead of its Kemeny optimum:
@@ -89,8 +95,8 @@ class Consensus(Ranker):
     - "borda": n - rank points a shuffle;
     - "rrf": 1 / (60 + rank) a shuffle (reciprocal rank fusion, Cormack and others, SIGIR 2009).
 
-    The first order is the one given. A ranking's `scores` are the points, `stability` the mean Kendall tau between
-    its orders (1: always the same), its reasoning and text those of the first order.
+    The first shuffle keeps the candidates' order. A ranking's `scores` are the points, `stability` is the mean Kendall
+    tau between its orders (1: always the same), its reasoning and text are those of the first shuffle.
 
     early: with "borda", stop for a query once no further shuffle can change its first place.
 
@@ -106,45 +112,41 @@ class Consensus(Ranker):
             raise ValueError("early works with borda: only there the points that can still be won are bounded")
         self.ranker, self.shuffles, self.fusion, self.seed, self.early = ranker, shuffles, fusion, seed, early
 
-    def check(self, pairs: Sequence[Pair]) -> None:
-        """As the ranker beneath."""
-        self.ranker.check(pairs)
-
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
     ) -> Iterator[tuple[int, Ranking]]:
         """All queries' first shuffles go through the ranker together, then their second, and so on."""
         self.check(pairs)
-        said: list[list[Ranking]] = [[] for _ in pairs]
+        rankings: list[list[Ranking]] = [[] for _ in pairs]
         orders: list[list[list[int]]] = [[] for _ in pairs]
         open_pairs = list(range(len(pairs)))
         for turn in range(self.shuffles):
             places = [places_of_turn(len(pairs[i][1]), turn, self.seed, pairs[i][0]) for i in open_pairs]
             shown = [(pairs[i][0], [pairs[i][1][k] for k in p]) for i, p in zip(open_pairs, places, strict=True)]
             for j, ranking in self.ranker.rank_each(shown, mode, batch_size):
-                said[open_pairs[j]].append(ranking)
+                rankings[open_pairs[j]].append(ranking)
                 orders[open_pairs[j]].append([places[j][k] for k in ranking.order])
-            left = self.shuffles - turn - 1
-            ended = [i for i in open_pairs if not left or (self.early and _settled(orders[i], left))]
+            turns = self.shuffles - turn - 1  # to come
+            ended = [i for i in open_pairs if not turns or (self.early and _settled(orders[i], turns))]
             for i in ended:
-                yield i, self._fused(said[i], orders[i])
+                yield i, self._fused(rankings[i], orders[i])
             open_pairs = [i for i in open_pairs if i not in set(ended)]
 
-    def _fused(self, said: list[Ranking], orders: list[list[int]]) -> Ranking:
+    def _fused(self, rankings: list[Ranking], orders: list[list[int]]) -> Ranking:
         order, points = fused(orders, self.fusion)
         return replace(
-            said[0],
+            rankings[0],
             order=order,
             scores=points,
-            faults=frozenset().union(*(ranking.faults for ranking in said)),
-            tokens=sum(ranking.tokens for ranking in said),
-            seconds=sum(ranking.seconds for ranking in said),
+            faults=frozenset().union(*(ranking.faults for ranking in rankings)),
+            tokens=sum(ranking.tokens for ranking in rankings),
+            seconds=sum(ranking.seconds for ranking in rankings),
             stability=stability(orders),
         )
 
 
 def stability(orders: Sequence[Sequence[int]]) -> float | None:
-    """Mean Kendall tau over pairs of orders of the same candidates; None for one order or one candidate."""
+    """Return the mean Kendall tau over pairs of orders of the same candidates; None for one order or one candidate."""
     if len(orders) < 2 or len(orders[0]) < 2:
         return None
     ranks = [[order.index(k) for k in range(len(order))] for order in map(list, orders)]
@@ -153,7 +155,7 @@ def stability(orders: Sequence[Sequence[int]]) -> float | None:
 
 
 def fused(orders: Sequence[Sequence[int]], fusion: str = "borda") -> tuple[list[int], list[float]]:
-    """One order of several, and each candidate's points (`Consensus`); equal points stand as in the first order."""
+    """Return one order of several, and each candidate's points (`Consensus`); ties stand as in the first order."""
     points = _points(orders, fusion)
     return sorted(range(len(points)), key=lambda k: (-points[k], orders[0].index(k))), points
 
@@ -172,10 +174,10 @@ def places_of_turn(n: int, turn: int, seed: int, query: str) -> list[int]:
     return list(range(n)) if turn == 0 else shuffled(range(n), seed, query, turn)
 
 
-def _settled(orders: Sequence[Sequence[int]], left: int) -> bool:
-    """Can no candidate overtake the first one in `left` more shuffles? A shuffle moves two at most n - 1 apart."""
+def _settled(orders: Sequence[Sequence[int]], turns: int) -> bool:
+    """Return whether no candidate can overtake the first one in so many turns, each of which moves two by n - 1."""
     n = len(orders[0])
     if n == 1:
         return True
     first, second = sorted(_points(orders, "borda"), reverse=True)[:2]
-    return first - second > left * (n - 1)
+    return first - second > turns * (n - 1)

@@ -14,6 +14,7 @@ from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
 from mmr5_lab.rewards import format_reward, rank_reward
 
 CHUNK = 256  # questions whose pages are read together
+PageBytes = Callable[[pd.Series, int], bytes]
 
 
 def rerank_run(
@@ -27,7 +28,7 @@ def rerank_run(
     batch_size: int = 16,
     trec: Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    page_bytes: Callable[[pd.Series, int], bytes] | None = None,
+    page_bytes: PageBytes | None = None,
 ) -> pd.DataFrame:
     """Rerank every question of a first-stage run; one row a question, in the run's order.
 
@@ -53,9 +54,25 @@ def rerank_run(
         {"mode": mode, **(settings or {})},
         f"choose another name to write to, or delete {name}.*",
     )
-    log = folder / f"{name}.jsonl"
+    done = _rank_missing(reranker, corpus, run, folder / f"{name}.jsonl", mode, batch_size, page_bytes)
+    frame = pd.DataFrame([done[question_id] for question_id in run.pages])
+    write_trec(
+        Rankings(dict(zip(frame["question_id"], frame["pages"], strict=True))),
+        corpus,
+        trec or folder / f"{name}.trec",
+        "mmr5",
+    )
+    frame.to_parquet(folder / f"{name}.generations.parquet", index=False)
+    return frame
+
+
+def _rank_missing(
+    reranker: Ranker, corpus: Corpus, run: Rankings, log: Path, mode: str, batch_size: int, page_bytes: PageBytes | None
+) -> dict[str, dict[str, Any]]:
+    """Return the row of each question, from the log where it stands there with the same candidates."""
+    questions = corpus.by_id
     failures: dict[str, str] = {}
-    with appending(log) as append, tqdm(total=len(run.pages), desc=name) as bar:
+    with appending(log) as append, tqdm(total=len(run.pages), desc=log.stem) as bar:
         done = {
             row["question_id"]: row for row in read_lines(log) if row["candidates"] == run.pages.get(row["question_id"])
         }
@@ -72,7 +89,7 @@ def rerank_run(
                     done[chunk[i]] = row
                     append(row)
                     bar.update()
-                    report_progress(folder, name, len(done), len(run.pages))
+                    report_progress(log.parent, log.stem, len(done), len(run.pages))
             except RemoteError as error:  # the other chunks are asked all the same
                 failures |= {chunk[i]: reason for i, reason in error.failures.items()}
     if failures:
@@ -81,19 +98,11 @@ def rerank_run(
             f"{len(failures)} of {len(run.pages)} questions were not answered; the first is {question}: {reason}."
             f" The others are in {log}: start again to ask for the rest"
         )
-    frame = pd.DataFrame([done[question_id] for question_id in run.pages])
-    write_trec(
-        Rankings(dict(zip(frame["question_id"], frame["pages"], strict=True))),
-        corpus,
-        trec or folder / f"{name}.trec",
-        "mmr5",
-    )
-    frame.to_parquet(folder / f"{name}.generations.parquet", index=False)
-    return frame
+    return done
 
 
 def sample_answers(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
-    """What a model writes for the prompts of some traces: columns query_id, text, faults, valid.
+    """Return what a model writes for the prompts of some traces: columns query_id, text, faults, valid.
 
     The traces' image paths are relative to `folder`.
     """
@@ -111,7 +120,7 @@ def pair_of(
     corpus: Corpus,
     question: pd.Series,
     pages: Sequence[int],
-    page_bytes: Callable[[pd.Series, int], bytes] | None = None,
+    page_bytes: PageBytes | None = None,
 ) -> tuple[str, list[bytes]]:
     if not pages:
         raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
@@ -120,9 +129,9 @@ def pair_of(
 
 
 def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:
-    pages = [int(page) for page in pages]  # of a run from a parquet file they are numpy's, which JSON does not take
+    pages = [int(page) for page in pages]  # numpy's, where the run comes from a parquet file: JSON does not take them
     positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
-    # a text about some of the candidates (the last window) cannot be paid by all of them
+    # a text about some of the candidates (the last window) has no reward for all of them
     rewarded = bool(positive_ids) and bool(ranking.text) and ranking.shown is None
     return {
         "question_id": question["question_id"],

@@ -25,7 +25,7 @@ from trl.trainer.utils import (
     unsplit_pixel_values_by_grid,
 )
 
-from mmr5_lab.models.generation import roomy_cache
+from mmr5_lab.models.generation import preallocated_cache
 
 # Model types whose positions come from `get_rope_index`, and attention kernels that take any mask.
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -235,7 +235,7 @@ def _share_in_generation(model) -> None:
         if len(groups) == len(input_ids):
             return original(**inputs, **options)
         first = [group[0] for group in groups]
-        cache = roomy_cache(model)
+        cache = preallocated_cache(model)
         with torch.no_grad():
             inner(
                 input_ids=input_ids[first, :-1],

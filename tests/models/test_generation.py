@@ -1,15 +1,14 @@
-"""Decoding gives what `generate` gives, one prompt at a time, with less work."""
+"""A batch gives what `generate` gives, one prompt at a time."""
 
-import pytest
 import torch
 from PIL import Image
 from transformers.cache_utils import DynamicLayer
 
 from mmr5_lab.models.allowed_ids import AllowedIds
-from mmr5_lab.models.generation import RoomyLayer, next_logits, write
+from mmr5_lab.models.generation import GREEDY, PreallocatedLayer, complete, next_logits
+from mmr5_lab.reranking.inputs import model_inputs, prompts_of
 from mmr5_lab.reranking.pages import Pages
 
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 VARIED = {**GREEDY, "repetition_penalty": 3.0}  # random weights like to say the same again
 PAIRS = [
     (
@@ -21,45 +20,55 @@ PAIRS = [
 
 
 def prepared(reranker, pairs, mode):
-    known = Pages(pairs)
-    return reranker._inputs([reranker._prompt(q, len(p), mode) for q, p in pairs], known.keys, known)
+    pages = Pages(pairs)
+    prompts = prompts_of(pairs, pages, mode, reranker.model, reranker.processor, 12)
+    return model_inputs(prompts, pages, reranker.model, reranker.processor, None)
 
 
-def test_rows_that_end_early_leave_and_the_others_write_on(architecture):
+def test_each_row_ends_with_its_own_end_token(architecture):
     """The end is a token that the rows write at different places, or never."""
     model = architecture.model
     alone = [
-        model.generate(**(given := prepared(architecture, [pair], "reason")), **VARIED, max_new_tokens=24)[
-            0, given["input_ids"].shape[1] :
+        model.generate(**(inputs := prepared(architecture, [pair], "reason")), **VARIED, max_new_tokens=24)[
+            0, inputs["input_ids"].shape[1] :
         ].tolist()
         for pair in PAIRS
     ]
     cut = lambda token: [row[: row.index(token) + 1] if token in row else row for row in alone]  # noqa: E731
     end = max({token for row in alone for token in row}, key=lambda token: len({len(row) for row in cut(token)}))
     assert len({len(row) for row in cut(end)}) > 1
-    given = prepared(architecture, PAIRS, "reason")
-    assert write(model, given, {end}, **VARIED, max_new_tokens=24, eos_token_id=end) == cut(end)
+    assert complete(model, prepared(architecture, PAIRS, "reason"), {end}, **VARIED, max_new_tokens=24) == cut(end)
 
 
-def test_held_to_permutations_rows_write_what_generate_writes(architecture):
+def test_held_to_permutations_a_batch_writes_what_each_prompt_writes(architecture):
     tokenizer, model = architecture.processor.tokenizer, architecture.model
+    end = tokenizer.eos_token_id
     expected = []
     for pair in PAIRS:
-        given = prepared(architecture, [pair], "direct")
-        width, ids = given["input_ids"].shape[1], AllowedIds(tokenizer, len(pair[1]))
+        inputs = prepared(architecture, [pair], "direct")
+        width, ids = inputs["input_ids"].shape[1], AllowedIds(tokenizer, len(pair[1]))
         row = model.generate(
-            **given, **GREEDY, max_new_tokens=ids.longest,
+            **inputs, **GREEDY, max_new_tokens=ids.longest + 1, eos_token_id=end,
             prefix_allowed_tokens_fn=lambda _, t, w=width, ids=ids: ids.following(t[w:].tolist()),
         )[0, width:].tolist()  # fmt: skip
-        expected.append(row[: row.index(tokenizer.eos_token_id)])
-    passes = []
-    hook = model.register_forward_hook(lambda *_: passes.append(1))
+        assert len(row) == ids.longest + 1
+        assert row[-1] == end
+        expected.append(row)
     allowed = [AllowedIds(tokenizer, len(pages)) for _, pages in PAIRS]
-    written = write(model, prepared(architecture, PAIRS, "direct"), {tokenizer.eos_token_id}, allowed,
-                    max_new_tokens=99, **GREEDY)  # fmt: skip
-    hook.remove()
-    assert written == expected
-    assert len(passes) <= 12 < max(map(len, written)), "neither separators nor the last id take a pass of their own"
+    inputs = prepared(architecture, PAIRS, "direct")
+    assert complete(model, inputs, {end}, allowed=allowed, max_new_tokens=99, **GREEDY) == expected
+
+
+def test_a_seed_repeats_sampling_and_leaves_other_draws_alone(architecture):
+    inputs = prepared(architecture, PAIRS, "reason")
+    sample = {"ends": {architecture.processor.tokenizer.eos_token_id}, "do_sample": True, "max_new_tokens": 5}
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    rows = complete(architecture.model, inputs, seed=7, **sample)
+    assert torch.equal(torch.rand(3), expected)
+    assert complete(architecture.model, inputs, seed=7, **sample) == rows
+    assert complete(architecture.model, inputs, seed=8, **sample) != rows
 
 
 def test_logits_after_prefixes_are_those_of_whole_prompts(architecture):
@@ -78,31 +87,21 @@ def test_logits_after_prefixes_are_those_of_whole_prompts(architecture):
             assert torch.allclose(found[k], expected, atol=1e-3), (prefix, k)
 
 
-def test_the_model_is_left_as_it_was(architecture):
-    given = prepared(architecture, PAIRS[:1], "score")
-    with torch.no_grad():
-        before = architecture.model(**given).logits
-        write(architecture.model, prepared(architecture, PAIRS, "reason"), set(), **GREEDY, max_new_tokens=3)
-        with pytest.raises(IndexError):
-            write(architecture.model, given, set(), [], **GREEDY, max_new_tokens=3)  # fails within the loop
-        assert torch.equal(architecture.model(**given).logits, before)
-
-
 def test_keys_and_values_grow_in_place():
     """As a DynamicLayer's, through growth, rows that leave, and tokens that are taken back."""
     torch.manual_seed(0)
-    roomy, plain = RoomyLayer(), DynamicLayer()
+    ours, plain = PreallocatedLayer(), DynamicLayer()
     for rows, length in [(3, 70), (3, 1), (3, 90), (2, 1), (2, 5), (2, 1)]:
         if rows == 2 and plain.keys.shape[0] == 3:
-            for layer in (roomy, plain):
+            for layer in (ours, plain):
                 layer.batch_select_indices(torch.tensor([0, 2]))
         if length == 5:
-            for layer in (roomy, plain):
+            for layer in (ours, plain):
                 layer.crop(-2)
         keys, values = torch.rand(2, rows, 2, length, 4)
-        for mine, theirs in zip(roomy.update(keys, values), plain.update(keys, values), strict=True):
+        for mine, theirs in zip(ours.update(keys, values), plain.update(keys, values), strict=True):
             assert torch.equal(mine, theirs)
-        assert roomy.get_seq_length() == plain.get_seq_length()
-    room = roomy.keys.data_ptr()
-    roomy.update(*torch.rand(2, 2, 2, 1, 4))
-    assert roomy.keys.data_ptr() == room, "no copy for a token"
+        assert ours.get_seq_length() == plain.get_seq_length()
+    room = ours.keys.data_ptr()
+    ours.update(*torch.rand(2, 2, 2, 1, 4))
+    assert ours.keys.data_ptr() == room, "no copy for a token"

@@ -1,9 +1,6 @@
 """The page cache changes nothing but the work: same answers, pages encoded once, memory bounded."""
 
 import io
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +8,9 @@ from helpers.architectures import save
 from PIL import Image
 
 import mmr5_lab.reranking.pages as pages_module
+from mmr5_lab.models import vision_cache
 from mmr5_lab.models.vision_cache import PageCache
+from mmr5_lab.reranking.inputs import model_inputs, prompts_of
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.pages import Pages
 
@@ -69,13 +68,12 @@ def test_removed_the_model_encodes_for_itself(architecture):
 def test_what_the_model_is_given_is_what_the_processor_makes(architecture):
     """Prompts of several lengths, pages of several sizes and one twice: ids, masks, grids and features."""
     known = Pages(PAIRS)
-    texts = [architecture._prompt(query, len(pages), "reason") for query, pages in PAIRS]
-    plain = architecture._inputs(texts, known.keys, known)
+    model, processor = architecture.model, architecture.processor
+    prompts = prompts_of(PAIRS, known, "reason", model, processor, 12)
+    plain = model_inputs(prompts, known, model, processor, None)
     cache = PageCache(architecture.model)
     try:
-        inputs = Reranker(architecture.model, architecture.processor, page_cache=cache)._inputs(
-            texts, known.keys, known
-        )
+        inputs = model_inputs(prompts, known, model, processor, cache)
     finally:
         cache.remove()
     features = inputs.pop("mm_encoder_outputs")["image"]
@@ -127,7 +125,7 @@ def test_a_page_is_known_by_its_file_and_not_processed_again(tiny_model, tmp_pat
     )
     reranker.rank("q", [tmp_path / "a.png", tmp_path / "b.png", data, tmp_path / "c.png"], "score")
     assert (seen, reranker.page_cache.misses, reranker.page_cache.hits) == ([2], 2, 2)
-    monkeypatch.setattr(pages_module, "decoded", lambda *given: pytest.fail("decoded again"))
+    monkeypatch.setattr(pages_module, "open_page", lambda *given: pytest.fail("decoded again"))
     reranker.rank("r", [data, tmp_path / "c.png"])
     assert seen == [2]
     monkeypatch.undo()
@@ -158,48 +156,45 @@ def test_pages_are_counted_and_forgotten_oldest_first(small):
     assert (cache.misses, cache.hits) == (3, 1)
     small.rank("q", [page(1)], "score")
     assert (cache.misses, cache.hits) == (4, 1), "the first page was forgotten"
-    assert cache.hit_rate == 0.2
 
 
-def test_batches_encode_beside_each_other_and_no_page_twice(small):
+def test_pages_are_encoded_in_groups_of_bounded_size(small, monkeypatch):
+    monkeypatch.setattr(vision_cache, "PIXELS_AT_ONCE", 3 * 140 * 168)
     cache = PageCache(small.model)
-    both = threading.Barrier(2, timeout=30)  # broken unless two threads encode at the same time
-    encoded = []
+    reranker = Reranker(small.model, small.processor, page_cache=cache)
+    pairs = [("q", [page(shade) for shade in range(1, 8)]), ("r", [page(7), page(8)])]
+    passes = []
+    tower = cache._tower
+    monkeypatch.setattr(
+        cache,
+        "_tower",
+        lambda *args, **options: passes.append(len(options["image_grid_thw"])) or tower(*args, **options),
+    )
+    by_file = reranker.rank_many(pairs, "score", 2)
+    assert passes == [3, 3, 2], "eight pages"
+    cache.clear()
+    by_pixels = small.rank_many(pairs, "score", 2)
+    assert passes == [3, 3, 2] * 2
+    cache.remove()
+    for alone in (by_file, by_pixels):
+        for ours, plain in zip(alone, small.rank_many(pairs, "score", 2), strict=True):
+            assert ours.scores == pytest.approx(plain.scores, abs=1e-4)
+
+
+def test_pages_encoded_before_a_failure_are_kept(small, monkeypatch):
+    monkeypatch.setattr(vision_cache, "PIXELS_AT_ONCE", 1)
+    cache = PageCache(small.model)
 
     def encode(places):
-        both.wait()
-        encoded.append(len(places))
+        if places == [1]:
+            raise MemoryError("no room")
         return [{"pooler_output": torch.ones(1)} for _ in places]
 
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(cache._found, ([b"a", b"b"], [b"b", b"c", b"b"]), (encode, encode))
-    assert one[1] is other[0] is other[2]
-    assert (sum(encoded), cache.misses, cache.hits, len(cache._kept)) == (3, 3, 2, 3)
-
-
-def test_a_page_that_could_not_be_encoded_is_tried_again(small):
-    cache = PageCache(small.model)
-    begun, waiting = threading.Event(), threading.Event()
-
-    def fail(places):
-        begun.set()
-        waiting.wait(30)
-        raise MemoryError("no room")
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(cache._found, [b"a"], fail)
-        begun.wait(30)
-        second = pool.submit(cache._found, [b"a"], lambda places: pytest.fail("encoded twice"))
-        for _ in range(30_000):
-            if cache.hits:  # the second waits for the first one's page
-                break
-            time.sleep(0.001)
-        waiting.set()
-        for future in (first, second):
-            with pytest.raises(MemoryError, match="no room"):
-                future.result(30)
-    [page_now] = cache._found([b"a"], lambda places: [{"pooler_output": torch.zeros(1)}])
-    assert page_now["pooler_output"] == 0
+    with pytest.raises(MemoryError, match="no room"):
+        cache._lookup([b"a", b"b"], [5, 5], encode)
+    cache._lookup([b"a"], [5], lambda places: pytest.fail("encoded twice"))
+    [found] = cache._lookup([b"b"], [5], lambda places: [{"pooler_output": torch.zeros(1)}])
+    assert found["pooler_output"] == 0
 
 
 def test_a_page_larger_than_the_bound_is_used_and_not_kept(small):

@@ -1,0 +1,104 @@
+"""From a query and its pages to what a model takes: the prompt's text, its length, and the tensors of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmr5_lab.models.memory import context_length, overfull, text_tokens, visual_tokens
+from mmr5_lab.models.vision_cache import PageCache
+from mmr5_lab.prompting.answers import with_opening
+from mmr5_lab.prompting.prompts import build_messages, build_pointwise_messages
+from mmr5_lab.reranking.pages import Pages, Pair, name_pair
+
+ANSWER_START = "<think></think><answer>["  # what modes "direct" and "score" put into the model's mouth
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One query as a model is asked.
+
+    text: chat template applied; pages: keys in `Pages`, in candidate order
+    tokens: of the text and of the pages that are shown at once
+    """
+
+    text: str
+    pages: list[bytes]
+    tokens: int
+
+
+def prompts_of(pairs: Sequence[Pair], pages: Pages, mode: str, model, processor, max_new_tokens: int) -> list[Prompt]:
+    """Return the prompt of each pair. Raises ValueError, naming the pair, for one that the model cannot take."""
+    limit = context_length(model.config)
+    tokens_of_size: dict[tuple[int, int], int] = {}
+    prompts = []
+    for i, ((query, _), keys) in enumerate(zip(pairs, pages.keys, strict=True)):
+        where = name_pair(i, query)
+        try:
+            text = prompt_text(query, len(keys), mode, processor)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{where}: {error}") from None
+        for k, key in enumerate(keys):
+            size = pages.sizes[key]
+            if size not in tokens_of_size:
+                try:
+                    [tokens_of_size[size]] = visual_tokens(processor, [size])
+                except ValueError as error:  # such as an aspect ratio that the processor refuses
+                    raise ValueError(f"{where}, page {k} ({size[1]} × {size[0]} pixels): {error}") from None
+        visual = [tokens_of_size[pages.sizes[key]] for key in keys]
+        visual = [max(visual)] if mode == "pointwise" else visual
+        words = text_tokens(processor, text)
+        answer = {"reason": max_new_tokens, "direct": 8 * len(keys)}.get(mode, 0)
+        if problem := overfull(visual, words, answer, limit):
+            raise ValueError(
+                f"{where}: {problem}. Show fewer pages (or rank windows) or set a smaller max_pixels or"
+                " max_new_tokens; `mmr5_lab.models.memory.plan` says which would fit"
+            )
+        prompts.append(Prompt(text, keys, words + sum(visual)))
+    return prompts
+
+
+def prompt_text(query: str, count: int, mode: str, processor) -> str:
+    """Return the text of a prompt for `count` pages. Raises ValueError or TypeError for a bad query."""
+    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    for token in special if isinstance(query, str) else ():  # this model's own control tokens, beside the usual ones
+        query = query.replace(token, f"{token[0]} {token[1:]}")
+    messages = build_pointwise_messages(query) if mode == "pointwise" else build_messages(query, count)
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if mode not in ("direct", "score"):
+        return text
+    # A template may have opened the think block already, and may have put a line break behind it.
+    return text + (ANSWER_START.removeprefix("<think>") if with_opening("", text) else ANSWER_START)
+
+
+def model_inputs(prompts: Sequence[Prompt], pages: Pages, model, processor, cache: PageCache | None) -> dict[str, Any]:
+    """Return what the model takes for a batch, padded on the left; pages come from the cache where there is one."""
+    texts = [prompt.text for prompt in prompts]
+    if cache is not None:
+        return _with_features(
+            texts, [key for prompt in prompts for key in prompt.pages], pages, model, processor, cache
+        )
+    images = [[pages.image(key) for key in prompt.pages] for prompt in prompts]
+    inputs = processor(
+        text=texts, images=images, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
+    ).to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    return dict(inputs)
+
+
+def _with_features(
+    texts: list[str], keys: list[bytes], pages: Pages, model, processor, cache: PageCache
+) -> dict[str, Any]:
+    """Do what the processor does, with a page's features in place of its pixels."""
+    features = cache.encode(keys, pages.sizes, pages.image, processor)
+    expanded, _ = processor.get_text_with_replacements(texts, [page["text"] for page in features])
+    lists = processor.tokenizer(expanded, padding=True, padding_side="left", add_special_tokens=False)
+    if processor.return_mm_token_type_ids:
+        of_text = "token_type_ids" in processor.model_input_names  # Gemma's name for the same
+        kinds = processor.create_mm_token_type_ids(lists["input_ids"])
+        lists["token_type_ids" if of_text else "mm_token_type_ids"] = kinds
+    inputs: dict[str, Any] = {name: torch.tensor(values, device=model.device) for name, values in lists.items()}
+    if features[0]["grid"] is not None:
+        inputs["image_grid_thw"] = torch.stack([page["grid"] for page in features]).to(model.device)
+    return inputs | {"mm_encoder_outputs": {"image": cache.joined(features)}}
