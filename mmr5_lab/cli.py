@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from traceback import walk_tb
-from urllib.parse import urlsplit
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
@@ -219,6 +218,7 @@ def _add_traces(commands) -> None:
     command.add_argument("--concurrency", type=_positive, default=16, metavar="N", help="calls at once (default: 16)")
     command.add_argument("--per-minute", type=float, metavar="N", help="calls a minute at most")
     command.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds a call (default: 120)")
+    command.add_argument("--max-pixels", type=_positive, metavar="N", help="pixels of a page at most, for the server")
     command.add_argument("--budget", type=float, metavar="MONEY", help="stop before all calls together cost more")
     command.add_argument("--price-in", type=float, default=0.0, metavar="MONEY", help="of a million prompt tokens")
     command.add_argument("--price-out", type=float, default=0.0, metavar="MONEY", help="of a million written tokens")
@@ -252,6 +252,7 @@ def _traces(arguments: argparse.Namespace) -> None:
         price_in=arguments.price_in,
         price_out=arguments.price_out,
         budget=arguments.budget,
+        max_pixels=arguments.max_pixels,
         offline=evidence_teacher(corpus),
     ) as teacher:
         try:
@@ -281,7 +282,7 @@ def _add_ranker(command) -> None:
         "--mode", choices=["reason", "direct", "score", "pointwise"], default="reason", help="default: reason"
     )
     command.add_argument(
-        "--max-pixels", type=_positive, metavar="N", help="pixel budget of a page (default: the model's)"
+        "--max-pixels", type=_positive, metavar="N", help="pixels of a page at most (default: the model's limit)"
     )
     command.add_argument("--max-new-tokens", type=_positive, default=2048, metavar="N", help="default: 2048")
     command.add_argument("--window", type=_positive, metavar="N", help="pages shown at once, in sliding windows")
@@ -293,19 +294,11 @@ def _add_ranker(command) -> None:
     )
 
 
-def _without_key(url: str | None) -> str | None:
-    """A server's address without user, password and query, to be written down."""
-    if not url:
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def _ranker(arguments: argparse.Namespace, model: str):
     if arguments.stride and not arguments.window:
         raise ValueError("--stride says how far a window moves: give --window too")
-    if arguments.server and (arguments.adapter or arguments.max_pixels):
-        raise ValueError("--adapter and --max-pixels are the server's to set, not ours: leave them away with --server")
+    if arguments.server and arguments.adapter:
+        raise ValueError("a server has its adapter loaded already: leave out --adapter, or --server")
     from mmr5_lab.reranking.local import Reranker
     from mmr5_lab.reranking.ranking import Ranker
 
@@ -313,7 +306,9 @@ def _ranker(arguments: argparse.Namespace, model: str):
     if arguments.server:
         from mmr5_lab.reranking.remote import RemoteReranker
 
-        ranker = RemoteReranker(arguments.server, model, max_new_tokens=arguments.max_new_tokens)
+        ranker = RemoteReranker(
+            arguments.server, model, max_pixels=arguments.max_pixels, max_new_tokens=arguments.max_new_tokens
+        )
     else:
         ranker = Reranker.from_pretrained(
             model, arguments.adapter, max_pixels=arguments.max_pixels, max_new_tokens=arguments.max_new_tokens
@@ -359,6 +354,11 @@ def _rerank(arguments: argparse.Namespace) -> None:
         _check_budget(arguments, corpus, run)
     out = Path(arguments.out)
     names = ("model", "adapter", "server", "max_pixels", "max_new_tokens", "window", "stride", "shuffles")
+    settings = {name: getattr(arguments, name) for name in names}
+    if arguments.server:
+        from mmr5_lab.models.chat import check_address
+
+        settings["server"] = check_address(arguments.server)  # without the user or key that it may hold
     written = rerank_run(
         _ranker(arguments, arguments.model),
         corpus,
@@ -368,7 +368,7 @@ def _rerank(arguments: argparse.Namespace) -> None:
         mode=arguments.mode,
         batch_size=arguments.batch_size,
         trec=out,
-        settings={name: getattr(arguments, name) for name in names} | {"server": _without_key(arguments.server)},
+        settings=settings,
     )
     print(f"{out}: {len(written)} questions, {written['valid'].mean():.1%} of the answers without a fault")
 

@@ -1,49 +1,72 @@
-"""Ask a server with OpenAI's chat interface, from many threads at once, and lose nothing to faults that pass.
+"""Ask a server with OpenAI's chat interface from many threads at once, and lose nothing to faults that pass.
 
     chat = Chat("http://localhost:8000/v1", "i2vec/MM-R5", concurrency=16)
-    chat.ask(with_images(messages, map(page_url, pages)), max_tokens=200, temperature=0.0).text
+    reply = chat.ask(with_images(messages, map(page_url, pages)), max_tokens=200, temperature=0.0)
+    reply.problem or reply.answer
     chat.close()
 
 The key is read from the environment variable OPENAI_API_KEY and written nowhere.
 """
 
 import email.utils
+import io
 import json
+import logging
 import os
 import random
+import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
-from openai.types.chat import ChatCompletion
 
-from mmr5_lab.html import data_url
-from mmr5_lab.images import Page, plain_file
+from mmr5_lab.html import data_url, visible
+from mmr5_lab.images import Page, open_page, plain_file
+from mmr5_lab.models.replies import Reply, own_words, read_reply
+
+logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-LONGEST_PAUSE = 60.0  # seconds between two tries
+LONGEST_PAUSE = 60.0  # seconds between two tries, where the server does not say how long
+LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; beyond that the work ends
+
+_FATAL = (401, 402, 403, 404)  # a wrong key, an empty account, a forbidden or unknown model or path
+_FATAL_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "invalid_api_key"}
+_OPTIONS = ("max_tokens", "top_p", "temperature", "seed")  # that some models do not take
+_NOT_TAKEN = re.compile(
+    r"unsupported|not support|instead|deprecated|unrecognized|not permitted|cannot both", re.IGNORECASE
+)
+_TOO_LONG = re.compile(r"context (?:length|window|size)|context_length|model length|too (?:long|large)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a server answered: `apart` is what it gave as reasoning beside the text, `ended` its finish reason."""
+class RequestError(Exception):
+    """A request that got no reply. Its text is one line, begins with a kind and names the server, without the key.
 
-    text: str
-    apart: str
-    ended: str | None
-    prompt_tokens: int
-    completion_tokens: int
+    billable: the server may have worked for it, and send a bill
+    passing: the same request may succeed later
+    fatal: every other request would fail too: a wrong key, model or address, an empty account
+    wait: seconds that the server asks to wait, or None
+    option: the option of the request that the server does not take, or None
+    """
 
-
-class BadAnswerError(Exception):
-    """The server answered, but not with a chat completion."""
-
-
-class StoppedError(Exception):
-    """The chat was closed before the server answered."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        billable: bool = False,
+        passing: bool = False,
+        fatal: bool = False,
+        wait: float | None = None,
+        option: str | None = None,
+    ):
+        super().__init__(message)
+        self.billable, self.passing, self.fatal, self.wait, self.option = billable, passing, fatal, wait, option
 
 
 class Chat:
@@ -53,9 +76,14 @@ class Chat:
     concurrency: requests under way at once; one that waits to be tried again takes no place
     timeout: seconds without a word from the server
     retries: further tries after the first; pause: seconds before the second try, doubled each time (with jitter).
-        Where the server says how long to wait (Retry-After), all requests do.
+        Where the server says how long to wait (Retry-After), all requests wait.
     per_minute: requests sent a minute at most
+
+    Raises ValueError for options out of range, an incomplete address, and a key that no HTTP header can hold.
     """
+
+    # openai's own retries are off: they ask an empty account again (a 429), keep their place while they wait, sleep on
+    # after `close`, take a body that is no JSON for an answer, and hide the tries from whoever books their cost.
 
     def __init__(
         self,
@@ -72,124 +100,193 @@ class Chat:
             raise ValueError(f"concurrency is {concurrency}: it must be at least 1")
         if per_minute is not None and per_minute <= 0:
             raise ValueError(f"per_minute is {per_minute}: it must be positive")
-        self.base_url, self.model, self.concurrency = base_url, model, concurrency
-        self.retries, self.pause = retries, pause
+        self.address, self.model, self.concurrency = check_address(base_url), model, concurrency
+        self.timeout, self.retries, self.pause = timeout, retries, pause
         self._interval = 60 / per_minute if per_minute else 0.0
-        self._slots, self._lock, self._closed = threading.Semaphore(concurrency), threading.Lock(), threading.Event()
+        self._slots, self._lock, self._ended = threading.Semaphore(concurrency), threading.Lock(), threading.Event()
         self._next = self._not_before = 0.0  # times of time.monotonic
-        self._client = openai.OpenAI(
-            base_url=base_url, api_key=os.environ.get(KEY_VARIABLE) or "none", timeout=timeout, max_retries=0
-        )
+        self._why_ended = ""
+        self._reached = False  # has the server ever answered?
+        self._renamed: dict[str, str | None] = {}  # options that the server does not take -> those that it takes
+        self._client = openai.OpenAI(base_url=base_url, api_key=_key(), timeout=timeout, max_retries=0)
 
     def ask(
         self,
         messages: list[dict[str, Any]],
-        trying: Callable[[Exception | None], None] = lambda failed: None,
+        each_try: Callable[[Callable[[], Reply]], Reply] = lambda send: send(),
         **options: Any,
     ) -> Reply:
-        """The server's answer; `options` go into the request.
+        """Return the server's reply, which need not be an answer (`Reply.problem`); `options` go into the request.
 
-        trying: called right before each try, with the error of the one before; what it raises ends the request
+        each_try: called for each try with the function that sends it; an error that it raises itself ends the request
 
-        Raises the last error where the request was refused or all tries failed, StoppedError after `close`.
+        A reply is final, whatever it says. Tried again are rate limits, server errors, cut connections, and bodies that
+        are no chat completion. Options that the model does not take are renamed or left out from then on.
+
+        Raises RequestError where the request was refused or all tries failed, and after `close`. Once an error is
+        fatal, nothing more is sent.
         """
-        # not through chat.completions.create, which walks through messages part by part: half of a request's work
-        body = json.dumps({"model": self.model, "messages": messages, **options}).encode()
-        failed: Exception | None = None
-        for attempt in range(self.retries + 1):
+        tries = 0
+        while True:
+            sent = {new: value for name, value in options.items() if (new := self._renamed.get(name, name))}
             try:
                 with self._slots:
                     self._wait_for_turn()
-                    trying(failed)
-                    return _reply(self._client.post("/chat/completions", cast_to=ChatCompletion, content=body))
-            except (openai.OpenAIError, BadAnswerError, ValueError) as error:
-                if attempt == self.retries or not passing(error):
-                    raise
+                    return each_try(partial(self._post, {"model": self.model, "messages": messages, **sent}))
+            except RequestError as error:
                 failed = error
-                told = _told_to_wait(error)
-                if told is None:
-                    wait = min(self.pause * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-                else:
-                    wait = min(told, LONGEST_PAUSE)
-                    with self._lock:
-                        self._not_before = max(self._not_before, time.monotonic() + wait)
-                if self._closed.wait(wait):
-                    raise
-        raise AssertionError("unreachable")
+            if failed.option in sent:
+                self._rename(failed.option, failed)
+                continue
+            tries += 1
+            if not failed.passing or tries > self.retries:
+                if failed.fatal:
+                    self._end(str(failed))
+                raise failed
+            wait = min(self.pause * 2 ** (tries - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+            if failed.wait is not None:
+                wait = failed.wait
+                with self._lock:
+                    self._not_before = max(self._not_before, time.monotonic() + wait)
+            if self._ended.wait(wait):
+                raise failed
 
     def close(self) -> None:
         """Send nothing more and try nothing again."""
-        self._closed.set()
+        self._end("closed: the chat was closed before the server answered")
         self._client.close()
+
+    def _end(self, why: str) -> None:
+        self._why_ended = self._why_ended or why
+        self._ended.set()
 
     def _wait_for_turn(self) -> None:
         with self._lock:
             start = max(time.monotonic(), self._next, self._not_before)
             self._next = start + self._interval
-        while (left := max(start, self._not_before) - time.monotonic()) > 0 and not self._closed.wait(left):
+        while (wait := max(start, self._not_before) - time.monotonic()) > 0 and not self._ended.wait(wait):
             pass
-        if self._closed.is_set():
-            raise StoppedError("the chat was closed")
+        if self._ended.is_set():
+            raise RequestError(self._why_ended, fatal=True)
+
+    def _post(self, request: dict[str, Any]) -> Reply:
+        # Not through chat.completions.create, which walks through messages part by part: half of a request's work.
+        # As text: openai's ChatCompletion checks no types.
+        body = json.dumps(request).encode()
+        try:
+            reply = read_reply(self._client.post("/chat/completions", cast_to=str, content=body))
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from None
+        except openai.APIConnectionError as error:
+            raise self._no_answer(error) from None
+        except ValueError as error:
+            raise RequestError(f"unreadable: {self.address}: {error}", billable=True, passing=True) from None
+        except RuntimeError:
+            if not self._ended.is_set():
+                raise
+            raise RequestError(self._why_ended, billable=True, fatal=True) from None  # the client closed meanwhile
+        self._reached = True
+        return reply
+
+    def _refusal(self, error: openai.APIStatusError) -> RequestError:
+        """What an HTTP error says."""
+        self._reached = True
+        status, codes = error.status_code, {str(error.code), str(error.type)}
+        kind = "filtered" if "content_filter" in codes else f"{type(error).__name__} {status}"
+        message = own_words(error.body) or (json.dumps(error.body) if error.body else str(error))
+        # A service that checks each page answers 403 to the one that it does not like.
+        of_this_page = status == 403 and re.search("moderation|flagged", message)
+        fatal = bool(codes & _FATAL_CODES) or (status in _FATAL and not of_this_page)
+        wait = _retry_after(error.response.headers)
+        if wait is not None and wait > LONGEST_WAIT:
+            fatal, message = True, f"it asks to wait {wait / 3600:.1f} hours, start again then: {message}"
+        if status == 413 or (status == 400 and _TOO_LONG.search(message)):
+            message = f"too much for it, lower the pixels of a page (max_pixels) or send fewer pages: {message}"
+        if status == 404:
+            message = f"it has no such path or model: {message}"
+        return RequestError(
+            f"{kind}: {self.address}: {_line(message)}",
+            passing=not fatal and (status in (408, 409, 429) or status >= 500),
+            fatal=fatal,
+            wait=wait,
+            option=_option_not_taken(message, error.param) if status in (400, 422) else None,
+        )
+
+    def _no_answer(self, error: openai.APIConnectionError) -> RequestError:
+        """What kept a request from being answered."""
+        if isinstance(error, openai.APITimeoutError):
+            message = f"timeout: {self.address}: no word within {self.timeout:g} s"
+            return RequestError(message, billable=True, passing=True)
+        causes: list[BaseException] = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
+        wrong = any(isinstance(cause, ConnectionRefusedError | socket.gaierror | ssl.SSLError) for cause in causes)
+        # A server that has answered before may be starting again; before that the address is wrong.
+        return RequestError(
+            f"no connection: {self.address}: {_line(str(causes[-1]) or type(causes[-1]).__name__)}",
+            billable=not wrong,
+            passing=self._reached or not wrong,
+            fatal=wrong,
+        )
+
+    def _rename(self, option: str, failed: RequestError) -> None:
+        with self._lock:
+            if option not in self._renamed:
+                self._renamed[option] = "max_completion_tokens" if option == "max_tokens" else None
+                logger.warning("from now on sent with %s: %s", self._renamed[option] or f"no {option}", failed)
 
 
-def passing(error: Exception) -> bool:
-    """May the same request succeed later? Not where the server understood it and said no."""
-    status = getattr(error, "status_code", None)
-    return not refuses_all(error) and (status is None or status in (408, 409, 429) or status >= 500)
-
-
-def refuses_all(error: Exception) -> bool:
-    """Would the server refuse every other request too: for its key, its model's name, its account?"""
-    return getattr(error, "status_code", None) in (401, 403, 404) or (
-        getattr(error, "code", None) == "insufficient_quota"
-    )
-
-
-def told(error: Exception) -> str:
-    """An error in one line: its name, status and text, without the key, should the server have repeated it."""
-    status = getattr(error, "status_code", None)
-    text = str(error)
-    if key := os.environ.get(KEY_VARIABLE):
-        text = text.replace(key, "(key)")
-    return f"{type(error).__name__}{f' {status}' if status else ''}: {text[:200]}"
+def check_address(base_url: str) -> str:
+    """Return a server's address for messages, without user and query. Raises ValueError where it is none."""
+    try:
+        parts = urlsplit(base_url)
+        if parts.scheme in ("http", "https") and parts.hostname and not re.search(r"\s", base_url) and parts.port != 0:
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        why = "it must begin with http:// or https:// and end with /v1, such as http://localhost:8000/v1"
+    except ValueError as error:  # of a port that is none
+        why = str(error)
+    raise ValueError(f"{visible(base_url)!r} is not the address of a server: {why}")
 
 
 def with_images(messages: list[dict[str, Any]], urls: Iterable[str]) -> list[dict[str, Any]]:
-    """The messages with each image placeholder replaced by a URL, in their order."""
-    left = iter(urls)
+    """Return the messages with each image placeholder replaced by a URL, in their order."""
+    rest = iter(urls)
 
-    def part(given: dict[str, Any]) -> dict[str, Any]:
-        if given["type"] != "image":
-            return given
-        return {"type": "image_url", "image_url": {"url": next(left)}}
+    def part(shown: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": next(rest)}} if shown["type"] == "image" else shown
 
     return [{**message, "content": [part(p) for p in message["content"]]} for message in messages]
 
 
-def page_url(page: Page) -> str:
-    """Return a page as a data URL of a file that every server shows alike (`images.plain_file`)."""
-    return data_url(*plain_file(page))
+def page_url(page: Page, max_pixels: int | None = None) -> str:
+    """Return a page as a data URL of a file that every server shows alike (`images.plain_file`).
+
+    max_pixels: a page with more is made smaller, its sides in proportion; None: pages keep their size
+    """
+    data, kind = plain_file(page)
+    if max_pixels is not None:
+        image = open_page(data)
+        scale = (max_pixels / (image.width * image.height)) ** 0.5
+        if scale < 1:
+            buffer = io.BytesIO()
+            size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+            image.resize(size).save(buffer, kind, quality=90)
+            data = buffer.getvalue()
+    return data_url(data, kind)
 
 
-def _reply(answer: Any) -> Reply:
-    try:
-        choice = answer.choices[0]
-        text = choice.message.content or ""
-        # servers with a reasoning parser (vLLM, transformers) give what stood within <think> apart
-        apart = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None) or ""
-        tokens = (answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else (0, 0)
-        if not (isinstance(text, str) and isinstance(apart, str) and all(isinstance(t, int) for t in tokens)):
-            raise TypeError
-        (text + apart).encode()
-    except (AttributeError, IndexError, KeyError, TypeError, UnicodeEncodeError):
-        raise BadAnswerError(f"the answer is not a chat completion: {str(answer)[:80]!r}") from None
-    return Reply(text, apart, choice.finish_reason, *tokens)
+def _option_not_taken(message: str, param: Any) -> str | None:
+    """The option that an error says the model does not take."""
+    if not _NOT_TAKEN.search(message):
+        return None
+    if param in _OPTIONS:
+        return param
+    return next((name for name in _OPTIONS if re.search(rf"\b{name}\b", message)), None)
 
 
-def _told_to_wait(error: Exception) -> float | None:
+def _retry_after(headers: Any) -> float | None:
     """Seconds that the server asks to wait (Retry-After: seconds or a date), or None."""
-    response = getattr(error, "response", None)
-    text = response.headers.get("retry-after", "") if response is not None else ""
+    text = headers.get("retry-after", "")
     try:
         return max(0.0, float(text))
     except ValueError:
@@ -198,3 +295,22 @@ def _told_to_wait(error: Exception) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except ValueError:
         return None
+
+
+def _line(text: str) -> str:
+    """A text as one line of at most 300 characters, without the key, should the server have repeated it."""
+    if key := os.environ.get(KEY_VARIABLE):
+        text = text.replace(key, "(key)")
+    return visible(" ".join(text.split()))[:300]
+
+
+def _key() -> str:
+    """The key. Raises ValueError where no header can hold it, which an HTTP library would call a connection error."""
+    key = os.environ.get(KEY_VARIABLE) or "none"
+    for place, character in enumerate(key, 1):
+        if not "!" <= character <= "~":
+            name = {"\n": "a line break", "\r": "a line break", " ": "a space"}.get(
+                character, f"U+{ord(character):04X}"
+            )
+            raise ValueError(f"{KEY_VARIABLE} is not a key: character {place} of {len(key)} is {name}. Set it again")
+    return key

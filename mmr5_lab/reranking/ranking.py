@@ -1,5 +1,6 @@
 """What every reranker takes and gives."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -36,15 +37,25 @@ class Ranking:
 
 
 class RemoteError(RuntimeError):
-    """Requests to a server failed for good. `failures`: index of the pair -> what happened."""
+    """Requests to a server failed for good.
 
-    def __init__(self, failures: dict[int, str], total: int):
-        self.failures = failures
-        index, reason = next(iter(sorted(failures.items())))
+    failures: index of the pair -> what happened, in the form "kind: more"
+    fatal: every other request would fail too (`chat.RequestError`)
+    """
+
+    def __init__(self, failures: dict[int, str], total: int, fatal: bool = False):
+        self.failures, self.fatal = failures, fatal
+        index, reason = min(failures.items())
         super().__init__(
             f"{len(failures)} of {total} requests failed; the first is pair {index}: {reason}."
-            f" What was answered is kept: start again to ask for the rest"
+            f" By kind: {count_kinds(failures.values())}. What was answered is kept: start again to ask for the rest"
         )
+
+
+def count_kinds(failures: Iterable[str]) -> str:
+    """Return how often each kind of failure occurs, such as "3 cut, 1 BadRequestError 400"."""
+    kinds = Counter(failure.partition(":")[0] for failure in failures)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
 
 class Ranker:

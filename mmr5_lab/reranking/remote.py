@@ -5,36 +5,32 @@
     remote = RemoteReranker("http://localhost:8000/v1", "i2vec/MM-R5", concurrency=16)
     remote.rank_many(pairs)
 
-Prompts and parsing are those of `rerank.Reranker`. Requests that fail for a passing reason (429, 5xx, time-outs, cut
-connections, answers that are not JSON) are tried again with growing pauses; what failed for good is named at the end,
-after everything else has been given out, so that `rerank.rerank_run` keeps it and asks only for the rest next time.
+Prompts and parsing are those of `local.Reranker`. What failed is named at the end, after everything else has been
+yielded, so that `rerank_run` keeps the rest and asks only for what is missing next time.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache
 from typing import Any
 
-from mmr5_lab.models.chat import Chat, Reply, page_url, told, with_images
+from mmr5_lab.models.chat import Chat, RequestError, check_address, page_url, with_images
 from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.reranking.pages import Pages, Pair
 from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
 
 KEPT_URLS = 1024  # pages that are kept as they are sent: a page stands in several questions' candidates
-_END_TOKEN = re.compile(r"<\|\w+\|>\Z")
 
 
 class RemoteReranker(Ranker):
     """Asks a server. Only mode "reason": the others need the model's own logits.
 
     base_url: up to and with /v1; model: the name that the server knows it by
-    concurrency: requests under way at once
-    timeout: seconds without a word from the server
-    retries: further tries after the first; pause: seconds before the second try, doubled each time (with jitter),
-        unless the server says how long (Retry-After)
+    concurrency, timeout, retries, pause: as of `Chat`
+    max_pixels: pages with more are made smaller before they are sent; None: pages keep their size
+    max_new_tokens: tokens of an answer at most; temperature, seed: how it is sampled
 
     The key is read from the environment variable OPENAI_API_KEY when a request is made, and is kept nowhere.
     """
@@ -48,13 +44,15 @@ class RemoteReranker(Ranker):
         timeout: float = 600.0,
         retries: int = 5,
         pause: float = 0.5,
+        max_pixels: int | None = None,
         max_new_tokens: int = 2048,
         temperature: float = 0.0,
         seed: int | None = None,
     ):
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}: it must be at least 1")
-        self.base_url, self.model, self.concurrency = base_url, model, concurrency
+        check_address(base_url)
+        self.base_url, self.model, self.concurrency, self.max_pixels = base_url, model, concurrency, max_pixels
         self.timeout, self.retries, self.pause = timeout, retries, pause
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
         self._sizes = {}
@@ -69,10 +67,8 @@ class RemoteReranker(Ranker):
         if mode != "reason":
             raise ValueError(f"mode {mode!r} needs the model's logits, which a server does not give: use mode 'reason'")
         pages = Pages(pairs, self._sizes)  # which also loads images that were opened lazily, before threads share them
-        url = lru_cache(KEPT_URLS)(lambda key: page_url(pages.source(key)))
-        requests = [build_messages(query, len(keys)) for (query, _), keys in zip(pairs, pages.keys, strict=True)]
-        failures: dict[int, str] = {}
-        pool = ThreadPoolExecutor(2 * self.concurrency)  # those that wait to be tried again take a thread, not a place
+        url = lru_cache(KEPT_URLS)(lambda key: page_url(pages.source(key), self.max_pixels))
+        prompts = [build_messages(query, len(keys)) for (query, _), keys in zip(pairs, pages.keys, strict=True)]
         chat = Chat(
             self.base_url,
             self.model,
@@ -81,21 +77,28 @@ class RemoteReranker(Ranker):
             retries=self.retries,
             pause=self.pause,
         )
+        failures: dict[int, str] = {}
+        fatal = False
+        pool = ThreadPoolExecutor(2 * self.concurrency)  # a request that waits to be tried again takes only a thread
         try:
-            asked = {
+            futures = {
                 pool.submit(self._ask, chat, messages, keys, url): i
-                for i, (messages, keys) in enumerate(zip(requests, pages.keys, strict=True))
+                for i, (messages, keys) in enumerate(zip(prompts, pages.keys, strict=True))
             }
-            for future in as_completed(asked):
-                try:
-                    yield asked[future], future.result()
-                except Exception as error:  # one odd answer or page must not cost the others
-                    failures[asked[future]] = told(error)
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is None:
+                    yield futures[future], future.result()
+                elif isinstance(error, RequestError):
+                    failures[futures[future]] = str(error)
+                    fatal = fatal or error.fatal
+                else:  # an odd page must not cost the others
+                    failures[futures[future]] = f"{type(error).__name__}: {error}"
         finally:
             chat.close()  # when the caller stops, nothing more is sent or tried again
             pool.shutdown(wait=False, cancel_futures=True)
         if failures:
-            raise RemoteError(failures, len(pairs))
+            raise RemoteError(failures, len(pairs), fatal)
 
     def _ask(
         self, chat: Chat, messages: list[dict[str, Any]], keys: list[bytes], url: Callable[[bytes], str]
@@ -109,14 +112,12 @@ class RemoteReranker(Ranker):
             top_p=1.0,
             **options,
         )
-        return _ranking(reply, len(keys), time.perf_counter() - started)
-
-
-def _ranking(reply: Reply, n: int, seconds: float) -> Ranking:
-    text = reply.text
-    if reply.apart:
-        apart = _END_TOKEN.sub("", reply.apart)  # which transformers leaves where the block was not closed
-        text = f"<think>{apart}</think>{text}" if text else f"<think>{apart}"
-    parsed = parse_ranking(text, n)
-    faults = parsed.faults | ({"truncated"} if reply.ended == "length" else set())
-    return Ranking(list(parsed.order), parsed.think or None, text, faults, None, reply.completion_tokens, seconds)
+        # A text that was cut off, or that holds no ranking, is the model's own: it has faults, as from a local model.
+        if reply.problem not in (None, "cut", "empty") or not reply.text.strip():
+            raise RequestError(reply.reason)
+        parsed = parse_ranking(reply.text, len(keys))
+        faults = parsed.faults | ({"truncated"} if reply.problem == "cut" else set())
+        seconds = time.perf_counter() - started
+        return Ranking(
+            list(parsed.order), parsed.think or None, reply.text, faults, None, reply.completion_tokens or 0, seconds
+        )

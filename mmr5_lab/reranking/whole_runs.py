@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.rankings import Rankings, write_trec
 from mmr5_lab.files import appending, check_settings, read_lines, report_progress
-from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
+from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError, count_kinds
 from mmr5_lab.rewards import format_reward, rank_reward
 
 CHUNK = 256  # questions whose pages are read together
@@ -92,10 +92,13 @@ def _rank_missing(
                     report_progress(log.parent, log.stem, len(done), len(run.pages))
             except RemoteError as error:  # the other chunks are asked all the same
                 failures |= {chunk[i]: reason for i, reason in error.failures.items()}
+                if error.fatal:  # no other request would fare better
+                    break
     if failures:
         question, reason = next(iter(failures.items()))
         raise RuntimeError(
-            f"{len(failures)} of {len(run.pages)} questions were not answered; the first is {question}: {reason}."
+            f"{len(run.pages) - len(done)} of {len(run.pages)} questions were not answered; the first is {question}:"
+            f" {reason}. By kind: {count_kinds(failures.values())}."
             f" The others are in {log}: start again to ask for the rest"
         )
     return done

@@ -1,9 +1,9 @@
-"""What a server was asked and what that cost: answers are kept, tokens and money counted, a budget is never passed.
+"""Keep a server's answers, count tokens and money, and hold a budget.
 
     account = Account("answers.sqlite", price_in=2.5, price_out=10.0, budget=20.0)
 
-One SQLite file, which several processes may share. Each try of a call is entered before it is sent, at the most that
-it can cost, and corrected by what the server counted: so the budget holds over threads, restarts and kills.
+One SQLite file, which several processes may share. Each try is booked before it is sent, at the most that it can cost,
+and corrected by what the server counted: so the budget holds over threads, restarts and kills.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 _TABLE = """create table if not exists tries (
-    id integer primary key, key text not null, model text not null, answer text,
+    id integer primary key, key text not null, model text not null, answer text, problem text,
     prompt_tokens integer not null, completion_tokens integer not null, cost real not null)"""
 _INDEX = "create index if not exists answers on tries (key) where answer is not null"
 _TOTAL = "create table if not exists total (id integer primary key check (id = 0), cost real not null)"
@@ -24,7 +24,7 @@ class BudgetError(RuntimeError):
 
 
 class Account:
-    """Answers by key, and what all tries cost; safe to share among threads and processes.
+    """Answers by key, and the cost of all tries; threads and processes may share it.
 
     price_in, price_out: money for a million tokens of prompt and completion
     budget: money that all tries in this file, earlier ones too, may cost together; None: without limit
@@ -46,19 +46,21 @@ class Account:
             self._file.execute("pragma synchronous = normal")  # safe against kills of the process
             for statement in (_TABLE, _INDEX, _TOTAL, "insert or ignore into total values (0, 0)"):
                 self._file.execute(statement)
+            if "problem" not in {name for _, name, *_ in self._file.execute("pragma table_info(tries)")}:
+                self._file.execute("alter table tries add column problem text")  # of a file made before it was kept
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is not a file of answers: {error}") from None
 
     def find(self, key: str) -> str | None:
-        """The answer that was given to this key, or None."""
-        with self._lock:
-            row = self._file.execute("select answer from tries where key = ? and answer is not null", (key,)).fetchone()
+        """Return the answer to this key, or None."""
+        with self._lock:  # empty texts were once kept as answers
+            row = self._file.execute("select answer from tries where key = ? and answer > ''", (key,)).fetchone()
         return row and row[0]
 
     def open_try(self, key: str, model: str, prompt_tokens: int, completion_tokens: int) -> int:
-        """Enter a call that is about to be sent, at the most tokens it can take; returns its number.
+        """Book a try that is about to be sent, at the most tokens it can take; return its number.
 
-        Raises BudgetError where it could pass the budget; nothing is entered then.
+        Raises BudgetError where it could pass the budget; nothing is booked then.
         """
         cost = self._cost(prompt_tokens, completion_tokens)
         with self._lock, self._file:
@@ -77,8 +79,15 @@ class Account:
         assert number is not None
         return number
 
-    def close_try(self, number: int, prompt_tokens: int, completion_tokens: int, answer: str | None = None) -> None:
-        """Correct an entry by what the server counted (0 where it refused), and keep its answer."""
+    def close_try(
+        self,
+        number: int,
+        prompt_tokens: int,
+        completion_tokens: int,
+        answer: str | None = None,
+        problem: str | None = None,
+    ) -> None:
+        """Correct a try by what the server counted, and keep its answer, or the kind of problem it had."""
         cost = self._cost(prompt_tokens, completion_tokens)
         with self._lock, self._file:
             self._file.execute("begin immediate")
@@ -86,8 +95,9 @@ class Account:
                 "update total set cost = cost + ? - (select cost from tries where id = ?)", (cost, number)
             )
             self._file.execute(
-                "update tries set answer = ?, prompt_tokens = ?, completion_tokens = ?, cost = ? where id = ?",
-                (answer, prompt_tokens, completion_tokens, cost, number),
+                "update tries set answer = ?, problem = ?, prompt_tokens = ?, completion_tokens = ?, cost = ?"
+                " where id = ?",
+                (answer, problem, prompt_tokens, completion_tokens, cost, number),
             )
 
     @property
@@ -97,14 +107,24 @@ class Account:
             return self._file.execute("select cost from total").fetchone()[0]
 
     def summary(self) -> pd.DataFrame:
-        """A row a model: answers, tries without one (refused, cut off, killed), tokens and cost of all."""
+        """Return a row a model: answers, tries without one and their kinds, tokens and cost of all.
+
+        "unfinished" counts tries under way and those whose process was killed.
+        """
         with self._lock:
             rows = self._file.execute(
                 "select model, count(answer), count(*) - count(answer), sum(prompt_tokens), sum(completion_tokens),"
                 " sum(cost) from tries group by model order by model"
             ).fetchall()
+            kinds = self._file.execute(
+                "select coalesce(problem, 'unfinished'), model, count(*) from tries where answer is null group by 1, 2"
+            ).fetchall()
         columns = ["model", "answers", "tries without", "prompt tokens", "completion tokens", "cost"]
-        return pd.DataFrame(rows, columns=columns).set_index("model")
+        table = pd.DataFrame(rows, columns=columns).set_index("model")
+        for place, kind in enumerate(dict.fromkeys(kind for kind, _, _ in kinds), 2):
+            counts = {model: count for k, model, count in kinds if k == kind}
+            table.insert(place, kind, [counts.get(model, 0) for model in table.index])
+        return table
 
     def close(self) -> None:
         with self._lock:

@@ -12,9 +12,12 @@ hold at least one positive, candidates shuffled, one `Image i: …` line a page 
 label, the answer with the positives first and the rest in candidate order.
 """
 
+import hashlib
 import itertools
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,15 +28,18 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mmr5_lab.corpus.documents import Corpus
-from mmr5_lab.corpus.ids import page_id
+from mmr5_lab.corpus.ids import CorpusError, page_id
 from mmr5_lab.corpus.rankings import Rankings
-from mmr5_lab.files import appending, read_lines, replacing, report_progress, write_lines
+from mmr5_lab.files import appending, json_lines, replacing, report_progress, write_lines
 from mmr5_lab.images import open_page
 from mmr5_lab.prompting.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise, shuffled
+from mmr5_lab.reranking.ranking import count_kinds
 from mmr5_lab.traces.quality import MAX_WORDS, faults_of, near_duplicates
 from mmr5_lab.traces.teachers import Teacher, TeacherError, think_lines
 
+LONGEST_NAME = 100  # characters of a page's file name; longer ones are shortened to their beginning and a hash
 _PAGE_FILES = threading.Lock()
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of broken text layers that a teacher quotes
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Candidates:
 def training_candidates(
     corpus: Corpus, run: Rankings, num_candidates: int = 5, seed: int = 0, shuffles: int = 1
 ) -> list[Candidates]:
-    """Questions with at least one positive among their first `num_candidates` pages, these pages shuffled.
+    """Return the questions with a gold page among their first `num_candidates` pages, these pages shuffled.
 
     A shuffle depends on `seed`, the question and its turn alone, so adding questions does not move the others. With
     `shuffles` > 1 each question has that many turns, all questions before any comes again; an order that is drawn
@@ -62,27 +68,28 @@ def training_candidates(
         raise ValueError(
             f"the run has question {unknown[0]!r}, which {corpus.folder} does not: it belongs to another corpus"
         )
-    chosen: dict[tuple[str, tuple[int, ...]], Candidates] = {}  # by question and order, each once
+    distinct: dict[tuple[str, tuple[int, ...]], Candidates] = {}
     for turn, (question_id, ranked) in itertools.product(range(max(1, shuffles)), run.pages.items()):
         question, pages = rows[question_id], ranked[:num_candidates]
         if shuffles:
             pages = shuffled(pages, seed, question_id, turn)
         candidates = labelled(question, pages)
         if candidates.positive_ids:
-            chosen.setdefault((question_id, tuple(pages)), candidates)
-    if not chosen:
+            distinct.setdefault(_key(question_id, pages), candidates)
+    if not distinct:
         raise ValueError(f"no question has a positive among its first {num_candidates} candidates: nothing to train on")
-    return list(chosen.values())
+    return list(distinct.values())
 
 
 def labelled(question: pd.Series, pages: list[int]) -> Candidates:
-    """These pages of a question, in this order, with the places of the right ones."""
+    """Return these pages of a question, in this order, with the places of the gold ones."""
     return Candidates(question, pages, [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]])
 
 
-def answer_ids(chosen: Candidates) -> list[int]:
-    """The answer of a trace: 1-based places of the right pages, then the other places, both in prompt order."""
-    return sorted(range(1, len(chosen.pages) + 1), key=lambda place: place not in chosen.positive_ids)
+def answer_ids(candidates: Candidates) -> list[int]:
+    """Return a trace's answer: 1-based places of the gold pages, then the other places, both in prompt order."""
+    places = range(1, len(candidates.pages) + 1)
+    return sorted(places, key=lambda place: place not in candidates.positive_ids)
 
 
 def make_traces(
@@ -95,10 +102,10 @@ def make_traces(
     workers: int | None = None,
     max_words: int = MAX_WORDS,
 ) -> Path:
-    """Write one trace for each of `candidates` to `path` (JSON lines), page images beside it; returns the path.
+    """Write one trace for each of `candidates` to `path` (JSON lines), page images beside it; return the path.
 
-    workers: threads that ask the teacher at once (default: as many as it says that it takes, `workers`, else one)
-    max_words: words about a page before a trace is "too_long" (see `trace_quality.FAULTS` for the other checks)
+    workers: threads that call the teacher (default: the teacher's own `workers`, or one)
+    max_words: words about a page before a trace is "too_long" (see `quality.FAULTS` for the other checks)
 
     Traces are appended as they are made, each in one write; those with a fault go to `rejected_path(path)`, with
     `faults`. At the end both files are put into the order of `candidates` and near-duplicates are rejected. Running
@@ -109,65 +116,68 @@ def make_traces(
     writing the file; BudgetError and TeacherGoneError as soon as the teacher does. What was made is kept.
     """
     path, rejected = Path(path), rejected_path(path)
-    failures: dict[str, str] = {}
-    ended: Exception | None = None
-    with appending(path) as accept, appending(rejected) as reject:
-        made = [*read_traces(path), *read_traces(rejected)]
-        _check_same(path, made, teacher.name, refined)
-        done = {_key(trace["query_id"], trace["candidates"]) for trace in made}
+    failures: list[tuple[str, str]] = []
+    fatal: BaseException | None = None
+    stopped = threading.Event()
+
+    def make(chosen: Candidates) -> dict[str, Any] | None:
+        return None if stopped.is_set() else _trace(corpus, chosen, teacher, path.parent, refined)
+
+    once = getattr(teacher, "asking_once", nullcontext)()
+    with appending(path) as accept, appending(rejected) as reject, once:
+        finished = [*read_traces(path), *read_traces(rejected)]
+        _check_same(path, finished, teacher.name, refined)
+        done = {_key(trace["query_id"], trace["candidates"]) for trace in finished}
         missing = [c for c in candidates if _key(c.question["question_id"], c.pages) not in done]
-        total, stopped = len(candidates), threading.Event()
+        total = len(candidates)
         bar = tqdm(total=total, initial=total - len(missing), desc="traces", disable=not missing)
         with bar, ThreadPoolExecutor(workers or getattr(teacher, "workers", 1)) as pool:
+            futures = {pool.submit(make, chosen): chosen for chosen in missing}
             try:
-                asked = {pool.submit(_trace, corpus, c, teacher, path.parent, refined, stopped): c for c in missing}
-                for future in as_completed(asked):
-                    try:
-                        trace = future.result()
-                    except TeacherError as error:  # one page must not cost the others
-                        failures[asked[future].question["question_id"]] = str(error)
-                        continue
-                    except Exception as error:
-                        ended = ended or error
+                for future in as_completed(futures):
+                    error = future.exception()
+                    if isinstance(error, TeacherError | CorpusError):  # one page must not cost the others
+                        failures.append((futures[future].question["question_id"], str(error)))
+                    elif error:
+                        fatal = fatal or error
                         stopped.set()
-                        continue
-                    if trace is None:  # not begun, since the work has ended
-                        continue
-                    faults = faults_of(trace, _page_texts(corpus, trace), max_words)
-                    reject(trace | {"faults": faults}) if faults else accept(trace)
-                    bar.update()
-                    report_progress(path.parent, "traces", bar.n, total)
+                    elif trace := future.result():
+                        faults = faults_of(trace, _page_texts(corpus, trace), max_words)
+                        reject(trace | {"faults": faults}) if faults else accept(trace)
+                        bar.update()
+                        report_progress(path.parent, "traces", bar.n, total)
             finally:
-                stopped.set()  # what was sent is waited for: it is paid for, and its answer is kept
+                stopped.set()  # requests under way are waited for: they are paid for, and their answers kept
         _sort_out(corpus, path, candidates, max_words)
-    if ended:
-        raise ended
+    if fatal:
+        raise fatal
     if failures:
-        question, reason = next(iter(failures.items()))
+        question, reason = failures[0]
         raise RuntimeError(
-            f"{len(failures)} of {len(candidates)} traces were not made; the first is {question}: {reason}."
-            f" The others are in {path}: start again to ask for the rest"
+            f"{len(failures)} of {total} traces were not made; the first is {question}: {reason}. By kind:"
+            f" {count_kinds(why for _, why in failures)}. The others are in {path}: start again to ask for the rest"
         )
     return path
 
 
 def rejected_path(path: str | Path) -> Path:
-    """Where the traces with faults of a file of traces are kept: `traces.rejected.jsonl`."""
+    """Return where the traces with faults of a file of traces are kept, such as `traces.rejected.jsonl`."""
     return Path(path).with_suffix(f".rejected{Path(path).suffix}")
 
 
 def read_traces(path: str | Path) -> list[dict[str, Any]]:
-    """The traces of a file, one dict a line; [] where there is none. Raises ValueError naming what is not a trace."""
-    traces = read_lines(Path(path))
-    for number, trace in enumerate(traces, 1):
+    """Return the traces of a file; [] where there is none. Raises ValueError, naming the line, for what is no trace."""
+    traces = []
+    for where, trace in json_lines(path, drop_half=True) if Path(path).exists() else ():
         missing = {"messages", "images", "query_id", "query", "candidates", "prompt_version"} - trace.keys()
         if missing:
-            raise ValueError(f"{path}, line {number} is not a trace: it has no {', '.join(sorted(missing))}")
+            raise ValueError(f"{where} is not a trace: it has no {', '.join(sorted(missing))}")
+        traces.append(trace)
     return traces
 
 
 def sft_dataset(path: str | Path) -> datasets.Dataset:
-    """Traces as trl's `SFTTrainer` takes them: columns `prompt`, `completion` (messages) and `images`.
+    """Return traces as trl's `SFTTrainer` takes them: columns `prompt`, `completion` (messages) and `images`.
 
     The prompt is built anew by `build_messages` from the trace's query, and `open_page` opens the images of a row when
     it is read, so that training, RL and inference share both. Raises ValueError for traces that were made with other
@@ -233,7 +243,7 @@ class PromptReader:
 
 
 def rl_dataset(corpus: Corpus, candidates: list[Candidates], seed: int | None = None) -> datasets.Dataset:
-    """Prompts as trl's `GRPOTrainer` takes them, made by a `PromptReader` as they are drawn.
+    """Return prompts as trl's `GRPOTrainer` takes them, made by a `PromptReader` as they are drawn.
 
     Columns: `prompt` (messages), `images`, `positive_ids`, `num_candidates`, `query_id`, `candidates` (0-based pages in
     the prompt's order). seed: of the orders, new ones each epoch; None: the candidates' order stays
@@ -284,19 +294,14 @@ def _page_texts(corpus: Corpus, trace: dict[str, Any]) -> list[str]:
     return [corpus.page_text(trace["doc_name"], page) for page in trace["candidates"]]
 
 
-def _trace(
-    corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, refined: bool, stopped: threading.Event
-) -> dict[str, Any] | None:
-    if stopped.is_set():
-        return None
+def _trace(corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, refined: bool) -> dict[str, Any]:
     question, positives = chosen.question, chosen.positive_ids
     images = [_page_file(corpus, question["doc_name"], page, folder) for page in chosen.pages]
-    written = (teacher.refine if refined else partial(think_lines, teacher))(question, chosen.pages, positives)
+    explain = teacher.refine if refined else partial(think_lines, teacher)
+    think = _CONTROL.sub("", neutralise(explain(question, chosen.pages, positives)))
+    prompt = build_messages(question["question"], len(chosen.pages))
     return {
-        "messages": swift_messages(
-            build_messages(question["question"], len(chosen.pages)),
-            completion_text(neutralise(written), answer_ids(chosen)),
-        ),
+        "messages": swift_messages(prompt, completion_text(think, answer_ids(chosen))),
         "images": images,
         "query_id": question["question_id"],
         "doc_name": question["doc_name"],
@@ -310,21 +315,23 @@ def _trace(
 
 
 def swift_messages(messages: list[dict[str, Any]], completion: str) -> list[dict[str, str]]:
-    """Chat messages and a completion as ms-swift writes them: strings, with `<image>` where each image stands."""
-    told = [
-        {
-            "role": message["role"],
-            "content": "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"]),
-        }
+    """Return chat messages and a completion as ms-swift has them: strings, with `<image>` where an image stands."""
+    texts = [
+        "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
         for message in messages
     ]
-    return [*told, {"role": "assistant", "content": completion}]
+    roles = [message["role"] for message in messages]
+    pairs = zip([*roles, "assistant"], [*texts, completion], strict=True)
+    return [{"role": role, "content": text} for role, text in pairs]
 
 
 def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:
     """The page's image as a file below `folder`; returns its path relative to it."""
     data, kind = corpus.page_file(doc_name, page)
-    relative = Path("pages") / f"{page_id(doc_name, page)}.{'jpg' if kind == 'jpeg' else kind}"
+    name = page_id(doc_name, page)
+    if len(name) > LONGEST_NAME:  # percent signs triple a name, and file systems take 255 bytes
+        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    relative = Path("pages") / f"{name}.{'jpg' if kind == 'jpeg' else kind}"
     with _PAGE_FILES:
         if not (folder / relative).exists():
             with replacing(folder / relative) as new:

@@ -1,8 +1,8 @@
-"""Who explains a page to the student: any model behind OpenAI's chat interface, or an offline evidence teacher.
+"""Teachers, which explain pages to the student: any model behind OpenAI's chat interface, or an offline one.
 
-A teacher is given a question, one page and its label, and says why the page can or cannot help answer the
-question (arXiv 2506.12364, data construction). A teacher of your own needs the same three members:
-`name`, `explain` and `refine`, which must be safe to call from several threads if it also has `workers`.
+A teacher gets a question, one page and its label, and says why the page can or cannot help answer the question
+(arXiv 2506.12364, data construction). A teacher of your own needs the same three members: `name`, `explain` and
+`refine`, which must be safe to call from several threads if it also has `workers`.
 
     with open_teacher(corpus) as teacher:                                                      # offline
     with open_teacher(corpus, "https://api.openai.com/v1", "gpt-4o", "answers.sqlite") as teacher:
@@ -18,17 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import openai
 import pandas as pd
 
 from mmr5_lab.corpus.documents import Corpus
-from mmr5_lab.models.chat import BadAnswerError, Chat, page_url, refuses_all, told
+from mmr5_lab.models.chat import Chat, RequestError, page_url
+from mmr5_lab.models.replies import Reply
 from mmr5_lab.prompting.prompts import refine_prompt, teacher_prompt
 from mmr5_lab.retrieval.bm25 import bm25_scores, content_words
 from mmr5_lab.traces.account import Account
 
 PAGE_TOKENS = 1500
-"""What a page may count as at most: GPT-4o counts 1,445 for the largest, Qwen2.5-VL 1,282 at 1,003,520 pixels."""
+"""Tokens of a page at most: GPT-4o counts 1,445 for the largest, Qwen2.5-VL 1,282 at 1,003,520 pixels."""
+TEMPLATE_TOKENS = 50
+"""Tokens that a chat template adds to a prompt, at most."""
 
 
 class Teacher(Protocol):
@@ -37,14 +39,14 @@ class Teacher(Protocol):
     name: str
 
     def explain(self, question: pd.Series, page: int, positive: bool) -> str:
-        """Why `page` (0-based) can (`positive`) or cannot help; `question` is a row of `Corpus.questions`."""
+        """Return why `page` (0-based) can (`positive`) or cannot help; `question` is a row of `Corpus.questions`."""
 
     def refine(self, question: pd.Series, pages: Sequence[int], positives: Sequence[int]) -> str:
-        """One sentence for the positive images, one for the rest; `positives` are 1-based places in `pages`."""
+        """Return a sentence on the positive images and one on the rest; `positives` are 1-based places in `pages`."""
 
 
 class TeacherError(RuntimeError):
-    """One page that the teacher did not explain; others may be asked for."""
+    """One page that the teacher did not explain, in the form "kind: more"; others may be asked for."""
 
 
 class TeacherGoneError(RuntimeError):
@@ -64,11 +66,15 @@ def open_teacher(
     price_in: float = 0.0,
     price_out: float = 0.0,
     budget: float | None = None,
+    max_pixels: int | None = None,
     offline: Teacher | None = None,
 ) -> "Iterator[Teacher]":
-    """The teacher `model` on a server (see `Chat`, `Account`), or without both the offline one; closed at the end.
+    """Open the teacher `model` on a server (see `Chat`, `Account`), or without both the one that works `offline`.
 
-    Raises ValueError where only one of them is given, and like `Chat` and `Account`.
+    max_pixels: pages with more are made smaller before they are sent; None: they keep their size
+    offline: by default a `QuoteTeacher`
+
+    Raises ValueError where only one of server and model is given, and like `Chat` and `Account`.
     """
     if bool(server) != bool(model):
         raise ValueError("a teacher on a server needs both: the server's address and the model's name there")
@@ -78,28 +84,30 @@ def open_teacher(
     chat = Chat(server, model, concurrency=concurrency, per_minute=per_minute, timeout=timeout)
     account = Account(answers, price_in=price_in, price_out=price_out, budget=budget)
     try:
-        yield ServerTeacher(corpus, chat, account)
+        yield ServerTeacher(corpus, chat, account, max_pixels=max_pixels)
     finally:
         chat.close()
         account.close()
 
 
 def think_lines(teacher: Teacher, question: pd.Series, pages: Sequence[int], positives: Sequence[int]) -> str:
-    """A line `Image i: …` for each page, in order; `positives` are 1-based places in `pages`."""
-    right = [i in positives for i in range(1, len(pages) + 1)]
-    explained = getattr(teacher, "map", map)(partial(teacher.explain, question), pages, right)
-    return "\n".join(f"Image {i}: {' '.join(text.split())}" for i, text in enumerate(explained, 1))
+    """Return a line `Image i: …` for each page, in order; `positives` are 1-based places in `pages`."""
+    labels = [i in positives for i in range(1, len(pages) + 1)]
+    texts = getattr(teacher, "map", map)(partial(teacher.explain, question), pages, labels)
+    return "\n".join(f"Image {i}: {' '.join(text.split())}" for i, text in enumerate(texts, 1))
 
 
 class ServerTeacher:
     """Asks a vision-language model on a server, as the paper asked GPT-4o: one page with its label at a time.
 
-    account: keeps every answer by question, page image and request, so that nothing is asked twice
+    account: keeps every answer by question, page image and request, so that no answer is paid for twice
     options: of the request; "max_tokens" (or "max_completion_tokens") bounds what an answer may cost
     page_tokens: what the server counts for a page image at most; a prompt's words count a token a byte
+    max_pixels: pages with more are made smaller before they are sent
 
-    `explain` and `refine` raise TeacherError where a call failed for good, TeacherGoneError where all would (a wrong
-    key, an unknown model, an empty account), BudgetError where the call could pass the budget.
+    `explain` and `refine` raise TeacherError where the server gave no answer (`replies.PROBLEMS`) or a request failed
+    for good, TeacherGoneError where all would fail (a wrong key, an unknown model, an empty account), BudgetError where
+    a request could pass the budget.
     """
 
     def __init__(
@@ -110,88 +118,94 @@ class ServerTeacher:
         *,
         options: Mapping[str, Any] | None = None,
         page_tokens: int = PAGE_TOKENS,
+        max_pixels: int | None = None,
     ):
         self.name, self.account = chat.model, account
-        self._corpus, self._chat, self._page_tokens = corpus, chat, page_tokens
+        self._corpus, self._chat, self._page_tokens, self._max_pixels = corpus, chat, page_tokens, max_pixels
         self._options = dict(options or {"max_tokens": 300, "temperature": 0.0})
         self._most = max(int(self._options.get(key, 0)) for key in ("max_tokens", "max_completion_tokens"))
         if account.budget is not None and not self._most:
             raise ValueError("a budget needs max_tokens (or max_completion_tokens) among the options")
         # A trace's pages are asked for at once, or at a run's end few traces would leave most places empty; but one
-        # after another within a budget, of which each call under way takes the most that it can cost.
+        # after another within a budget, of which each request under way takes the most that it can cost.
         self.map: Callable[..., Iterator[str]] = ThreadPoolExecutor(self.workers).map if account.budget is None else map
         self._lock = threading.Lock()
-        self._under_way: dict[str, Future[str]] = {}
+        self._answers: dict[str, Future[str]] = {}  # under way, and while `asking_once` all
+        self._keep = False
 
     @property
     def workers(self) -> int:
-        """Threads to call from: more than are under way at once, since those that wait to try again take no place."""
+        """Threads to call from: more than requests under way, since one that waits to be tried again takes a thread."""
         return 2 * self._chat.concurrency
 
+    @contextmanager
+    def asking_once(self) -> Iterator[None]:
+        """Within this context ask nothing twice, not even what got no answer: orders of a question share its pages."""
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+            self._answers.clear()
+
     def explain(self, question: pd.Series, page: int, positive: bool) -> str:
-        return self._ask(
-            teacher_prompt(question["question"], positive), self._corpus.page_bytes(question["doc_name"], page)
-        )
+        image = self._corpus.page_bytes(question["doc_name"], page)
+        return self._answer(teacher_prompt(question["question"], positive), image)
 
     def refine(self, question: pd.Series, pages: Sequence[int], positives: Sequence[int]) -> str:
-        return self._ask(
-            refine_prompt(question["question"], positives, think_lines(self, question, pages, positives)), None
-        )
+        lines = think_lines(self, question, pages, positives)
+        return self._answer(refine_prompt(question["question"], positives, lines), None)
 
-    def _ask(self, prompt: str, image: bytes | None) -> str:
-        """The answer to a prompt with or without an image; calls for the same are made once."""
-        shown = hashlib.sha256(image).hexdigest() if image else None
-        request = json.dumps([self.name, self._options, prompt, shown], sort_keys=True)
-        key = hashlib.sha256(request.encode()).hexdigest()
+    def _answer(self, prompt: str, image: bytes | None) -> str:
+        """The answer to a prompt with or without an image. Threads that want the same share one request."""
+        parts: list[Any] = [self.name, self._options, prompt, hashlib.sha256(image).hexdigest() if image else None]
+        parts += [] if self._max_pixels is None else [self._max_pixels]  # answers of before it was an option stay valid
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         with self._lock:
-            future = self._under_way.get(key)
-            ours = future is None
-            if future is None:
-                future = self._under_way[key] = Future()
-        if ours:
+            first = key not in self._answers
+            future = self._answers.setdefault(key, Future())
+        if first:
             try:
-                answer = self.account.find(key)
-                future.set_result(self._send(key, prompt, image) if answer is None else answer)
+                future.set_result(self.account.find(key) or self._send(key, prompt, image))
             except BaseException as error:
                 future.set_exception(error)
-            finally:
-                with self._lock:
-                    del self._under_way[key]
+            if not self._keep:
+                self._answers.pop(key, None)
         return future.result()
 
     def _send(self, key: str, prompt: str, image: bytes | None) -> str:
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         if image:
-            content.append({"type": "image_url", "image_url": {"url": page_url(image)}})
-        bound = len(prompt.encode()) + 50 + (self._page_tokens if image else 0)  # 50: the chat template's own
-        number: int | None = None
-
-        def trying(failed: Exception | None) -> None:
-            nonlocal number
-            if failed is not None:
-                self._refused(number, failed)
-            number = self.account.open_try(key, self.name, bound, self._most)
-
+            content.append({"type": "image_url", "image_url": {"url": page_url(image, self._max_pixels)}})
         try:
-            reply = self._chat.ask([{"role": "user", "content": content}], trying=trying, **self._options)
-        except (openai.OpenAIError, BadAnswerError, ValueError) as error:
-            self._refused(number, error)
-            kind = TeacherGoneError if refuses_all(error) else TeacherError
-            raise kind(told(error)) from None
-        if reply.prompt_tokens > bound and self.account.budget is not None:
-            raise_to = reply.prompt_tokens - bound + self._page_tokens
-            with self._lock:
-                self._page_tokens = max(self._page_tokens, raise_to)
-        answer = reply.text.rpartition("</think>")[2].strip()  # of a teacher that reasons aloud
-        assert number is not None
-        tokens = (reply.prompt_tokens, reply.completion_tokens)
-        self.account.close_try(number, *(tokens if any(tokens) else (bound, self._most)), answer)
-        return answer
+            reply = self._chat.ask(
+                [{"role": "user", "content": content}], partial(self._booked, key, prompt, bool(image)), **self._options
+            )
+        except RequestError as error:
+            raise (TeacherGoneError if error.fatal else TeacherError)(str(error)) from None
+        if reply.problem:
+            raise TeacherError(reply.reason)
+        return reply.answer
 
-    def _refused(self, number: int | None, error: Exception) -> None:
-        """A try that the server refused costs nothing; one that was cut off or answered oddly may, so it stays."""
-        if number is not None and getattr(error, "status_code", None) is not None:
-            self.account.close_try(number, 0, 0)
+    def _booked(self, key: str, prompt: str, shown: bool, send: Callable[[], Reply]) -> Reply:
+        """Send a request once; what it costs is booked before and corrected after."""
+        page = self._page_tokens if shown else 0
+        bound = len(prompt.encode()) + TEMPLATE_TOKENS + page
+        number = self.account.open_try(key, self.name, bound, self._most)
+        try:
+            reply = send()
+        except RequestError as error:
+            tokens = (bound, self._most) if error.billable else (0, 0)
+            self.account.close_try(number, *tokens, problem=str(error).partition(":")[0])
+            raise
+        tokens = (bound, self._most) if reply.problem != "failed" else (0, 0)  # where the server does not count
+        if reply.prompt_tokens is not None and reply.completion_tokens is not None:
+            tokens = reply.prompt_tokens, reply.completion_tokens
+        self.account.close_try(number, *tokens, None if reply.problem else reply.answer, reply.problem)
+        if self.account.budget is not None and shown:  # a page counts more than was thought: the next may, too
+            with self._lock:
+                self._page_tokens = max(self._page_tokens, page + tokens[0] - bound)
+        return reply
 
 
 class QuoteTeacher:

@@ -15,25 +15,34 @@ def pages(count: int) -> list[Image.Image]:
     return [Image.new("RGB", (140, 168), (40 * k % 255, 60, 200)) for k in range(count)]
 
 
-def completion(text: str, ended: str = "stop", **more: str) -> bytes:
-    message = {"role": "assistant", "content": text, **more}
+USAGE = {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10}
+
+
+def completion(content, ended: str | None = "stop", usage=USAGE, **more) -> bytes:
+    """The body of a chat completion; `more` goes into its message."""
+    message = {"role": "assistant", "content": content, **more}
     return json.dumps({
         "id": "1", "object": "chat.completion", "created": 1, "model": "m",
         "choices": [{"index": 0, "message": message, "finish_reason": ended}],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10},
+        "usage": usage,
     }).encode()  # fmt: skip
+
+
+def failure(message: str, **more) -> str:
+    """The body of an error, as OpenAI and vLLM write it."""
+    return json.dumps({"error": {"message": message, **more}})
 
 
 class Server:
     """Answers each question with its turns, one a request, then with `ANSWER`.
 
-    A turn is a status, a status with what Retry-After says or with a JSON body, bytes, "hang" or "cut". `answer` makes
-    what else is answered from the request's text.
+    A turn is a status, a status with Retry-After or with a JSON body, bytes, "hang", "cut", or a function of the
+    request's body that returns one of these. `answer` makes what else is answered from the request's text.
     """
 
-    def __init__(self, turns: dict[str, list], delay: float = 0.0, answer=lambda text: ANSWER):
-        self.turns, self.delay = {question: list(given) for question, given in turns.items()}, delay
-        self.bodies, self.keys, self.busy, self.most = [], [], 0, 0
+    def __init__(self, turns: dict[str, list], delay: float = 0.0, answer=lambda text: ANSWER, port: int = 0):
+        self.turns, self.delay = {question: list(replies) for question, replies in turns.items()}, delay
+        self.bodies, self.keys, self.busy, self.most, self.closed = [], [], 0, 0, False
         lock = threading.Lock()
         server = self
 
@@ -48,8 +57,13 @@ class Server:
                     server.bodies.append(body)
                     server.keys.append(self.headers["Authorization"])
                     text = body["messages"][-1]["content"][0]["text"]
-                    asked = next((q for q in server.turns if re.search(rf": {re.escape(q)}(\n|$)", text)), None)
-                    turn = server.turns[asked].pop(0) if asked and server.turns[asked] else completion(answer(text))
+                    question = next((q for q in server.turns if re.search(rf": {re.escape(q)}(\n|$)", text)), "")
+                    turns = server.turns.get(question)
+                    turn = turns.pop(0) if turns else completion(answer(text))
+                    turn = turn(body) if callable(turn) else turn
+                if server.closed:  # of a connection that was kept open
+                    self.close_connection = True
+                    return
                 time.sleep(server.delay)
                 with lock:
                     server.busy -= 1
@@ -76,13 +90,14 @@ class Server:
             def log_message(self, *args):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()  # to end at once
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
+        self.closed = True
         self.http.shutdown()
         self.http.server_close()

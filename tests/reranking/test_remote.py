@@ -1,5 +1,6 @@
 """Ranking through servers: a real one with the same weights, and one with every fault, over real sockets."""
 
+import json
 import os
 import socket
 import subprocess
@@ -9,7 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from helpers.servers import ANSWER, Server, completion, pages
+from helpers.servers import ANSWER, Server, completion, failure, pages
+from PIL import Image
 
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.ranking import RemoteError
@@ -20,7 +22,7 @@ def test_every_passing_fault_is_overcome():
     turns = {
         "q0": [429, 500], "q1": ["hang"], "q2": ["cut", 503], "q3": [b"garbage", b"<html>", b"[1]"],
         "q4": [completion("no list")], "q5": [completion(ANSWER, "length")],
-        "q6": [b'{"choices": {}}', completion(7), completion("\ud800"), b'{"choices": [{"message": 5}]}'],
+        "q6": [b'{"choices": {}}', completion(7), b"{}", b'{"choices": [{"message": 5}]}'],
     }  # fmt: skip
     with Server(turns, delay=0.1) as server:
         remote = RemoteReranker(server.url, "m", concurrency=3, timeout=1, retries=4, pause=0.01)
@@ -55,12 +57,68 @@ def test_reasoning_that_a_server_gives_apart_is_put_back(name):
     turns = {
         "q": [completion("<answer>[2, 1]</answer>", **{name: "Image 2 fits."})],
         "cut": [completion("", "length", **{name: "Image 1"})],
-    }
+        "null": [completion(None, **{name: "Image 2 fits.</think><answer>[2, 1]</answer>"})],
+        "tags": [completion(None, **{name: ANSWER})],
+        "opened": [completion("Image 2 fits.</think><answer>[2, 1]</answer>")],
+        "parts": [completion([
+            {"type": "reasoning", "reasoning": "Image 2 fits."}, {"type": "text", "text": "<answer>[2, "}, "1]</answer>"
+        ])],
+    }  # fmt: skip
     with Server(turns) as server:
-        whole, cut = RemoteReranker(server.url, "m").rank_many([(q, pages(2)) for q in turns])
+        whole, cut, *others = RemoteReranker(server.url, "m").rank_many([(q, pages(2)) for q in turns])
+        assert len(server.bodies) == len(turns)
     assert (whole.text, whole.faults) == (ANSWER, frozenset())
     assert cut.text == "<think>Image 1"
     assert {"truncated", "no_answer"} <= cut.faults
+    assert [(r.text, r.reasoning, r.order, r.faults) for r in others] == [
+        (ANSWER, "Image 2 fits.", [1, 0], frozenset())
+    ] * len(others)
+
+
+def test_what_is_no_answer_is_named_by_kind_and_asked_again_by_the_next_call():
+    turns = {
+        "failed": completion(ANSWER[:30], "error"),
+        "filtered": completion(None, "content_filter"),
+        "refused": completion(None, refusal="I cannot rank these"),
+        "empty": completion(""),
+        "error": failure("no such page").encode(),
+    }
+    with Server({question: [turn] for question, turn in turns.items()}) as server:
+        remote = RemoteReranker(server.url, "m")
+        asked = [(question, pages(2)) for question in ("fine", *turns)]
+        finished = {}
+        with pytest.raises(RemoteError, match=r"5 of 6 requests failed; .* By kind: 2 failed, ") as error:
+            finished.update(remote.rank_each(asked))
+        assert finished[0].order == [1, 0]
+        assert [reason.split(":")[0] for _, reason in sorted(error.value.failures.items())] == [
+            "failed", "filtered", "refused", "empty", "failed"
+        ]  # fmt: skip
+        assert "I cannot rank these" in error.value.failures[3]
+        assert "no such page" in error.value.failures[5]
+        assert len(server.bodies) == 6, "a reply is final"
+        assert [r.order for r in remote.rank_many(asked)] == [[1, 0]] * 6
+
+
+def test_a_wrong_key_costs_few_requests():
+    with Server({"q": [(401, failure("Incorrect API key provided"))] * 60}, delay=0.05) as server:
+        remote = RemoteReranker(server.url, "m", concurrency=4)
+        with pytest.raises(RemoteError, match=r"60 of 60 requests .* By kind: 60 AuthenticationError 401") as error:
+            remote.rank_many([("q", pages(2))] * 60)
+        assert len(server.bodies) <= 8
+    assert error.value.fatal
+    assert all("Incorrect API key provided" in reason for reason in error.value.failures.values())
+
+
+def test_pages_are_brought_into_a_pixel_budget_before_they_are_sent():
+    def reply(body: dict):
+        small = len(json.dumps(body)) < 12_000
+        return completion(ANSWER) if small else (413, failure("Request Entity Too Large"))
+
+    noise = [Image.effect_noise((140, 168), 90).convert("RGB") for _ in range(2)]
+    with Server({"q": [reply, reply]}) as server:
+        with pytest.raises(RemoteError, match=r"lower the pixels of a page \(max_pixels\)"):
+            RemoteReranker(server.url, "m").rank("q", noise)
+        assert RemoteReranker(server.url, "m", max_pixels=1000).rank("q", noise).order == [1, 0]
 
 
 def test_stopping_early_does_not_wait_for_what_hangs():
@@ -92,16 +150,18 @@ def test_the_key_comes_from_the_environment_and_the_page_is_sent_as_it_is(monkey
     assert urls[1].startswith("data:image/png;base64,")
 
 
-@pytest.mark.parametrize(("given", "message"), [([], "no pages"), ([b"x"], "page 0 is not a readable image")])
-def test_bad_pages_are_named_before_anything_is_sent(given, message):
+@pytest.mark.parametrize(("bad", "message"), [([], "no pages"), ([b"x"], "page 0 is not a readable image")])
+def test_bad_pages_are_named_before_anything_is_sent(bad, message):
     with Server({}) as server, pytest.raises(ValueError, match=f"pair 1 .'q'.*{message}"):
-        list(RemoteReranker(server.url, "m").rank_each([("p", pages(1)), ("q", given)]))
+        list(RemoteReranker(server.url, "m").rank_each([("p", pages(1)), ("q", bad)]))
     assert server.bodies == []
 
 
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="concurrency is 0"):
         RemoteReranker("http://127.0.0.1:9/v1", "m", concurrency=0)
+    with pytest.raises(ValueError, match="'localhost:8000/v1' is not the address of a server: it must begin with http"):
+        RemoteReranker("localhost:8000/v1", "m")
     with pytest.raises(ValueError, match="mode 'score' needs the model's logits"):
         RemoteReranker("http://127.0.0.1:9/v1", "m").rank("q", pages(1), "score")
 

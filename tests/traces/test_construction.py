@@ -8,11 +8,12 @@ from multiprocessing import get_context
 
 import pytest
 from helpers.killed_work import CONCURRENCY, by_server, make_by_server
-from helpers.servers import Server
+from helpers.servers import Server, completion
 
 from mmr5_lab.cli import main
-from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import Rankings, read_trec
+from mmr5_lab.corpus.writing import write_corpus
 from mmr5_lab.files import appending
 from mmr5_lab.mini.documents import make_corpus
 from mmr5_lab.mini.teacher import EvidenceTeacher
@@ -199,6 +200,25 @@ def test_another_teacher_does_not_go_on_with_the_file(corpus, candidates, tmp_pa
         make_traces(corpus, candidates, EvidenceTeacher(corpus), path, refined=True)
 
 
+def test_a_page_s_file_has_a_short_name_whatever_the_document_is_called(tmp_path):
+    pages = make_corpus(tmp_path / "made", seed=5, splits={"sft": (1, 2)})
+    names = ["年" * 40, "年" * 39 + "月", "short"]
+    records = [{"doc_name": name, "domain": "x", "questions": [
+        {"Q": f"What is {name}?", "A": "", "page_id": [0], "type": ""}]} for name in names]  # fmt: skip
+    image = pages.page_bytes("sft-000", 0)
+    write_corpus(tmp_path, records, [{"doc_name": n, "image_binary": image, "ocr_text": n} for n in names])
+    corpus = load_corpus(tmp_path)
+    candidates = training_candidates(corpus, Rankings({q: [0] for q in corpus.questions["question_id"]}))
+    traces = read_traces(make_traces(corpus, candidates, Says("the page \x02 says \x00so"), tmp_path / "t.jsonl"))
+    traces += read_traces(rejected_path(tmp_path / "t.jsonl"))
+    files = {trace["doc_name"]: trace["images"][0] for trace in traces}
+    assert sorted(files) == sorted(names)
+    assert files["short"] == "pages/short:0.png"
+    assert len(set(files.values())) == 3
+    assert all((tmp_path / file).is_file() and len(file) < 80 for file in files.values())
+    assert "the page  says so" in traces[0]["messages"][-1]["content"], "without control characters"
+
+
 def test_two_processes_on_one_file_are_refused(corpus, candidates, tmp_path):
     with appending(tmp_path / "t.jsonl"), pytest.raises(RuntimeError, match="another process is writing"):
         make_traces(corpus, candidates, EvidenceTeacher(corpus), tmp_path / "t.jsonl")
@@ -220,6 +240,26 @@ def test_what_fails_for_good_costs_one_trace_and_a_wrong_key_ends_the_work(corpu
         with pytest.raises(TeacherGoneError, match="AuthenticationError 401"):
             make_traces(corpus, candidates, teacher, tmp_path / "other" / "t.jsonl", workers=2)
         assert len(server.bodies) <= 4 * len(candidates[0].pages), "two traces, and those begun before they had ended"
+
+
+def test_what_is_no_answer_is_counted_by_kind_and_made_by_the_next_run(corpus, candidates, tmp_path):
+    orders = training_candidates(corpus, retrieve(corpus, top_k=5), 5, shuffles=3)
+    cut, filtered = (c.question["question"] for c in candidates[:2])
+    turns = {cut: [completion("Half an", "length")] * 99, filtered: [completion("", "content_filter")] * 99}
+    with Server(turns, answer=said_of) as server:
+        teacher = by_server(corpus, server.url, tmp_path)
+        with pytest.raises(RuntimeError, match=r"6 of \d+ traces were not made; the first is .* By kind: 3 \w+, 3 \w+"):
+            make_traces(corpus, orders, teacher, tmp_path / "t.jsonl")
+        calls = Counter(json.dumps(body["messages"]) for body in server.bodies)
+        assert set(calls.values()) == {1}, "three orders of a question share what each page got"
+        server.turns.clear()
+        made = make_traces(corpus, orders, teacher, tmp_path / "t.jsonl")
+        assert len(read_traces(made)) + len(read_traces(rejected_path(made))) == len(orders)
+        again = Counter(json.dumps(body["messages"]) for body in server.bodies) - calls
+        assert all(cut in call or filtered in call for call in again), "nothing else is asked again"
+    summary = teacher.account.summary().loc["m"]
+    assert summary["tries without"] == summary["cut"] + summary["filtered"] > 0
+    assert summary["answers"] == len({(c.question["question_id"], page) for c in orders for page in c.pages})
 
 
 def test_a_budget_ends_the_work_and_a_larger_one_goes_on(corpus, candidates, tmp_path):

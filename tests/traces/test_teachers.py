@@ -1,10 +1,12 @@
 """Teachers: a server over a real socket, and the two offline ones."""
 
-import json
+import base64
+import io
 import threading
 
 import pytest
-from helpers.servers import Server, completion
+from helpers.servers import Server, completion, failure
+from PIL import Image
 
 from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.writing import write_corpus
@@ -83,25 +85,90 @@ def test_refining_sums_up_the_explanations_of_the_pages(corpus, tmp_path):
     assert [len(body["messages"][0]["content"]) for body in server.bodies] == [2, 2, 1]
 
 
-def test_faults_of_the_server_are_told_apart(corpus, tmp_path):
-    ask = lambda teacher, k: teacher.explain(corpus.questions.iloc[k], 0, True)  # noqa: E731
+def explain(teacher, corpus, k: int, page: int = 0) -> str:
+    return teacher.explain(corpus.questions.iloc[k], page, True)
+
+
+def test_faults_of_the_server_have_their_kind_and_their_price(corpus, tmp_path):
     questions = [corpus.questions.iloc[k]["question"] for k in range(4)]
-    turns = {questions[0]: [400], questions[1]: [500] * 3, questions[2]: [401], questions[3]: [b"odd", 503]}
+    turns = {questions[0]: [400], questions[1]: [500] * 3, questions[2]: [b"odd", 503], questions[3]: [401]}
     with Server(turns, answer=lambda text: "Because.") as server:
         teacher = server_teacher(corpus, server, tmp_path, price_in=1.0)
         with pytest.raises(TeacherError, match="BadRequestError 400"):
-            ask(teacher, 0)
+            explain(teacher, corpus, 0)
         with pytest.raises(TeacherError, match="InternalServerError 500"):
-            ask(teacher, 1)
+            explain(teacher, corpus, 1)
+        assert teacher.account.spent == 0, "refusals cost nothing"
+        assert [explain(teacher, corpus, 2) for _ in range(2)] == ["Because."] * 2
         with pytest.raises(TeacherGoneError, match="AuthenticationError 401"):
-            ask(teacher, 2)
-        assert Account(tmp_path / "answers.sqlite").spent == 0, "refusals cost nothing"
-        assert ask(teacher, 3) == "Because."
-        assert ask(teacher, 3) == "Because."
-    assert len(server.bodies) == 1 + 3 + 1 + 3
-    summary = Account(tmp_path / "answers.sqlite").summary().loc["m"]
+            explain(teacher, corpus, 3)
+        with pytest.raises(TeacherGoneError, match="AuthenticationError 401"):
+            explain(teacher, corpus, 1)
+    assert len(server.bodies) == 1 + 3 + 3 + 1, "after the 401 nothing is sent"
+    summary = teacher.account.summary().loc["m"]
     assert (summary["answers"], summary["tries without"]) == (1, 7)
+    kinds = ["BadRequestError 400", "InternalServerError 500", "InternalServerError 503", "AuthenticationError 401"]
+    assert [summary[kind] for kind in [*kinds, "unreadable"]] == [1, 3, 1, 1, 1]
     assert 1e-6 * 1500 < summary["cost"] < 1e-6 * 2000, "an answer, and an odd one that may have been billed"
+
+
+NO_ANSWERS = {
+    "cut": completion("Half an ans", "length"),
+    "refused": completion(None, refusal="I cannot help with this."),
+    "filtered": completion("", "content_filter"),
+    "empty": completion(None, reasoning="The page shows …"),
+    "failed": completion("Half", "error"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ANSWERS)
+def test_what_is_no_answer_is_paid_as_counted_and_asked_again_by_the_next_run_alone(kind, corpus, tmp_path):
+    question = corpus.questions.iloc[0]["question"]
+    with Server({question: [NO_ANSWERS[kind]]}, answer=lambda text: "Because.") as server:
+        teacher = server_teacher(corpus, server, tmp_path, price_in=1e6, price_out=1e6)
+        with teacher.asking_once():
+            for _ in range(3):
+                with pytest.raises(TeacherError, match=f"^{kind}: "):
+                    explain(teacher, corpus, 0)
+            assert len(server.bodies) == 1, "also by other orders of the question's pages"
+        assert teacher.account.spent == 1 + 9, "as the server counted"
+        for _ in range(2):
+            with teacher.asking_once():
+                assert explain(teacher, corpus, 0) == "Because."
+    assert len(server.bodies) == 2
+    assert teacher.account.summary().loc["m"].to_dict() == {
+        "answers": 1, "tries without": 1, kind: 1, "prompt tokens": 2, "completion tokens": 18, "cost": 20.0
+    }  # fmt: skip
+
+
+def test_an_error_in_a_200_costs_nothing_and_an_answer_without_a_count_what_it_may(corpus, tmp_path):
+    question = corpus.questions.iloc[0]["question"]
+    turns = {question: [failure("overloaded").encode(), completion("Because.", usage=None)]}
+    with Server(turns) as server:
+        teacher = server_teacher(corpus, server, tmp_path, price_in=1.0, price_out=1.0)
+        with pytest.raises(TeacherError, match=r"^failed: the server reports an error \(overloaded\)"):
+            explain(teacher, corpus, 0)
+        assert teacher.account.spent == 0
+        assert explain(teacher, corpus, 0) == "Because."
+    assert teacher.account.spent * 1e6 > 1500 + 300
+
+
+def test_an_empty_text_that_was_once_kept_is_asked_for_again(corpus, tmp_path):
+    with Server({}, answer=lambda text: "Because.") as server:
+        teacher = server_teacher(corpus, server, tmp_path)
+        explain(teacher, corpus, 0)
+        teacher.account._file.execute("update tries set answer = ''")
+        assert explain(server_teacher(corpus, server, tmp_path), corpus, 0) == "Because."
+        assert len(server.bodies) == 2
+
+
+def test_pages_are_brought_into_a_pixel_budget_and_answers_depend_on_it(corpus, tmp_path):
+    with Server({}, answer=lambda text: "Because.") as server:
+        account = Account(tmp_path / "answers.sqlite")
+        for max_pixels in (None, 2000, 2000):
+            explain(ServerTeacher(corpus, Chat(server.url, "m"), account, max_pixels=max_pixels), corpus, 0)
+        sent = [body["messages"][0]["content"][1]["image_url"]["url"].split(",")[1] for body in server.bodies]
+    assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in sent] == [(140, 168), (40, 48)]
 
 
 def test_the_budget_ends_the_work_before_it_is_passed(corpus, tmp_path):
@@ -120,8 +187,7 @@ def test_the_budget_ends_the_work_before_it_is_passed(corpus, tmp_path):
 
 
 def test_a_page_that_counts_more_than_was_thought_raises_the_bound(corpus, tmp_path):
-    usage = {"prompt_tokens": 40_000, "completion_tokens": 9, "total_tokens": 40_009}
-    dear = json.dumps(json.loads(completion("Because.")) | {"usage": usage}).encode()
+    dear = completion("Because.", usage={"prompt_tokens": 40_000, "completion_tokens": 9, "total_tokens": 40_009})
     question = corpus.questions.iloc[0]
     with Server({question["question"]: [dear]}, answer=lambda text: "Because.") as server:
         teacher = server_teacher(corpus, server, tmp_path, price_in=1.0, budget=0.06)
@@ -143,7 +209,7 @@ def test_a_budget_wants_bounded_answers(corpus, tmp_path):
 def test_keys_stand_in_no_file(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-7")
     question = corpus.questions.iloc[0]
-    turns = {question["question"]: [(400, json.dumps({"error": {"message": "wrong key secret-7"}}))]}
+    turns = {question["question"]: [(400, failure("wrong key secret-7"))]}
     with Server(turns, answer=lambda text: "Because.") as server:
         teacher = server_teacher(corpus, server, tmp_path)
         with pytest.raises(TeacherError) as error:
