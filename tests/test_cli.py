@@ -1,10 +1,12 @@
 """The command line: what it prints, and its exit codes."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
+from mmr5_lab import cli
 from mmr5_lab.cli import main
 from mmr5_lab.corpus.documents import PAGES
 from mmr5_lab.corpus.writing import write_corpus
@@ -195,15 +197,35 @@ def test_what_fails_on_the_way_is_code_1(folder, tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmr5_lab.corpus.documents.load_corpus", interrupt)
+    monkeypatch.setattr("mmr5_lab.retrieval.retrieve.load_corpus", interrupt)
     assert main(["retrieve", str(folder), "--out", str(tmp_path / "run")]) == 1
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_a_fault_of_a_library_keeps_its_traceback(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmr5_lab.corpus.documents.load_corpus", lambda path: __import__("json").loads("{"))
+    monkeypatch.setattr("mmr5_lab.retrieval.retrieve.load_corpus", lambda *_: __import__("json").loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
         main(["retrieve", str(folder), "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("name", [row[0] for row in cli.COMMANDS])
+def test_help_of_each_command(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: mmr5 {name}")
+
+
+@pytest.mark.parametrize("row", cli.COMMANDS, ids=lambda row: row[0])
+def test_a_commands_arguments_are_those_of_its_function(row):
+    name, function, _, _, *arguments = row
+    function = cli._named(function) if isinstance(function, str) else function
+    written = [names[0] for names, settings in arguments if not names[0].startswith("-")]
+    written += [f"{names[0]}=1" for names, settings in arguments if settings.get("required")]
+    written = ["2" if word == "pair" else word for word in written for _ in range(1 + (word == "pair"))]
+    options = vars(cli._parser().parse_args([*name.split(), *written]))
+    del options["function"]
+    inspect.signature(function).bind(**options)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +237,11 @@ def test_a_fault_of_a_library_keeps_its_traceback(folder, tmp_path, monkeypatch)
         ["retrieve", "corpus", "--out", "run", "--top-k", "0"],
         ["retrieve", "corpus", "--out", "run", "--method", "magic"],
         ["ingest", "pdfs", "out", "--max-pixels", "many"],
+        ["traces", "corpus", "run", "--out", "o", "--price-in", "-1"],
+        ["traces", "corpus", "run", "--out", "o", "--budget", "nan"],
+        ["traces", "corpus", "run", "--out", "o", "--timeout", "soon"],
+        ["rerank", "corpus", "run", "--out", "o", "--mode", "think"],
+        ["sweep", "grid", "--tracker", "excel"],
     ],
 )
 def test_unknown_arguments_are_code_2(arguments, capsys):

@@ -191,8 +191,10 @@ class Corpus:
         return frame[frame[column].isin(wanted)].reset_index(drop=True)
 
 
-def load_corpus(folder: str | Path) -> Corpus:
+def load_corpus(folder: str | Path, split: str | None = None) -> Corpus:
     """Open a corpus folder: its annotations, and of the page file only sizes and document names.
+
+    split: only the documents of this split
 
     Without the page file, documents and questions work and pages raise an error that says what is missing.
     Raises CorpusError, naming file and line or document, if a file is missing or malformed, a question's gold
@@ -217,7 +219,7 @@ def load_corpus(folder: str | Path) -> Corpus:
     store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
     corpus = Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
     _check_rows(corpus)
-    return corpus
+    return corpus.split(split) if split else corpus
 
 
 def _check_rows(corpus: Corpus) -> None:

@@ -9,13 +9,13 @@ on its candidates. A run of another name gets a row of its own in a table "other
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import RankingsError, read_trec
 from mmr5_lab.evaluation.metrics import evaluate, evaluate_runs
 from mmr5_lab.html import escape_html, html_page, html_table, latex_table, visible
@@ -173,6 +173,19 @@ def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
     """Return the tables in LaTeX (package booktabs)."""
     blocks = [block for name, table in tables.items() for block in _blocks(name, table)]
     return "\n".join(latex_table(_marked(block), f"{title}. {_note(corpus)}") for title, block in blocks)
+
+
+def tables_text(corpus: str | Path, runs: Sequence[str], split: str | None, html: str | None, latex: str | None) -> str:
+    """Return the tables of TREC files (or folders of them) on a corpus folder as text.
+
+    html, latex: files to write them to as well
+    """
+    part = load_corpus(corpus, split)
+    tables = paper_tables(find_runs(runs), part)
+    for path, write in ((html, as_html), (latex, as_latex)):
+        if path:
+            Path(path).write_text(write(tables, part), encoding="utf-8")
+    return as_text(tables, part)
 
 
 def _blocks(name: str, table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -117,14 +117,15 @@ def list_text(root: str | Path = "runs", conditions: Sequence[str] = (), show: S
     return f"{text}{len(shown)} runs"
 
 
-def run_text(run: Run) -> str:
-    """Return what there is of a run as text: state, why it failed, manifest, results, names of its files."""
-    lines = [f"{run.folder}: {run.state}{': ' * bool(run.fault)}{run.fault}"]
-    failed = run.folder / "failed.txt"
+def run_text(run: str, root: str | Path = "runs") -> str:
+    """Return what there is of a run (see `find_run`): state, why it failed, manifest, results, names of its files."""
+    found = find_run(run, root)
+    lines = [f"{found.folder}: {found.state}{': ' * bool(found.fault)}{found.fault}"]
+    failed = found.folder / "failed.txt"
     if failed.exists():
         lines.append(visible(failed.read_text(encoding="utf-8", errors="replace")))
-    lines.append(visible(json.dumps({"manifest": run.manifest, "results": run.results}, indent=2)))
-    return "\n".join([*lines, *sorted(path.name for path in run.folder.iterdir())])
+    lines.append(visible(json.dumps({"manifest": found.manifest, "results": found.results}, indent=2)))
+    return "\n".join([*lines, *sorted(path.name for path in found.folder.iterdir())])
 
 
 def find_run(name: str, root: str | Path = "runs") -> Run:
@@ -149,8 +150,9 @@ def parents_of(run: Run) -> dict[str, Path]:
     return parents
 
 
-def lineage(run: Run, root: str | Path = "runs") -> str:
-    """Return a run with all it came from and all that came from it, as lines of text: data, SFT, RL, evaluation."""
+def lineage(run: Run | str, root: str | Path = "runs") -> str:
+    """Return a run (or the one of `find_run`) with all it came from and all that came from it, as lines of text."""
+    run = find_run(run, root) if isinstance(run, str) else run
     children: dict[Path, list[Run]] = {}
     for other in read_runs(root):
         for parent in dict.fromkeys(parents_of(other).values()):
@@ -286,6 +288,13 @@ def write_leaderboard(table: pd.DataFrame, path: str | Path) -> Path:
     return Path(path)
 
 
+def leaderboard_text(root: str | Path = "runs", conditions: Sequence[str] = (), html: str | None = None) -> str:
+    """Return `leaderboard` as text; html: a file to write it to as well."""
+    table = leaderboard(root, conditions)
+    text = table.to_string(float_format="{:.3f}".format, na_rep="")
+    return f"{text}\n{write_leaderboard(table, html)}" if html else text
+
+
 def compare_runs(
     first: str, second: str, root: str | Path = "runs", samples: int = 10_000
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -323,9 +332,9 @@ def compare_runs(
     return parameters[~pd.Series(same, parameters.index)], table, queries.sort_values("change", kind="stable")
 
 
-def comparison_text(first: str, second: str, root: str | Path = "runs", changes: int = 10) -> str:
-    """Return `compare_runs` as text, with the questions that changed most."""
-    parameters, systems, queries = compare_runs(first, second, root)
+def comparison_text(pair: Sequence[str], root: str | Path = "runs", changes: int = 10) -> str:
+    """Return `compare_runs` of a pair as text, with the questions that changed most."""
+    parameters, systems, queries = compare_runs(pair[0], pair[1], root)
     gains, losses = (queries["change"] > 0).sum(), (queries["change"] < 0).sum()
     largest = queries["change"].abs().sort_values(ascending=False, kind="stable").index[:changes]
     return (
@@ -368,6 +377,14 @@ def prune(root: str | Path = "runs", conditions: Sequence[str] = (), delete: boo
     rows = fitting[[Path(folder).resolve() in unneeded for folder in fitting["folder"]]].copy()
     rows["MB"] = [sum(file.stat().st_size for file in f.rglob("*") if file.is_file()) / 1e6 for f in rows["folder"]]
     return rows[[_delete(folder) for folder in rows["folder"]]] if delete else rows
+
+
+def prune_text(root: str | Path = "runs", conditions: Sequence[str] = (), delete: bool = False) -> str:
+    """Return `prune` as text."""
+    rows = prune(root, conditions, delete)
+    lines = [f"{row.folder}: {row.state}, {row.MB:.1f} MB" for row in rows.itertuples()]
+    done = "deleted" if delete else "would be deleted: say --delete to do so"
+    return "\n".join([*lines, f"{len(rows)} runs, {rows['MB'].sum():.1f} MB, {done}"])
 
 
 def _delete(folder: Path) -> bool:

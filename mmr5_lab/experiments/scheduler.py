@@ -23,7 +23,17 @@ import pandas as pd
 import psutil
 from tqdm.auto import tqdm
 
-from mmr5_lab.experiments.grids import GridError, Job, Plan, estimates, in_words, time_left
+from mmr5_lab.experiments.grids import (
+    GridError,
+    Job,
+    Plan,
+    as_text,
+    estimates,
+    in_words,
+    plan_sweep,
+    read_grid,
+    time_left,
+)
 from mmr5_lab.experiments.notebooks import run_folder
 from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.experiments.worker import BUSY, LOG, descendants, kill
@@ -78,6 +88,14 @@ class Sweep:
         seconds, known = time_left(open_jobs, remaining, self.cores)
         time_text = f", {'about' if known else 'at least'} {in_words(seconds)} left" if seconds else ""
         return f"{over}/{len(self.states)} runs{others}{time_text}"
+
+    def check(self) -> None:
+        """Raise RuntimeError that names the first run that failed, where there is one."""
+        if bad := [state for state in self.states.values() if not state.good]:
+            raise RuntimeError(
+                f"{self.count('failed')} of {len(self.states)} runs failed and {self.count('skipped')} were skipped "
+                f"for that; the first is {bad[0].job.folder}: {bad[0].message}. The same command tries them again"
+            )
 
     def table(self) -> pd.DataFrame:
         """One row a job: notebook, run (hash), state, seconds, progress ("SFT step 3/40"), message."""
@@ -303,3 +321,35 @@ def _memory(pid: int) -> int:
         with suppress(psutil.NoSuchProcess):
             held += process.memory_info().rss
     return held
+
+
+def sweep(
+    grid: str | Path,
+    root: str | Path,
+    *,
+    dry_run: bool,
+    cores: int | None,
+    memory: float | None,
+    backend: str,
+    address: str | None,
+    tracker: str | None,
+) -> None:
+    """Carry out a grid file, shown in the terminal: what `mmr5 sweep` does.
+
+    Raises GridError before anything starts, RuntimeError at the end where a run failed.
+    """
+    plan = plan_sweep(read_grid(grid), root)
+    workers: Workers = Processes(cores, memory)
+    if backend == "ray" and not dry_run:
+        from mmr5_lab.experiments.ray_workers import RayWorkers  # Ray is an extra
+
+        workers = RayWorkers(address, cores)
+    print(as_text(plan, workers.cores), flush=True)
+    if dry_run:
+        return
+    views: list[Callable[[Sweep], None]] = [Terminal()]
+    if tracker:
+        from mmr5_lab.experiments.trackers import Tracked  # loads PyTorch
+
+        views.append(Tracked(tracker))
+    run_sweep(plan, workers, *views).check()

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mmr5_lab.corpus.documents import Corpus
-from mmr5_lab.corpus.rankings import Rankings, rank_by_score
+from mmr5_lab.corpus.documents import Corpus, load_corpus
+from mmr5_lab.corpus.ids import CorpusError
+from mmr5_lab.corpus.rankings import Rankings, rank_by_score, write_trec
 from mmr5_lab.retrieval.bm25 import bm25_scores
 
 logger = logging.getLogger(__name__)
@@ -47,13 +48,17 @@ def retrieve(
     Equal scores are in page order, so a document without words is ranked by page order; a logged warning
     names such documents.
 
-    Raises ValueError for an unknown method or top_k < 1, CorpusError if pages are missing, VectorsError for a folder
-    with other vectors, RuntimeError for a model that cannot be fetched.
+    Raises ValueError for an unknown method, top_k < 1 or options that the method does not have, CorpusError if pages
+    are missing, VectorsError for a folder with other vectors, RuntimeError for a model that cannot be fetched.
     """
     if method not in METHODS:
         raise ValueError(f"unknown retrieval method {method!r}; there is: {', '.join(METHODS)}")
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    if method == "bm25" and (model or vectors or options):
+        raise ValueError("bm25 reads the pages' text: it takes no model, vectors, max_pixels or device")
+    if method in ("clip", "dense") and options.get("max_pixels"):
+        raise ValueError(f"{method} has no pixel budget: leave out max_pixels")
     if method != "bm25":
         from mmr5_lab.retrieval.dense import encode_corpus, rank_documents  # loads torch
         from mmr5_lab.retrieval.encoders import load_encoder
@@ -81,6 +86,24 @@ def retrieve(
             ", ".join(wordless[:5]) + (", …" if len(wordless) > 5 else ""),
         )
     return run
+
+
+def retrieve_to_file(
+    corpus: str | Path, out: str | Path, *, split: str | None, method: str, top_k: int, **options: Any
+) -> str:
+    """Write the TREC file `out` for the questions of a corpus folder, and return what it holds as a line of text.
+
+    options: of `retrieve`; None stands for its default
+    """
+    part = load_corpus(corpus, split)
+    if part.questions.empty:
+        raise CorpusError(
+            f"{corpus} has no questions to retrieve for: mark some (mmr5_lab.Annotator), give mmr5 ingest"
+            " --annotations, or ask one with mmr5 ask"
+        )
+    run = retrieve(part, method, top_k, **{name: value for name, value in options.items() if value is not None})
+    write_trec(run, part, out, tag=method)
+    return f"{out}: {len(run.pages)} questions, up to {top_k} pages each"
 
 
 def hard_negatives(run: Rankings, corpus: Corpus, num_candidates: int = 5, max_share: float = 0.95) -> Rankings:

@@ -49,7 +49,7 @@ def test_the_projectors_notebook_has_the_shipped_results_where_there_are_no_othe
 
 
 def test_readme_tells_the_shipped_result():
-    """The table's rows, and how many questions were put right and wrong."""
+    """The table's rows."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     names = {"BM25": "BM25", "base": "base model", "SFT": "SFT", "SFT + RL": "SFT + RL",
              "ceiling: candidates": "best order of these candidates"}  # fmt: skip
@@ -59,14 +59,6 @@ def test_readme_tells_the_shipped_result():
         numbers = (f"{table[name][c]:.3f}".removeprefix("0") if c in table[name] else "" for c in columns)
         row = re.sub(" +", " ", f"| {told} | {' | '.join(numbers)} |")
         assert row in re.sub(" +", " ", readme), row
-    corpus = load_corpus(ROOT / "data/mini/corpus")
-    written = pd.read_parquet(latest("04_inference", TOUR) / "SFT + RL.generations.parquet")
-    gold = [corpus.by_id[question]["gold_pages"] for question in written["question_id"]]
-    before = [pages[0] in right for pages, right in zip(written["candidates"], gold, strict=True)]
-    after = [pages[0] in right for pages, right in zip(written["pages"], gold, strict=True)]
-    better = sum(a and not b for a, b in zip(after, before, strict=True))
-    worse = sum(b and not a for a, b in zip(after, before, strict=True))
-    assert f"it put {better} right and {worse} wrong" in readme
 
 
 def test_readme_tells_the_papers_figures():
