@@ -35,7 +35,7 @@ HOMES = {  # module -> the names it gives; a module that gives its own name is m
     "reranking.strategies": ["Consensus", "Windows"],
     "reranking.whole_runs": ["rerank_run", "sample_answers"],
     "traces.construction": ["make_traces", "read_traces", "rejected_path", "sft_dataset", "training_candidates"],
-    "traces.formats": ["export_traces"],
+    "traces.formats": ["export_traces", "import_traces"],
     "traces.quality": ["quality"],
     "traces.teachers": ["open_teacher"],
     "training.monitoring": ["monitoring"],

@@ -315,14 +315,16 @@ def _trace(corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, r
 
 
 def swift_messages(messages: list[dict[str, Any]], completion: str) -> list[dict[str, str]]:
-    """Return chat messages and a completion as ms-swift has them: strings, with `<image>` where an image stands."""
-    texts = [
-        "".join("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
-        for message in messages
-    ]
-    roles = [message["role"] for message in messages]
-    pairs = zip([*roles, "assistant"], [*texts, completion], strict=True)
-    return [{"role": role, "content": text} for role, text in pairs]
+    """Return chat messages and a completion as ms-swift has them: with strings (`swift_text`) as their content."""
+    prompt = [{"role": message["role"], "content": swift_text(message["content"])} for message in messages]
+    return [*prompt, {"role": "assistant", "content": completion}]
+
+
+def swift_text(content: str | list[dict[str, Any]]) -> str:
+    """Return a message's content, a string or a list of parts, as one string with `<image>` where an image stands."""
+    if isinstance(content, str):
+        return content
+    return "".join("<image>" if part["type"] == "image" else part.get("text") or "" for part in content)
 
 
 def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:

@@ -10,14 +10,16 @@
 | trl | JSON lines: prompt, completion, images | `SFTTrainer`, images cast to `datasets.Image` |
 | datasets | a folder of parquet with the images in it, and README.md | `datasets.load_dataset(folder)` |
 
-Image paths are relative to the written file (VLM-R1: `--image_folders` that folder). The fields of our own stand beside
-each format's, where trainers pass over them, so that what is read back equals what was written. Records of others,
-without these fields, are taken over as far as they tell: question and ranking from their texts.
+Image paths are relative to the written file (VLM-R1: `--image_folders` that folder). Our own fields stand beside each
+format's, where trainers pass over them, so that what is read back equals what was written. Records of others lack these
+fields: their question and ranking are read from their texts.
 """
 
+import base64
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ import datasets
 from datasets.table import embed_table_storage
 
 from mmr5_lab.files import read_lines, replacing, write_lines
+from mmr5_lab.images import plain_file
 from mmr5_lab.prompting.answers import parse_ranking
-from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_messages, content_text
-from mmr5_lab.traces.construction import read_traces, rejected_path, swift_messages
+from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_messages
+from mmr5_lab.traces.construction import read_traces, rejected_path, swift_messages, swift_text
 from mmr5_lab.traces.quality import dataset_card
 
 FORMATS = ("swift", "vlm-r1", "trl", "datasets")
 SHARD = 200  # traces a parquet file
+_URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_BASE64 = re.compile(r"iVBORw0KGgo|/9j/4|R0lGOD|UklGR|[A-Za-z0-9+/=\s]{400}")  # PNG, JPEG, GIF, WebP, or very long
 OWN = ("query_id", "doc_name", "query", "candidates", "positive_ids", "teacher", "refined", "prompt_version")
 
 
@@ -63,31 +68,25 @@ def export_traces(path: str | Path, out: str | Path, form: str) -> Path:
 
 
 def import_traces(source: str | Path, form: str, out: str | Path) -> Path:
-    """Read a file (or folder) of `form` into a file of traces; returns its path.
+    """Read a file (or folder) of `form` into the file of traces `out`; return its path.
 
-    Prompts are built anew from the question, as everywhere here. What a record of others does not tell is left empty:
-    its right ids, its document. Raises ValueError, naming the record, where a question, an answer with reasoning, or
-    the images are not to be found, and for an unknown format.
+    Prompts are built anew from the question. What a record does not say, such as its gold pages, is left empty. Images
+    may be paths or dictionaries with `path` or `bytes`; bytes are written to files beside `out`.
+
+    Raises ValueError for an unknown format, and, naming the record, for one without question, images or reasoning, one
+    with more or fewer `<image>` tags than images (none at all stand for all of them, as in ms-swift), one whose answer
+    is not a permutation of 1..n in the form asked for, and an image given otherwise.
     """
     source, out = Path(source), Path(out)
     _check(form)
-    records = _embedded(source, out.parent) if form == "datasets" else read_lines(source)
+    records = _parquet_rows(source) if form == "datasets" else read_lines(source)
+    folder = source if form == "datasets" else source.parent
     traces = []
     for number, record in enumerate(records, 1):
-        images, question, completion = _read(form, record)
-        asked = str(record.get("query") or asked_question(question) or "")
-        needed = {"images": images, "question": asked, "reasoning": completion}
-        lacking = [name for name, found in needed.items() if not found]
-        if lacking:
-            raise ValueError(f"{source}, record {number}: no {' and no '.join(lacking)} to be found in it as {form}")
-        folder = out.parent if form == "datasets" else source.parent
-        own = {name: record[name] for name in OWN if record.get(name) is not None}
-        traces.append({
-            "messages": swift_messages(build_messages(asked, len(images)), completion),
-            "images": _moved(images, folder, out.parent),
-            "query_id": f"import:q{number}", "doc_name": "", "query": asked, "candidates": list(range(len(images))),
-            "positive_ids": [], "teacher": "unknown", "refined": False, "prompt_version": PROMPT_VERSION,
-        } | own)  # fmt: skip
+        try:
+            traces.append({"query_id": f"import:q{number}"} | _trace(form, record, folder, out.parent))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{source}, record {number}: {error}") from None
     write_lines(out, traces)
     return out
 
@@ -125,40 +124,76 @@ def _trl(trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
     return {"prompt": prompt, "completion": completion, "images": images, **_own(trace)}
 
 
-def _read(form: str, record: dict[str, Any]) -> tuple[list[str], str, str]:
-    """Images, question's text and completion of a record; "" and [] where they are not as the format has them."""
+def _trace(form: str, record: dict[str, Any], source: Path, out: Path) -> dict[str, Any]:
+    """A record of another form as a trace; images are looked for below `source` and named, or written, below `out`."""
+    images, prompt, completion = _parts(form, record)
+    query = record.get("query") or asked_question(prompt) or ""
+    count = len(images)
+    ranking = parse_ranking(completion, count) if count else None
+    parts = {"images": count, "question": isinstance(query, str) and query, "reasoning": ranking and ranking.think}
+    if missing := [name for name, found in parts.items() if not found]:
+        raise ValueError(f"no {' and no '.join(missing)} to be found in it as {form}")
+    assert ranking is not None
+    if prompt.count("<image>") not in (0, count):
+        raise ValueError(f"it has {prompt.count('<image>')} <image> tags and {count} images")
+    if sorted(ranking.answer or ()) != list(range(1, count + 1)):
+        raise ValueError(f"its answer {list(ranking.answer or ())} is not a permutation of 1 to {count}")
+    if ranking.faults:
+        raise ValueError(f"its completion is not in the form asked for ({', '.join(sorted(ranking.faults))})")
+    own = {name: record[name] for name in OWN if record.get(name) is not None}
+    if len(own.get("candidates", images)) != count or not set(own.get("positive_ids", ())) <= set(ranking.answer or ()):
+        raise ValueError(f"its candidates or positive_ids do not belong to {count} images")
+    return {
+        "messages": swift_messages(build_messages(query, count), completion),
+        "images": [_image_file(image, f"image {place}", source, out) for place, image in enumerate(images, 1)],
+        "doc_name": "", "query": query, "candidates": list(range(count)), "positive_ids": [],
+        "teacher": "unknown", "refined": False, "prompt_version": PROMPT_VERSION,
+    } | own  # fmt: skip
+
+
+def _parts(form: str, record: dict[str, Any]) -> tuple[list[Any], str, str]:
+    """Images, prompt and completion of a record; [] and "" where it does not have them as the format does."""
     try:
-        if form == "swift":
-            texts = {message["role"]: message["content"] for message in record["messages"]}
-            images, question, completion = record["images"], texts["user"], texts["assistant"]
-        elif form == "vlm-r1":
-            said = {turn["from"]: turn["value"] for turn in record["conversations"]}
-            images, question, completion = record["image"], said["human"], record.get("completion") or said["gpt"]
+        if form == "vlm-r1":
+            turns = {turn["from"]: turn["value"] for turn in record["conversations"]}
+            images, prompt, completion = record["image"], turns["human"], record.get("completion") or turns["gpt"]
         else:
-            images = record["images"]
-            question, completion = (content_text(record[key][-1]["content"]) for key in ("prompt", "completion"))
-    except (KeyError, IndexError, TypeError):
+            messages = record["messages"] if form == "swift" else [*record["prompt"], *record["completion"]]
+            texts = {message["role"]: swift_text(message["content"]) for message in messages}
+            images, prompt, completion = record["images"], texts["user"], texts["assistant"]
+        return images if isinstance(images, list) else [images], str(prompt), str(completion)
+    except (KeyError, TypeError):
         return [], "", ""
-    images = [images] if isinstance(images, str) else list(images)
-    return images, question, completion if parse_ranking(str(completion), len(images)).think else ""
 
 
-def _embedded(folder: Path, out: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a datasets folder, their images written below `out`, by content, each once."""
+def _image_file(image: Any, where: str, source: Path, out: Path) -> str:
+    """An image's path relative to `out`; one that is given by its bytes is written there."""
+    if isinstance(image, Mapping) and image.get("bytes"):
+        data = image["bytes"]
+        data, kind = plain_file(base64.b64decode(data, validate=True) if isinstance(data, str) else data, where)
+        name = f"pages/{hashlib.sha256(data).hexdigest()[:32]}.{kind}"
+        if not (out / name).exists():
+            with replacing(out / name) as new:
+                new.write_bytes(data)
+        return name
+    path = image.get("path") if isinstance(image, Mapping) else image
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{where} is {image!r:.60}; expected a path, or a dictionary with path or bytes")
+    if _URL.match(path):
+        raise ValueError(f"{where} is a URL, which is not fetched: save it, and write its path ({path:.60})")
+    if _BASE64.match(path):
+        raise ValueError(f"{where} is base64 text: save it as a file, and write its path ({path:.30}…)")
+    return _moved([path], source, out)[0]
+
+
+def _parquet_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a datasets folder, with their images as dictionaries of path and bytes."""
     files = sorted(str(path) for path in folder.rglob("*.parquet"))
     if not files:
         raise ValueError(f"{folder} holds no parquet files: is it a datasets folder?")
     data = datasets.Dataset.from_parquet(files)
     assert isinstance(data, datasets.Dataset)
-    for row in data.cast_column("images", datasets.List(datasets.Image(decode=False))):
-        names = []
-        for image in row["images"]:
-            name = Path("pages") / Path(image["path"] or f"{hashlib.sha256(image['bytes']).hexdigest()}.png").name
-            if not (out / name).exists():
-                with replacing(out / name) as new:
-                    new.write_bytes(image["bytes"])
-            names.append(str(name))
-        yield {**row, "images": names}
+    yield from data.cast_column("images", datasets.List(datasets.Image(decode=False)))
 
 
 def _moved(images: Iterable[str], source: Path, out: Path) -> list[str]:

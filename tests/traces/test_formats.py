@@ -1,6 +1,8 @@
 """Traces written for other trainers and read back are the same traces; records of others are taken over."""
 
+import base64
 import json
+import logging
 
 import datasets
 import pytest
@@ -68,6 +70,92 @@ def test_records_of_others_are_taken_over_as_far_as_they_tell(tmp_path):
     assert trace["images"] == ["/data/a.png", "../b.png"]
     assert (trace["positive_ids"], trace["prompt_version"]) == ([], PROMPT_VERSION)
     assert "<answer>[2, 1]</answer>" in trace["messages"][-1]["content"]
+
+
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC")
+
+
+def swift(answer="[2, 1]", images=("a.png", "b.png"), tags=2, **more) -> dict:
+    asked = "Rank.\nThe question is: What is it?\n\nThere are 2 images, id from 1 to 2" + "<image>" * tags
+    said = f"<think>x</think><answer>{answer}</answer>"
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    return {"messages": messages, "images": list(images), **more}
+
+
+def imported(tmp_path, *records: dict, form="swift") -> list[dict]:
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return read_traces(import_traces(tmp_path / "other.jsonl", form, tmp_path / "t.jsonl"))
+
+
+def test_the_last_line_needs_no_line_break_and_a_half_one_is_left_out_with_a_warning(tmp_path, caplog):
+    assert len(imported(tmp_path, swift(), swift())) == 2
+    (tmp_path / "other.jsonl").write_text(json.dumps(swift()) + "\n" + json.dumps(swift())[:50])
+    with caplog.at_level(logging.WARNING):
+        assert len(read_traces(import_traces(tmp_path / "other.jsonl", "swift", tmp_path / "t.jsonl"))) == 1
+    assert "line 2 was not written to its end" in caplog.text
+    (tmp_path / "t.jsonl").write_text((tmp_path / "t.jsonl").read_text().rstrip())
+    assert len(read_traces(tmp_path / "t.jsonl")) == 1
+
+
+def test_images_are_read_as_ms_swift_writes_them(tmp_path):
+    text = base64.b64encode(PNG).decode()
+    images = [{"path": "a.png", "bytes": None}, {"path": None, "bytes": text}]
+    parts = [{"type": "text", "text": "The question is: What is it?\n\nThere are 2 images"}, *[{"type": "image"}] * 2]
+    record = swift(images=images)
+    record["messages"][0]["content"] = parts
+    [first, second] = imported(tmp_path, record, swift(images=["/data/a.png", {"bytes": text}]))
+    assert first["query"] == "What is it?"
+    assert first["images"][0] == "a.png"
+    assert first["images"][1] == second["images"][1]
+    assert (tmp_path / first["images"][1]).read_bytes() == PNG
+    assert second["images"][0] == "/data/a.png"
+
+
+def test_images_of_one_name_stay_apart(path, tmp_path):
+    rows = [{"images": [{"path": "page.png", "bytes": PNG}, {"path": "page.png", "bytes": PNG + b" "}]}]
+    record = datasets.Dataset.from_list([
+        {"prompt": [{"role": "user", "content": "The question is: What?\n\nThere are 2 images"}],
+         "completion": [{"role": "assistant", "content": "<think>x</think><answer>[1, 2]</answer>"}], **rows[0]}
+    ])  # fmt: skip
+    (tmp_path / "hub").mkdir()
+    record.cast_column("images", datasets.List(datasets.Image())).to_parquet(tmp_path / "hub" / "train.parquet")
+    [trace] = read_traces(import_traces(tmp_path / "hub", "datasets", tmp_path / "t.jsonl"))
+    assert len(set(trace["images"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (swift(tags=3), "it has 3 <image> tags and 2 images"),
+        (swift(tags=1), "it has 1 <image> tags and 2 images"),
+        (swift(images=["a.png"], tags=2), "it has 2 <image> tags and 1 images"),
+        (swift("[5, 1]"), r"its answer \[5, 1\] is not a permutation of 1 to 2"),
+        (swift("[1, 0]"), r"its answer \[1, 0\] is not a permutation"),
+        (swift("[2]"), r"its answer \[2\] is not a permutation"),
+        (swift("[1, 1]"), r"its answer \[1, 1\] is not a permutation"),
+        (swift("none"), r"its answer \[\] is not a permutation"),
+        (swift("2 > 1"), "not in the form asked for .extra_text"),
+        (swift(images=["a.png", None]), "image 2 is None; expected a path"),
+        (swift(images=["a.png", {}]), "image 2 is {}; expected a path"),
+        (swift(images=["a.png", 5]), "image 2 is 5; expected a path"),
+        (swift(images=["https://a.b/c.png", "a.png"]), "image 1 is a URL, which is not fetched"),
+        (swift(images=["data:image/png;base64,iVBO", "a.png"]), "image 1 is a URL"),
+        (swift(images=[base64.b64encode(PNG).decode(), "a.png"]), "image 1 is base64 text"),
+        (swift(images=["a.png", {"bytes": "not base64"}]), "record 2: "),
+        (swift(images=["a.png", {"bytes": base64.b64encode(b"no image").decode()}]), "image 2 .* not a readable image"),
+        (swift(candidates=[4]), "its candidates or positive_ids do not belong to 2 images"),
+        (swift(positive_ids=[3]), "its candidates or positive_ids do not belong to 2 images"),
+        (swift(candidates=7), "record 2: "),
+        (swift(query=["q"]), "no question to be found"),
+        ({"messages": "x", "images": ["a"]}, "no images and no question"),
+        ({"messages": [{"role": "user", "content": [5]}], "images": ["a"]}, "no images and no question"),
+    ],
+)
+def test_what_would_teach_nonsense_is_refused_with_the_record_s_number(tmp_path, record, message):
+    with pytest.raises(ValueError, match=rf"other.jsonl, record 2: .*{message}|{message}") as error:
+        imported(tmp_path, swift(), record)
+    assert "other.jsonl, record 2: " in str(error.value)
+    assert not (tmp_path / "t.jsonl").exists()
 
 
 @pytest.mark.parametrize(
