@@ -20,6 +20,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,8 +46,9 @@ _NOT_TAKEN = re.compile(
 _TOO_LONG = re.compile(r"context (?:length|window|size)|context_length|model length|too (?:long|large)", re.IGNORECASE)
 
 
+@dataclass(eq=False)
 class RequestError(Exception):
-    """A request that got no reply. Its text is one line, begins with a kind and names the server, without the key.
+    """A request that got no reply. Its message is one line, begins with a kind and names the server, without the key.
 
     billable: the server may have worked for it, and send a bill
     passing: the same request may succeed later
@@ -55,18 +57,15 @@ class RequestError(Exception):
     option: the option of the request that the server does not take, or None
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        billable: bool = False,
-        passing: bool = False,
-        fatal: bool = False,
-        wait: float | None = None,
-        option: str | None = None,
-    ):
-        super().__init__(message)
-        self.billable, self.passing, self.fatal, self.wait, self.option = billable, passing, fatal, wait, option
+    message: str
+    billable: bool = False
+    passing: bool = False
+    fatal: bool = False
+    wait: float | None = None
+    option: str | None = None
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Chat:

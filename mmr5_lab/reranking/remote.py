@@ -12,7 +12,7 @@ yielded, so that `rerank_run` keeps the rest and asks only for what is missing n
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from mmr5_lab.models.chat import Chat, RequestError, check_address, page_url, with_images
@@ -52,8 +52,10 @@ class RemoteReranker(Ranker):
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}: it must be at least 1")
         check_address(base_url)
-        self.base_url, self.model, self.concurrency, self.max_pixels = base_url, model, concurrency, max_pixels
-        self.timeout, self.retries, self.pause = timeout, retries, pause
+        self._open_chat = partial(
+            Chat, base_url, model, concurrency=concurrency, timeout=timeout, retries=retries, pause=pause
+        )
+        self.concurrency, self.max_pixels = concurrency, max_pixels
         self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
         self._sizes = {}
 
@@ -69,14 +71,7 @@ class RemoteReranker(Ranker):
         pages = Pages(pairs, self._sizes)  # which also loads images that were opened lazily, before threads share them
         url = lru_cache(KEPT_URLS)(lambda key: page_url(pages.source(key), self.max_pixels))
         prompts = [build_messages(query, len(keys)) for (query, _), keys in zip(pairs, pages.keys, strict=True)]
-        chat = Chat(
-            self.base_url,
-            self.model,
-            concurrency=self.concurrency,
-            timeout=self.timeout,
-            retries=self.retries,
-            pause=self.pause,
-        )
+        chat = self._open_chat()
         failures: dict[int, str] = {}
         fatal = False
         pool = ThreadPoolExecutor(2 * self.concurrency)  # a request that waits to be tried again takes only a thread

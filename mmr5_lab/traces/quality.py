@@ -1,4 +1,4 @@
-"""Are traces fit to learn from? Faults of each, near-duplicates among them, a report, statistics and a dataset card.
+"""Check whether traces are fit to learn from: faults of each, near-duplicates, a report, statistics, a dataset card.
 
     faults_of(trace, page_texts)       # (), or names from FAULTS
     near_duplicates(traces)            # {place: place of the earlier one}
@@ -8,7 +8,7 @@ The checks read words, not meaning: a rejected trace is kept with its faults, so
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -42,41 +42,23 @@ _LEAK = re.compile(
 
 
 def faults_of(trace: dict[str, Any], page_texts: Sequence[str] = (), max_words: int = MAX_WORDS) -> list[str]:
-    """Names from `FAULTS`, in their order, that a trace has by itself ("near_duplicate" needs the others).
+    """Return the faults that a trace has by itself, names from `FAULTS` ("near_duplicate" needs the other traces).
 
     page_texts: the words of each page; what stands there, or in the question, may be quoted without being a fault
-    max_words: words about a page; a refined trace may have as many for the right pages, and for the others
+    max_words: words about a page; a refined trace may have as many for the gold pages, and for the others
     """
-    think = think_of(trace)
-    count, positives = len(trace["images"]), set(trace["positive_ids"])
-    texts = [*page_texts, *[""] * (count - len(page_texts))]
-    found: set[str] = set()
-    if trace.get("refined"):
-        _common(think, 2 * max_words, [trace["query"], *texts], found)
-        _refined(think, count, positives, found)
-        return [fault for fault in FAULTS if fault in found]
-    lines = think.split("\n")
-    matches = [_LINE.fullmatch(line) for line in lines]
-    if [match and int(match[1]) for match in matches] != list(range(1, count + 1)):
-        found.add("wrong_image")
-    for place, match in enumerate(matches[:count], 1):
-        said = match[2] if match else ""
-        words = [trace["query"], texts[place - 1]]
-        _common(said, max_words, words, found)
-        if any(int(number) != place for number in _IMAGE.findall(_without_quotes(said, words))):
-            found.add("wrong_image")
-        if verdict(said) is (place not in positives):
-            found.add("contradicts_label")
-    return [fault for fault in FAULTS if fault in found]
+    texts = [*page_texts, *[""] * (len(trace["images"]) - len(page_texts))]
+    faults = set((_refined_faults if trace.get("refined") else _line_faults)(trace, texts, max_words))
+    return [fault for fault in FAULTS if fault in faults]
 
 
 def think_of(trace: dict[str, Any]) -> str:
-    """The reasoning of a trace."""
+    """Return the reasoning of a trace."""
     return parse_ranking(trace["messages"][-1]["content"], len(trace["images"])).think or ""
 
 
 def near_duplicates(traces: Sequence[dict[str, Any]], threshold: float = 0.9) -> dict[int, int]:
-    """Places of traces whose reasoning nearly repeats an earlier trace on another question, with that one's place.
+    """Return the places of traces whose reasoning nearly repeats an earlier one on another question, with its place.
 
     Nearly: the sets of three words in a row have a Jaccard similarity of at least `threshold`. Orders of the same
     question's pages repeat each other on purpose and do not count, nor does a question asked again word for word. In
@@ -86,7 +68,7 @@ def near_duplicates(traces: Sequence[dict[str, Any]], threshold: float = 0.9) ->
 
     index = MinHashLSH(threshold=threshold - 0.05, num_perm=64)
     sets: list[frozenset[str]] = []
-    found: dict[int, int] = {}
+    repeats: dict[int, int] = {}
     for place, trace in enumerate(traces):
         words = re.findall(r"\w+", think_of(trace).lower())
         shingles = frozenset(" ".join(words[k : k + 3]) for k in range(max(1, len(words) - 2)))
@@ -96,29 +78,29 @@ def near_duplicates(traces: Sequence[dict[str, Any]], threshold: float = 0.9) ->
         for other in sorted(index.query(sketch)):
             same = trace["query_id"] == traces[other]["query_id"] or trace["query"] == traces[other]["query"]
             if not same and len(shingles & sets[other]) >= threshold * len(shingles | sets[other]):
-                found[place] = other
+                repeats[place] = other
                 break
         else:
             index.insert(place, sketch)
-    return found
+    return repeats
 
 
 def report(accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A row a fault that occurs: traces that have it, their share of all, what it means, and an example.
+    """Return a row a fault that occurs: traces that have it, their share of all, what it means, and an example.
 
     The first row counts the accepted. A trace with two faults counts twice.
     """
     total = max(1, len(accepted) + len(rejected))
     rows = [("accepted", len(accepted), len(accepted) / total, "", _example(accepted))]
     for fault, meaning in FAULTS.items():
-        having = [trace for trace in rejected if fault in trace["faults"]]
-        if having:
-            rows.append((fault, len(having), len(having) / total, meaning, _example(having)))
+        faulty = [trace for trace in rejected if fault in trace["faults"]]
+        if faulty:
+            rows.append((fault, len(faulty), len(faulty) / total, meaning, _example(faulty)))
     return pd.DataFrame(rows, columns=["fault", "traces", "share", "meaning", "example"]).set_index("fault")
 
 
 def statistics(traces: Sequence[dict[str, Any]]) -> pd.Series:
-    """What a set of traces holds: counts, means, and words of reasoning (median, 95th percentile, most)."""
+    """Return what a set of traces holds: counts, means, and words of reasoning (median, 95th percentile, most)."""
     words = pd.Series([len(think_of(trace).split()) for trace in traces], dtype=float)
     first = pd.Series([trace["positive_ids"][0] for trace in traces if trace["positive_ids"]], dtype=float)
     return pd.Series({
@@ -135,7 +117,7 @@ def statistics(traces: Sequence[dict[str, Any]]) -> pd.Series:
 
 
 def dataset_card(accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]], name: str = "Traces") -> str:
-    """A dataset card in Markdown with the hub's YAML header: what is in it, how it was made, what was left out.
+    """Return a dataset card in Markdown with the hub's YAML header: what is in it, how it was made, what was left out.
 
     Licence and language of the documents are not known here: the card says where to fill them in.
     """
@@ -180,47 +162,63 @@ wrong.
 """
 
 
-def _common(said: str, max_words: int, context: Iterable[str], found: set[str]) -> None:
-    """Faults of a text whatever page it is about."""
-    if not re.search(r"\w", said):
-        found.add("empty")
-    if len(said.split()) > max_words:
-        found.add("too_long")
-    if REFUSAL.search(said):
-        found.add("refusal")
-    read = _read(context)
-    if any(_read([leak[0]]) not in read for leak in _LEAK.finditer(said)):
-        found.add("label_leaked")
+def _line_faults(trace: dict[str, Any], texts: Sequence[str], max_words: int) -> Iterator[str]:
+    """Faults of one line `Image i: …` a page."""
+    matches = [_LINE.fullmatch(line) for line in think_of(trace).split("\n")]
+    if [match and int(match[1]) for match in matches] != list(range(1, len(texts) + 1)):
+        yield "wrong_image"
+    for place, match in enumerate(matches[: len(texts)], 1):
+        text = match[2] if match else ""
+        sources = [trace["query"], texts[place - 1]]
+        yield from _text_faults(text, max_words, sources)
+        if any(int(number) != place for number in _IMAGE.findall(_without_quotes(text, sources))):
+            yield "wrong_image"
+        if verdict(text) is (place not in trace["positive_ids"]):
+            yield "contradicts_label"
 
 
-def _refined(think: str, count: int, positives: set[int], found: set[str]) -> None:
-    """Faults of the two sentences: each right image is named, none that is not there, each with its own verdict."""
+def _refined_faults(trace: dict[str, Any], texts: Sequence[str], max_words: int) -> Iterator[str]:
+    """Faults of the two sentences: each gold image is named, none that is not there, each with its own verdict."""
+    think, positives = think_of(trace), set(trace["positive_ids"])
+    yield from _text_faults(think, 2 * max_words, [trace["query"], *texts])
     named: set[int] = set()
     for sentence in re.split(r"(?<=[.!?])\s+", think):
-        ids = {
-            int(i) for i in re.findall(r"\d+", " ".join(re.findall(r"\bimages?\b[ \d,and]*", sentence, re.IGNORECASE)))
-        }
+        lists = re.findall(r"\bimages?\b[ \d,and]*", sentence, re.IGNORECASE)
+        ids = {int(number) for number in re.findall(r"\d+", " ".join(lists))}
         named |= ids
-        said = verdict(sentence)
-        if ids and ((ids <= positives and said is False) or (not ids & positives and said is True)):
-            found.add("contradicts_label")
-    if named - set(range(1, count + 1)) or positives - named:
-        found.add("wrong_image")
+        helps = verdict(sentence)
+        if ids and ((ids <= positives and helps is False) or (not ids & positives and helps is True)):
+            yield "contradicts_label"
+    if named - set(range(1, len(texts) + 1)) or positives - named:
+        yield "wrong_image"
 
 
-def _without_quotes(said: str, context: Iterable[str]) -> str:
-    """The text without what it quotes, where the pages have figures of their own called images."""
-    read = _read(context)
-    return re.sub(r'["“][^"”]*["”]', lambda quote: " " if _read([quote[0][1:-1]]) in read else quote[0], said)
+def _text_faults(text: str, max_words: int, sources: Iterable[str]) -> Iterator[str]:
+    """Faults of a text whatever page it is about; `sources` may be quoted."""
+    if not re.search(r"\w", text):
+        yield "empty"
+    if len(text.split()) > max_words:
+        yield "too_long"
+    if REFUSAL.search(text):
+        yield "refusal"
+    quotable = _comparable(sources)
+    if any(_comparable([leak[0]]) not in quotable for leak in _LEAK.finditer(text)):
+        yield "label_leaked"
 
 
-def _read(texts: Iterable[str]) -> str:
-    """Texts as they are compared with what is quoted: lower case, single spaces, one kind of quotation mark."""
+def _without_quotes(text: str, sources: Iterable[str]) -> str:
+    """The text without what it quotes: pages have figures of their own called images."""
+    quotable = _comparable(sources)
+    return re.sub(r'["“][^"”]*["”]', lambda q: " " if _comparable([q[0][1:-1]]) in quotable else q[0], text)
+
+
+def _comparable(texts: Iterable[str]) -> str:
+    """Texts as quotes are compared with them: lower case, single spaces, one kind of quotation mark."""
     return " ".join(" ".join(texts).lower().replace('"', "'").split())
 
 
 def _example(traces: Sequence[dict[str, Any]]) -> str:
     if not traces:
         return ""
-    said = think_of(traces[0])
-    return f"{traces[0]['query_id']}: {said[:120]}{'…' if len(said) > 120 else ''}"
+    think = think_of(traces[0])
+    return f"{traces[0]['query_id']}: {think[:120]}{'…' if len(think) > 120 else ''}"

@@ -211,8 +211,8 @@ class ServerTeacher:
 class QuoteTeacher:
     """Explains from a page's words: quotes the passage that fits the question best, and says what it has and lacks.
 
-    For any page with text. Of a positive page without a word of the question (a chart, a scan without OCR) it has
-    nothing to say, "", and the trace is rejected as empty.
+    For any page with text. It has nothing to say, "", of a positive page without a word of the question (a chart, a
+    scan without OCR), and the trace is rejected as empty.
     """
 
     name = "quotes"
@@ -227,14 +227,16 @@ class QuoteTeacher:
         if positive:
             return f'The page says "{quote}", with {_listed(has)}. It answers the question.' if has else ""
         if not has:
-            return f"The page has no words on {_listed(lacks[: self.LISTED])}. It does not help."
+            return f"The page has no words on {_listed(lacks)}. It does not help."
         missing = f"without {_listed(lacks)}" if lacks else "but not what is asked"
         return f'The nearest words, "{quote}", have {_listed(has)}, {missing}. It does not help.'
 
     def refine(self, question: pd.Series, pages: Sequence[int], positives: Sequence[int]) -> str:
         evidence = {i: self._evidence(question, pages[i - 1]) for i in positives}
-        said = [f'Image {i} says "{quote}", with {_listed(has)}.' for i, (quote, has, _) in evidence.items() if has]
-        return " ".join([*said, "The other images do not help."]) if len(said) == len(positives) else ""
+        if not all(has for _, has, _ in evidence.values()):
+            return ""
+        sentences = [f'Image {i} says "{quote}", with {_listed(has)}.' for i, (quote, has, _) in evidence.items()]
+        return " ".join([*sentences, "The other images do not help."])
 
     def _evidence(self, question: pd.Series, page: int) -> tuple[str, list[str], list[str]]:
         """The passage that fits question and answer best, and the question's words that it has and lacks."""
@@ -246,9 +248,9 @@ class QuoteTeacher:
         if scores is None:
             return "", [], wanted[: self.LISTED]
         quote = passages[int(scores[0].argmax())]
-        held = set(content_words([quote], "en_plus")[0])
-        has, lacks = ([w for w in wanted if (w in held) is given][: self.LISTED] for given in (True, False))
-        return quote, has, lacks
+        quoted = set(content_words([quote], "en_plus")[0])
+        has, lacks = [w for w in wanted if w in quoted], [w for w in wanted if w not in quoted]
+        return quote, has[: self.LISTED], lacks[: self.LISTED]
 
 
 def _listed(words: Sequence[str]) -> str:
