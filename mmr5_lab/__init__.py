@@ -19,7 +19,8 @@ HOMES = {  # module -> the names it gives; a module that gives its own name is m
     "corpus.rankings": ["Rankings", "read_trec", "write_trec"],
     "retrieval.retrieve": ["retrieve"],
     "prompting.prompts": ["build_messages"],
-    "prompting.answers": ["parse_ranking", "reasons_in_order"],
+    "prompting.answers": ["parse_ranking"],
+    "prompting.reasons": ["reasons_in_order"],
     "rewards": [
         "REWARD_SETS",
         "format_reward",

@@ -4,6 +4,13 @@ Two sets. `rank_reward`, `format_reward` and `ndcg_reward` are built on `parse_r
 gain but a good ranking. `released_rank_reward` and `released_format_reward` return what the code of
 i2vec/MM-R5 returns, number for number, faults included, so that its training can be repeated and studied.
 
+Forms. The strict rank rewards credit any order that a person would read (`1. Image 3`, JSON, 0-based ids, a list
+without tags), so that a model which ranks well before it knows the form is already told so. The strict format
+reward is 0 for every such form: only the asked one earns it, so a policy gains 1 by learning it and loses nothing.
+Reading more forms opens nothing to exploit: the parser finds one order in a text, without knowing the positives,
+so hedging with two lists, scores or list numbers cannot beat writing the better order alone; and an answer inside
+closed reasoning, or in reasoning that was cut off, still does not count.
+
 The paper (arXiv 2506.12364) adds a rank and a format reward without weights; trl does so by default
 (`GRPOConfig.reward_weights=None`). With the strict pair the sum is at most 2, and only a well-formed
 permutation with the positives first reaches it.
@@ -14,6 +21,8 @@ Every function has the signature `reward(completions, positive_ids, num_candidat
   of `{"type": "text", "text": ...}` parts; the texts of all its messages are joined);
 - positive_ids: B lists of 1-based ids of the relevant candidates, num_candidates: B counts n;
 - further dataset columns and what trl adds are accepted and ignored.
+
+Where the chat template opens `<think>`, put it before the completions first: `answers.with_opening`.
 
 They return B floats and never raise because of what a completion says. Faulty data is another matter:
 ValueError for columns of different lengths and, in the strict set, for a count below 1, no positives or a
@@ -37,7 +46,7 @@ def rank_reward(
     num_candidates: Sequence[int],
     **columns: Any,
 ) -> list[float]:
-    """How early the positives stand: Σ_{g∈G, g∈π} 1/rank(g)³ ÷ Σ_{i=1..|G|} 1/i³, in [0, 1].
+    """Reward how early the positives stand: Σ_{g∈G, g∈π} 1/rank(g)³ ÷ Σ_{i=1..|G|} 1/i³, in [0, 1].
 
     G is the set of positives, π the answer, rank(g) the place of the first mention of g in π as written:
     repeats and ids out of range take up places, so padding never pays. A positive that is not written earns
@@ -57,7 +66,7 @@ def ndcg_reward(
     num_candidates: Sequence[int],
     **columns: Any,
 ) -> list[float]:
-    """nDCG of the answer: Σ_{g∈G, g∈π} 1/log₂(1 + rank(g)) ÷ Σ_{i=1..|G|} 1/log₂(1 + i), in [0, 1].
+    """Return the nDCG of the answer: Σ_{g∈G, g∈π} 1/log₂(1 + rank(g)) ÷ Σ_{i=1..|G|} 1/log₂(1 + i), in [0, 1].
 
     Binary gains, no cut-off, rank(g) as in `rank_reward`. Where the cubic reward looks at the first place
     almost alone, this one still pays for the step from rank 4 to 3, which recall@3 counts. Source: Järvelin
@@ -77,14 +86,14 @@ def format_reward(
     num_candidates: Sequence[int],
     **columns: Any,
 ) -> list[float]:
-    """How near the text is to the asked form: valid · |{x∈π : 1≤x≤n}| ÷ max(n, |π|), in [0, 1].
+    """Reward how near the text is to the asked form: valid · |{x∈π : 1≤x≤n}| ÷ max(n, |π|), in [0, 1].
 
     The set counts each id once. valid is 1 when the text is one think block with words in it, then one
     answer block that holds one bracketed list, and nothing else but white space; else 0
     (`ParsedRanking.well_formed`). So only a permutation of 1..n earns all of it, yet a nearly right list
-    earns nearly all: a reward that pays for permutations alone gives a beginner nothing to climb. Source:
-    arXiv 2506.12364, format reward, with its two factors (length, range) replaced by one that neither repeats
-    nor long answers can raise.
+    earns nearly all: a reward that pays for permutations alone gives a beginner nothing to climb. A permutation of
+    0..n-1 has one id out of range, and earns (n-1) ÷ n. Source: arXiv 2506.12364, format reward, with its two
+    factors (length, range) replaced by one that neither repeats nor long answers can raise.
 
         >>> format_reward(["<think>…</think><answer>[3, 1, 2, 3, 3]</answer>"], [[3]], [5])
         [0.6]
@@ -99,8 +108,8 @@ def format_reward(
         if parsed.answer is None or not parsed.well_formed:
             rewards.append(0.0)
             continue
-        distinct = {x for x in parsed.answer if 1 <= x <= n}
-        rewards.append(len(distinct) / max(n, len(parsed.answer)))
+        in_range = len({x for x in parsed.answer if 1 <= x <= n}) - ("zero_based" in parsed.faults)
+        rewards.append(in_range / max(n, len(parsed.answer)))
     return rewards
 
 

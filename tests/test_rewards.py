@@ -105,6 +105,17 @@ def test_strict_rewards_of_lists(case):
         (T + "<answer>[image 3, 1, 2, 4, 5]</answer>", 1, 0),
         (T + "<answer>3, 1, 2, 4, 5</answer>", 1, 0),
         (T + "<answer>[3, 1, 2, 4, 5]", 1, 0),  # cut
+        # A rank is earned in any form that a person would read, the format reward in the asked one alone.
+        (T + "<answer>1. Image 3\n2. Image 1\n3. Image 2\n4. Image 4\n5. Image 5</answer>", 1, 0),
+        (T + '<answer>{"1": 3, "2": 1, "3": 2, "4": 4, "5": 5}</answer>', 1, 0),
+        (T + "<answer>[２, ３, 1, 4, 5]</answer>", 1 / 8, 0),
+        (T + "<Answer>[3, 1, 2, 4, 5]</Answer>", 1, 0),
+        (T + "[3, 1, 2, 4, 5]", 1, 0),
+        (T + "\\boxed{[3, 1, 2, 4, 5]}", 1, 0),
+        ("Image 3 matters.</think><answer>[3, 1, 2, 4, 5]</answer>", 1, 0),
+        ("<think>Image 3 matters.<answer>[3, 1, 2, 4, 5]</answer>", 1, 0),
+        ("<think>Perhaps <answer>[3, 1, 2, 4, 5]</answer>, but", 0, 0),  # cut off while rehearsing
+        (T + "<answer>[2, 0, 1, 3, 4]</answer>", 1, 4 / 5),  # from 0: of the ids as written, 0 is out of range
         (T, 0, 0),
         ("", 0, 0),
         # Only the last answer outside think counts.
@@ -168,21 +179,8 @@ def test_faulty_gold_is_named(reward, positives, n, message):
 
 
 PIECES = [
-    "<think>",
-    "</think>",
-    "<answer>",
-    "</answer>",
-    "[",
-    "]",
-    ",",
-    " ",
-    "\n",
-    "1",
-    "2",
-    "3",
-    "9",
-    "-",
-    "x",
+    *("<think>", "</think>", "<answer>", "</answer>", "[", "]", ",", " ", "\n", "0", "1", "2", "3", "9", "-", "x"),
+    *("Image ", "rank ", "1. ", "2. ", "{", "}", '"', ":", ">", "< answer>", "３"),
 ]
 TEXTS = st.one_of(
     st.text(),

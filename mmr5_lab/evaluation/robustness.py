@@ -28,7 +28,7 @@ from mmr5_lab.evaluation.errors import pages_by_question, records
 from mmr5_lab.evaluation.metrics import per_question
 from mmr5_lab.evaluation.significance import interval_or_nan
 from mmr5_lab.images import open_page
-from mmr5_lab.prompting.answers import reasoning_by_image
+from mmr5_lab.prompting.reasons import reasoning_by_image
 from mmr5_lab.prompting.verdicts import verdict
 from mmr5_lab.reranking.ranking import Ranker
 from mmr5_lab.reranking.strategies import fused, places_of_turn, stability

@@ -7,7 +7,7 @@ from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.ids import CorpusError
 from mmr5_lab.files import replacing
 from mmr5_lab.html import escape_html, html_page, visible
-from mmr5_lab.prompting.answers import reasons_in_order
+from mmr5_lab.prompting.reasons import reasons_in_order
 from mmr5_lab.reranking.ranking import Ranker, Ranking
 from mmr5_lab.retrieval.bm25 import bm25_scores
 from mmr5_lab.views.thumbnails import thumbnail_url

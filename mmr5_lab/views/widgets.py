@@ -22,8 +22,9 @@ from mmr5_lab.evaluation.comparison import compare, presented
 from mmr5_lab.evaluation.errors import HIT, classify, records
 from mmr5_lab.evaluation.gold_ranks import first_few
 from mmr5_lab.html import GOLD_MARK, escape_html, html_table
-from mmr5_lab.prompting.answers import parse_ranking, reasons_in_order
+from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import asked_question, content_text
+from mmr5_lab.prompting.reasons import reasons_in_order
 from mmr5_lab.traces.quality import FAULTS
 from mmr5_lab.views.browser import Browser, Row
 

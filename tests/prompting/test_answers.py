@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmr5_lab.prompting.answers import FAULTS, parse_ranking, reasoning_by_image, with_opening
+from mmr5_lab.prompting.answers import FAULTS, parse_ranking, with_opening
 from mmr5_lab.prompting.prompts import completion_text
 
 T = "<think>Image 3 matters.</think>"
@@ -60,7 +60,6 @@ CASES = {
     "blank think": ("<think> \n</think><answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "no_think"),
     "no answer": (T, 2, (0, 1), None, "no_answer"),
     "empty text": ("", 3, (0, 1, 2), None, "no_answer no_think"),
-    "a list without tags is no answer": ("[2, 1]", 2, (0, 1), None, "extra_text no_answer no_think"),
     "text after": (T + "<answer>[2, 1]</answer> done", 2, (1, 0), (2, 1), "extra_text"),
     "text before": ("Well: " + T + "<answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
     "text between": (T + " so <answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
@@ -82,7 +81,7 @@ CASES = {
     ),
     "only inside think": ("<think><answer>[2, 1]</answer></think>", 2, (0, 1), None, "no_answer"),
     "stray closing tag": (T + "</think><answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
-    "think never opened": ("so</think><answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text no_think"),
+    "think never opened": ("so</think><answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "unopened_think"),
     "answer reopened": (T + "<answer>[1<answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "extra_text"),
     "answer interrupted": (T + "<answer>[2, 1]</think>", 2, (1, 0), (2, 1), "extra_text"),
     "words in the list": (
@@ -105,15 +104,24 @@ CASES = {
         "extra_text",
     ),
     "decimals are no ids": (T + "<answer>[3.5, 1]</answer>", 3, (0, 1, 2), (1,), "extra_text missing"),
-    "digits of other scripts": (T + "<answer>[٣, 1]</answer>", 3, (0, 1, 2), (1,), "extra_text missing"),
+    "digits of other scripts": (T + "<answer>[٣, 1]</answer>", 3, (2, 0, 1), (3, 1), "other_script missing"),
     "superscripts": (T + "<answer>[²]</answer>", 3, (0, 1, 2), (), "extra_text missing"),
     "think cut": ("<think>Image 3 mat", 2, (0, 1), None, "no_answer truncated"),
+    "think never closed": ("<think>a <answer>[2, 1]</answer>", 2, (1, 0), (2, 1), "unclosed_think"),
     "think cut, answer rehearsed": (
-        "<think>a <answer>[2, 1]</answer>",
+        "<think>a <answer>[2, 1]</answer>, or",
         2,
         (0, 1),
         None,
         "no_answer truncated",
+    ),
+    "think never closed, answer cut": ("<think>a <answer>[2, 1]", 2, (0, 1), None, "no_answer truncated"),
+    "the last answer in a think that never closes": (
+        "<think><answer>[1, 2]</answer> no, <answer>[2, 1]</answer>\n",
+        2,
+        (1, 0),
+        (2, 1),
+        "unclosed_think",
     ),
     "answer cut": (T + "<answer>[3, 1", 5, (2, 0, 1, 3, 4), (3, 1), "missing truncated"),
     "cut id may be 1, 10, 11 or 12": (T + "<answer>[3, 1", 12, None, (3,), "missing truncated"),
@@ -124,6 +132,20 @@ CASES = {
     "tag cut after a bare id": (T + "<answer>[2, 1</", 12, None, (2, 1), "missing truncated"),
     "cut before the list": (T + "<answer>", 2, (0, 1), None, "no_answer truncated"),
     "cut words": (T + "<answer>image 2", 2, (1, 0), (2,), "extra_text missing truncated"),
+    "tags in capitals": (T + "<Answer>[2, 1]</ANSWER>", 2, (1, 0), (2, 1), "tag_form"),
+    "tags with spaces": ("<think >a</ think>< answer>[2, 1]< /answer >", 2, (1, 0), (2, 1), "tag_form"),
+    "full-width tags and list": (T + "＜answer＞［２，１］＜/answer＞", 2, (1, 0), (2, 1), "tag_form other_script"),
+    "full-width digits": (T + "<answer>[３、１，２]</answer>", 3, (2, 0, 1), (3, 1, 2), "other_script"),
+    "a quoted tag is text where the exact one is used": (
+        "<think>it says < /think> and < answer>[1]</think><answer>[2, 1]</answer>",
+        2,
+        (1, 0),
+        (2, 1),
+        "",
+    ),
+    "ids from 0": (T + "<answer>[2, 0, 1]</answer>", 3, (2, 0, 1), (3, 1, 2), "zero_based"),
+    "one id from 0": (T + "<answer>[0]</answer>", 1, (0,), (1,), "zero_based"),
+    "some ids from 0 may be anything": (T + "<answer>[2, 0]</answer>", 3, (1, 0, 2), (2, 0), "missing out_of_range"),
     "an earlier answer stands when the last was not begun": (
         T + "<answer>[2, 1]</answer><answer>[",
         2,
@@ -132,6 +154,54 @@ CASES = {
         "extra_text truncated",
     ),
 }
+
+
+# after the reasoning, n, answer
+UNTAGGED = {
+    "list": ("[3, 1, 2]", 3, (3, 1, 2)),
+    "list in a sentence": ("So the order is\n[3, 1, 2], I think.", 3, (3, 1, 2)),
+    "the last list": ("Not [1, 2, 3] but [3, 1, 2]", 3, (3, 1, 2)),
+    "code fence": ("```json\n[3, 1, 2]\n```", 3, (3, 1, 2)),
+    "box": ("The answer is $\\boxed{[3,1,2]}$.", 3, (3, 1, 2)),
+    "bare box": ("\\boxed{3, 1, 2}", 3, (3, 1, 2)),
+    "from 0": ("[2, 0, 1]", 3, (3, 1, 2)),
+    "other tags": ("<result>[3, 1, 2]</result>", 3, (3, 1, 2)),
+    "only ids": ("Final ranking: Image 3 > Image 1 > Image 2", 3, (3, 1, 2)),
+    "JSON": ('{"ranking": [3, 1, 2]}', 3, (3, 1, 2)),
+    "JSON objects": ('[{"id": 3, "score": 9}, {"id": 1, "score": 8}]', 3, (3, 1)),
+    "lines with remarks": ("1. Image 3: has it\n2. Image 1: has half\n3. Image 2: no", 3, (3, 1, 2)),
+    "one image": ("Image 1", 1, (1,)),
+    "prose is no answer": ("Image 2 is worse than image 1.", 2, None),
+    "nor is a reference": ("The table in [2] has it.", 2, None),
+    "nor are some lines of several": ("1. Image 3: has it\n2. Image 1: has half", 3, None),
+}
+
+
+@pytest.mark.parametrize("case", UNTAGGED)
+def test_answers_without_tags(case):
+    text, n, answer = UNTAGGED[case]
+    parsed = parse_ranking(T + "\n" + text, n)
+    assert parsed.answer == answer
+    assert ("no_answer" if answer is None else "untagged") in parsed.faults
+    assert "no_think" not in parsed.faults
+    assert not parsed.well_formed
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("[2, 1]", (2, 1)),
+        ("Here is the order: [2, 1].", (2, 1)),
+        ("Image 2, Image 1", (2, 1)),
+        ("See [2, 7] for this.", None),  # not all of the ids: it may be anything
+        ("Image 1 is a chart. Image 2 is a table.", None),
+        ("1. Image 2: a chart\n2. Image 1: a table", None),  # may describe them in turn
+    ],
+)
+def test_answers_without_any_tags(text, answer):
+    parsed = parse_ranking(text, 2)
+    assert parsed.answer == answer
+    assert "no_think" in parsed.faults
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -217,21 +287,43 @@ def test_ids_longer_than_python_converts():
 
 
 PIECES = [
-    "<think>",
-    "</think>",
-    "<answer>",
-    "</answer>",
-    "[",
-    "]",
-    ",",
-    " ",
-    "\n",
-    "1",
-    "2",
-    "10",
-    "-",
-    ".",
-    "x",
+    *(
+        "<think>",
+        "</think>",
+        "<answer>",
+        "</answer>",
+        "< answer>",
+        "[",
+        "]",
+        ",",
+        " ",
+        "\n",
+        "1",
+        "2",
+        "10",
+        "-",
+        ".",
+        "x",
+    ),
+    *(
+        "Image ",
+        "rank ",
+        "score: ",
+        "1. ",
+        "2. ",
+        "st",
+        "{",
+        "}",
+        '"',
+        ":",
+        "|",
+        ">",
+        "```",
+        "\\boxed{",
+        "０",
+        "、",
+        "％",
+    ),
 ]
 SOUP = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 
@@ -286,13 +378,13 @@ ADVERSARIAL = {
 }
 
 
-def seconds(function, *arguments):
-    """The quicker of two: noise only adds."""
+def seconds(function, *arguments, tries=2):
+    """Seconds of this process, the quickest of some tries: noise only adds."""
     spent = []
-    for _ in range(2):
-        start = time.perf_counter()
+    for _ in range(tries):
+        start = time.process_time()
         function(*arguments)
-        spent.append(time.perf_counter() - start)
+        spent.append(time.process_time() - start)
     return min(spent)
 
 
@@ -312,26 +404,8 @@ def test_time_is_linear_in_long_lists(unit, end):
     assert seconds(parse_ranking, long, 5) < 40 * seconds(parse_ranking, short, 5) + 0.05
 
 
-@pytest.mark.parametrize(
-    ("think", "parts"),
-    [
-        ("Image 1: a b.\nImage 2: c.", {1: "a b.", 2: "c."}),
-        (
-            "First. Image 2 shows it, unlike Image 1. Image 3 does not.",
-            {2: "Image 2 shows it, unlike Image 1.", 3: "Image 3 does not."},
-        ),
-        ("Image 1: a.\nImage 9: z.\nImage 1: b.", {1: "a.\nb."}),
-        ("Image 2 is like Image 1: both fail.", {2: "Image 2 is like", 1: "both fail."}),
-        ("The other images do not.", {}),
-        ("", {}),
-    ],
-)
-def test_reasoning_comes_apart_by_image(think, parts):
-    assert reasoning_by_image(think, 3) == parts
-
-
-@given(st.text(alphabet="Image 12:.\n", max_size=200), st.integers(1, 5))
-def test_any_reasoning_comes_apart(think, n):
-    parts = reasoning_by_image(think, n)
-    assert set(parts) <= set(range(1, n + 1))
-    assert all(line in think for text in parts.values() for line in text.split("\n"))
+@pytest.mark.parametrize("opening", [T, T + "<answer>"])
+@pytest.mark.parametrize("unit", ["1. Image 3\n", '"1": 3, ', "[1] ", "[[", "```", "\\boxed{3", "1３、Image: ="])
+def test_time_is_linear_up_to_a_megabyte(opening, unit):
+    short, long = (opening + unit * (size // len(unit)) for size in (100_000, 1_000_000))
+    assert seconds(parse_ranking, long, 5, tries=1) < 30 * seconds(parse_ranking, short, 5) + 0.1
