@@ -11,9 +11,11 @@ Format: https://github.com/MMDocRAG/MMDocIR/tree/main/dataset. Two things it doe
 a range of parquet rows whose end is inclusive, and the page ids of questions count from 0 in each document.
 """
 
+import io
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ import pandas as pd
 from PIL import Image
 
 from mmr5_lab.corpus.annotations import is_pair, parse_document, read_annotations
-from mmr5_lab.corpus.ids import CorpusError, has_words, page_id
+from mmr5_lab.corpus.ids import CorpusError, has_words, name_key, nearest, page_id
 from mmr5_lab.corpus.page_store import PageStore
 from mmr5_lab.images import open_page, plain_file
+
+logger = logging.getLogger(__name__)
 
 ANNOTATIONS = "MMDocIR_annotations.jsonl"
 PAGES = "MMDocIR_pages.parquet"
@@ -65,11 +69,21 @@ class Corpus:
         """Question id -> its row of `questions`."""
         return {row["question_id"]: row for _, row in self.questions.iterrows()}
 
+    @cached_property
+    def _spellings(self) -> dict[str, str]:
+        names = self.documents["doc_name"].tolist()
+        return {name_key(name): name for name in names} | {name: name for name in names}
+
     def rows(self, doc_name: str) -> range:
-        """Return the rows of a document's pages in the page file. Raises CorpusError for an unknown document."""
-        if doc_name not in self._rows:
-            raise CorpusError(f"{self.folder} has no document {doc_name!r}")
-        return self._rows[doc_name]
+        """Return the rows of a document's pages in the page file.
+
+        Names of documents are understood here and below whatever their capitals and the form of their accents, and
+        with or without `.pdf`. Raises CorpusError, with the nearest name, for an unknown document.
+        """
+        name = self._spellings.get(doc_name) or self._spellings.get(name_key(doc_name))
+        if name is None:
+            raise CorpusError(f"{self.folder} has no document {doc_name!r}{nearest(doc_name, self._rows)}")
+        return self._rows[name]
 
     def num_pages(self, doc_name: str) -> int:
         """Return the number of pages of a document. Raises CorpusError for an unknown one."""
@@ -84,8 +98,14 @@ class Corpus:
         return self.store.value(rows[page], column)
 
     def page_bytes(self, doc_name: str, page: int) -> bytes:
-        """Return the page's image file (JPEG or PNG) as stored. Raises CorpusError if it is empty or not there."""
+        """Return the page's image file (JPEG or PNG) as stored, or a white page where `mmr5 ingest` could render none.
+
+        Raises CorpusError if it is empty or not there.
+        """
         data = self._value(doc_name, page, "image_binary")
+        if data is None:
+            logger.warning("page %d of %r could not be rendered: a white page stands for it", page, doc_name)
+            return _white_page()
         if isinstance(data, dict):  # as the datasets library keeps images
             data = data.get("bytes")
         if not data:
@@ -168,7 +188,8 @@ class Corpus:
 
     def subset(self, doc_names: Iterable[str]) -> "Corpus":
         """Return the corpus restricted to some documents, in its order. Raises CorpusError for unknown names."""
-        documents = self._select(self.documents, "doc_name", doc_names, "document")
+        names = [self._spellings.get(name) or self._spellings.get(name_key(name), name) for name in doc_names]
+        documents = self._select(self.documents, "doc_name", names, "document")
         questions = self.questions[self.questions["doc_name"].isin(documents["doc_name"])].reset_index(drop=True)
         return replace(self, documents=documents, questions=questions)
 
@@ -187,7 +208,8 @@ class Corpus:
     def _select(self, frame: pd.DataFrame, column: str, values: Iterable[str], what: str) -> pd.DataFrame:
         wanted = set(values)
         if unknown := sorted(wanted - set(frame[column])):
-            raise CorpusError(f"{self.folder} has no {what} {', '.join(map(repr, unknown[:5]))}")
+            similar = nearest(unknown[0], frame[column])
+            raise CorpusError(f"{self.folder} has no {what} {', '.join(map(repr, unknown[:5]))}{similar}")
         return frame[frame[column].isin(wanted)].reset_index(drop=True)
 
 
@@ -204,39 +226,45 @@ def load_corpus(folder: str | Path, split: str | None = None) -> Corpus:
     path = folder / ANNOTATIONS
     if not path.is_file():
         raise CorpusError(f"{folder} is not a corpus folder: {ANNOTATIONS} is missing")
-    documents: list[dict[str, Any]] = []
+    store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
+    keys = [name_key(str(name)) for name in store.column("doc_name")] if store else None
+    documents: dict[str, dict[str, Any]] = {}
     questions: list[dict[str, Any]] = []
     for where, record in read_annotations(path):
-        if not is_pair(record.get("page_indices")):
-            raise CorpusError(f"{where}: page_indices is not [first row, last row]")
         document, its_questions = parse_document(record, where)
-        documents.append(document)
+        name = document["doc_name"]
+        if name in documents:
+            raise CorpusError(f"{where}: document {name!r} is annotated twice")
+        if keys is not None:
+            _check_rows(document, keys, where)
+        documents[name] = document
         questions += its_questions
-    frame = pd.DataFrame(documents, columns=DOCUMENT_COLUMNS)
-    repeated = frame["doc_name"][frame["doc_name"].duplicated()]
-    if len(repeated):
-        raise CorpusError(f"{path}: document {repeated.iloc[0]!r} is annotated twice")
-    store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
+    frame = pd.DataFrame(documents.values(), columns=DOCUMENT_COLUMNS)
     corpus = Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
-    _check_rows(corpus)
     return corpus.split(split) if split else corpus
 
 
-def _check_rows(corpus: Corpus) -> None:
-    """Raise CorpusError unless the rows of each document exist and carry its name (with or without `.pdf`)."""
-    store = corpus.store
-    if store is None:
-        return
-    names = [str(name).removesuffix(".pdf") for name in store.column("doc_name")]
-    for name in corpus.documents["doc_name"]:
-        rows = corpus.rows(name)
-        if rows[-1] >= store.num_rows:
-            raise CorpusError(
-                f"{store.path} has {store.num_rows} rows, but page_indices of {name!r} goes to row {rows[-1]}"
-            )
-        owners = set(names[rows.start : rows.stop])
-        if owners != {name.removesuffix(".pdf")}:
-            raise CorpusError(
-                f"{store.path}: rows {rows[0]} to {rows[-1]} should be the pages of {name!r}, "
-                f"but carry the names {', '.join(map(repr, sorted(owners)[:3]))}"
-            )
+def _check_rows(document: dict[str, Any], keys: list[str], where: str) -> None:
+    """Raise CorpusError unless the rows of a document exist and carry its name. keys: the `name_key` of each row."""
+    name, first = document["doc_name"], document["first_row"]
+    key, last = name_key(name), first + document["num_pages"] - 1
+    others = sorted(set(keys[first : last + 1]) - {key})
+    # Right but for its last row: so looks a range whose end is exclusive.
+    exclusive = set(keys[first:last]) == {key} and (others or last == len(keys))
+    cause = f"; the end is inclusive: write {[first, last - 1]}" if exclusive else ""
+    if last >= len(keys):
+        raise CorpusError(
+            f"{where}: {PAGES} has {len(keys)} rows, but page_indices of {name!r} goes to row {last}{cause}"
+        )
+    if others:
+        raise CorpusError(
+            f"{where}: rows {first} to {last} of {PAGES} should be the pages of {name!r}, "
+            f"but carry the names {', '.join(map(repr, sorted(set(keys[first : last + 1]))[:3]))}{cause}"
+        )
+
+
+@cache
+def _white_page() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (595, 842), "white").save(file, "PNG")
+    return file.getvalue()

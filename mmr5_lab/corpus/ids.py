@@ -1,7 +1,13 @@
-"""What a corpus's modules share: names of pages and questions in TREC files, what is a word, the error they raise."""
+"""What a corpus's modules share: names of documents, pages and questions, what is a word, the error they raise."""
 
+import difflib
+import hashlib
 import re
+import unicodedata
+from collections.abc import Iterable
 from urllib.parse import quote, unquote
+
+_LONGEST_STEM = 120
 
 
 class CorpusError(ValueError):
@@ -11,6 +17,18 @@ class CorpusError(ValueError):
 def page_id(doc_name: str, page: int) -> str:
     """Return a page's name in TREC files, without white space: page 3 of `my report.pdf` is `my%20report.pdf:3`."""
     return f"{quote(doc_name, safe='')}:{page}"
+
+
+def file_stem(doc_name: str, page: int) -> str:
+    """Return a file name without ending for a page: its `page_id` if short, else its beginning and a hash.
+
+    File systems end names at 255 bytes, and a Chinese character takes nine in a `page_id`.
+    """
+    name = page_id(doc_name, page)
+    if len(name) <= _LONGEST_STEM:
+        return name
+    digits = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: _LONGEST_STEM - 17]}-{digits}"
 
 
 def parse_page_id(identifier: str) -> tuple[str, int]:
@@ -27,6 +45,26 @@ def parse_page_id(identifier: str) -> tuple[str, int]:
 def question_id(doc_name: str, number: int) -> str:
     """Return the name of a document's `number`-th question (from 0) in TREC files: `my%20report.pdf:q3`."""
     return f"{quote(doc_name, safe='')}:q{number}"
+
+
+def name_key(name: str) -> str:
+    """Return what all spellings of a document's name share: composed accents, no capitals, no `.pdf` at the end.
+
+    File systems differ in all three: macOS takes names apart (é is e and an accent), Windows ignores capitals.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).removesuffix(".pdf")
+
+
+def question_key(identifier: str) -> str:
+    """Return what the ids of a question share, whatever the spelling of its document's name."""
+    doc_name, _, number = identifier.rpartition(":")
+    return f"{name_key(unquote(doc_name))}:{number}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a remark on the most similar of some names, to be added to a message; "" where none is similar."""
+    similar = difflib.get_close_matches(name, list(names), n=1)
+    return f" (the nearest name is {similar[0]!r})" if similar else ""
 
 
 def has_words(text: str) -> bool:

@@ -3,15 +3,17 @@
     corpus = build_corpus("my_pdfs", "my_corpus", workers=2)
 
 While it runs, finished pages are kept in `my_corpus/.parts`; `ingest_report.json` says at the end who read which pages,
-and which PDFs were left out and why.
+and what was left out and why.
 """
 
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,28 +21,46 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mmr5_lab.corpus.annotations import annotation_records, is_pair, parse_document
+from mmr5_lab.corpus.annotations import annotations_lock, is_pair, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES, Corpus, load_corpus
-from mmr5_lab.corpus.ids import CorpusError, has_words
+from mmr5_lab.corpus.ids import CorpusError, has_words, nearest
+from mmr5_lab.corpus.labels import (
+    REPLACED,
+    SET_ASIDE,
+    Label,
+    match_labels,
+    not_among,
+    read_labels,
+    without_repeats,
+    write_set_aside,
+)
 from mmr5_lab.corpus.ocr import NO_ENGINE, choose_engine
 from mmr5_lab.corpus.page_store import PageStore
+from mmr5_lab.corpus.page_text import join_hyphens, vocabulary
 from mmr5_lab.corpus.pdf import (
     DEFAULT_MAX_PIXELS,
+    POOR_TEXT_LAYER,
     TEXT_LAYER,
+    FinishedPage,
     PdfError,
     Rendering,
     page_path,
     read_page_file,
+    write_page,
 )
+from mmr5_lab.corpus.pdf_folder import FolderContents, list_pdfs
 from mmr5_lab.corpus.pdf_process import PdfProcesses
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.files import read_object, sole_writer, write_json
+from mmr5_lab.files import json_line, read_object, replacing, sole_writer
 
 logger = logging.getLogger(__name__)
 
 INGEST_REPORT = "ingest_report.json"
 PARTS = ".parts"  # folder of finished pages while a run goes on
 _PAGES_PER_TASK = 16
+_TEXT_VERSION = 2  # how texts are read; other numbers are read anew
+_A4 = 595 * 842  # square points
+_MOST_NAMES = 10  # in a message; the report has all
 
 
 def build_corpus(
@@ -53,51 +73,69 @@ def build_corpus(
     workers: int = 1,
     ocr: str = "auto",
 ) -> Corpus:
-    """Turn the PDFs of a folder (not of its subfolders) into a corpus folder.
+    """Turn the PDFs of a folder and its subfolders into a corpus folder. A document's name is its path in the folder.
 
-    annotations: an MMDocIR annotation file or its records. Documents that are not in the folder are left out;
-      PDFs without annotation become documents without questions, domain "PDF". None: those of an earlier run, with
-      the questions that were added since (`annotate`).
+    annotations: an MMDocIR annotation file or its records, whose names need not agree in capitals, accents' form,
+      folder or `.pdf`. PDFs without annotation become documents without questions, domain "PDF". None: those of an
+      earlier run, with the questions that were added since (`add_question`).
     max_pixels: width × height of a page image is as large as possible within this, in the page's aspect.
     workers: processes that render and read, a few pages at a time.
-    ocr: who reads pages without a text layer: "tesseract", "rapidocr", "none", or "auto", the first that is there.
+    ocr: who reads pages without a usable text layer: "tesseract", "rapidocr", "none", or "auto", the first that works.
 
-    `ocr_text` is the PDF's text layer, else what the OCR read; pages without words are kept, and `Corpus.pages` flags
-    them. A PDF that cannot be used (corrupt, encrypted, no pages, a page count that contradicts its `page_indices`, a
-    crash of PDFium) is skipped with a logged warning. `ingest_report.json` says who read which page (`read_by`), and
-    what was skipped and why. An interrupted run goes on at the page where it stopped, and a later run redoes only PDFs
-    that are new or changed. An earlier corpus stays until the new one is whole.
+    `ocr_text` is the PDF's text layer with the values of its forms, or what OCR read where there is none, where it is
+    garbage or a few words over a scan. A page that cannot be rendered is kept without a picture. A PDF that cannot be
+    used (corrupt, encrypted, no pages, a page count that contradicts its `page_indices`, a crash of PDFium) is skipped.
+    Questions without a document are set aside in `set_aside.jsonl` and return when their PDF does. The log names all
+    of these, and `ingest_report.json` says who read which page (`read_by`). An interrupted run goes on at the page
+    where it stopped; a later run redoes only PDFs that are new or changed. An earlier corpus stays until the new one is
+    whole.
 
-    Raises CorpusError if the folder has no PDF, or none that can be used, for an OCR that is not installed, and, before
-    anything is rendered, for questions that do not fit their PDF; RuntimeError if another process makes this corpus.
+    Raises CorpusError if the folder has no PDF, or none that can be used, for an OCR that does not work, and, before
+    anything is rendered, for `annotations` that do not fit their PDF; RuntimeError if another process makes the corpus.
     """
     folder, out = Path(pdf_folder), Path(out_folder)
     if not folder.is_dir():
         raise CorpusError(f"{folder} is not a folder")
     if max_pixels < 1:
         raise CorpusError(f"max_pixels is {max_pixels}; it must be positive")
-    pdfs = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".pdf" and path.is_file())
-    if not pdfs:
+    contents = list_pdfs(folder, without=out)
+    if not contents.pdfs:
         raise CorpusError(f"{folder} holds no PDF files")
     parts = out / PARTS
     if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
         raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
     rendering = Rendering(max_pixels, jpeg_quality, choose_engine(ocr))
-    with sole_writer(out, parts / ".lock"), PdfProcesses(workers) as processes:
-        records = annotation_records(annotations)
-        if annotations is None and (out / ANNOTATIONS).is_file():  # questions labelled in the corpus itself stay
-            records = annotation_records(out / ANNOTATIONS)
-            for record in records.values():
-                record.pop("page_indices")  # of an earlier PDF, which may have had other pages
-        documents, skipped = _plan(pdfs, out, records, rendering, processes)
-        rows = _rows(documents, skipped, rendering, processes)
-        if first := next(rows, None):  # without a single page the earlier corpus stays
-            write_corpus(out, [document.record for document in documents], chain([first], rows), leave_out_empty=True)
-        documents = [document for document in documents if document.name not in skipped]
-        absent = set(records) - {path.name for path in pdfs}
-        _report(folder, out, documents, skipped, len(absent), advise_ocr=ocr == "auto")
+    with ExitStack() as stack:
+        stack.enter_context(sole_writer(out, parts / ".lock"))
+        if (out / ANNOTATIONS).exists():  # questions added while this runs would be lost
+            stack.enter_context(annotations_lock(out / ANNOTATIONS))
+        earlier = _earlier_run(out)
+        digests = _digests(contents)
+        labels = read_labels(annotations, out)
+        _follow_renamed(labels, digests, earlier[1])
+        matched, unmatched = match_labels(labels, list(contents.pdfs))
+        with PdfProcesses(workers) as processes:
+            documents = _plan(contents, digests, matched, earlier, parts, rendering, processes)
+            rows = _rows(documents, contents.unusable, rendering, processes)
+            if first := next(rows, None):  # without a single page the earlier corpus stays
+                write_set_aside(not_among(labels), out)  # all of them, should this end before the corpus is whole
+                records = [document.record for document in documents]
+                write_corpus(out, records, chain([first], rows), leave_out_empty=True)
+        documents = [document for document in documents if document.name not in contents.unusable]
+        aside = _labels_without_place(matched, unmatched, documents)
+        _report(folder, out, documents, contents, aside)
         if not documents:
-            raise CorpusError(f"none of the {len(pdfs)} PDFs in {folder} can be used; {out / INGEST_REPORT} says why")
+            raise CorpusError(
+                f"none of the {len(matched)} PDFs in {folder} can be used; {out / INGEST_REPORT} says why"
+            )
+        write_set_aside(aside, out)
+        unread = sum(d.report["read_by"].count(reader) for d in documents for reader in (NO_ENGINE, POOR_TEXT_LAYER))
+        if unread and ocr == "auto":
+            logger.warning(
+                '%d pages have no usable text layer, and there is no OCR to read them: pip install "mmr5-lab[ocr]", or '
+                "install tesseract, and run this again",
+                unread,
+            )
         shutil.rmtree(parts, ignore_errors=True)  # Windows keeps the lock, which is held
     return load_corpus(out)
 
@@ -130,54 +168,135 @@ class _Document:
         return [pages[start : start + _PAGES_PER_TASK] for start in pages[::_PAGES_PER_TASK]]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of its pages, finished all; who read them is noted in the report."""
-        for page in range(self.report["pages"]):
-            if self.parts:
-                picture, text, reader = read_page_file(self.parts, page)
-                self.report["read_by"].append(reader)
-                if not has_words(text):
-                    self.report["pages_without_text"].append(page)
-            else:
-                assert self.earlier is not None
-                picture, text = self.earlier.page_bytes(self.name, page), self.earlier.page_text(self.name, page)
+        """Yield the rows of its pages, finished all, and complete the report. Raises PdfError if all lack a picture."""
+        if self.parts:
+            yield from self._new_rows(self.parts)
+            return
+        assert self.earlier is not None
+        assert self.earlier.store is not None
+        for row in self.earlier.rows(self.name):
+            values = {name: self.earlier.store.value(row, name) for name in ("image_binary", "ocr_text")}
+            yield {"doc_name": self.name} | values
+
+    def _new_rows(self, parts: Path) -> Iterator[dict[str, Any]]:
+        numbers = range(self.report["pages"])
+        pages = [read_page_file(parts, number, with_picture=False) for number in numbers]
+        self.report |= {
+            "read_by": [page.read_by for page in pages],
+            "pages_without_text": [number for number in numbers if not has_words(pages[number].text)],
+            "pages_without_picture": {number: pages[number].problem for number in numbers if pages[number].problem},
+            "unread_pages": {number: pages[number].ocr_problem for number in numbers if pages[number].ocr_problem},
+            "large_pages": [number for number in numbers if math.prod(pages[number].size) > 3 * _A4],
+        }
+        if all(page.problem for page in pages):
+            raise PdfError(f"no page can be rendered; page 0: {pages[0].problem}")
+        words = vocabulary(page.text for page in pages)
+        for number in numbers:
+            picture = read_page_file(parts, number).picture or None
+            text = join_hyphens(pages[number].text, words)
             yield {"doc_name": self.name, "image_binary": picture, "ocr_text": text}
 
 
+def _digests(contents: FolderContents) -> dict[str, str]:
+    """Return the SHA-256 of each PDF; those that cannot be opened become unusable."""
+    digests = {}
+    for name, pdf in contents.pdfs.items():
+        try:
+            with pdf.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            contents.unusable[name] = f"it cannot be opened: {error.strerror}"
+    return digests
+
+
+def _follow_renamed(labels: list[Label], digests: dict[str, str], reports: dict[str, dict[str, Any]]) -> None:
+    """Give labels of a PDF that is gone to a new one with the same content."""
+    new = {digest: name for name, digest in digests.items() if name not in reports}
+    renamed = {old: new.get(report.get("sha256", "")) for old, report in reports.items() if old not in digests}
+    for label in labels:
+        old = label.record["doc_name"]
+        if name := renamed.get(old):
+            logger.warning("%s is %s now: its %d questions go with it", old, name, len(label.record["questions"]))
+            label.record["doc_name"] = name
+
+
 def _plan(
-    pdfs: list[Path], out: Path, records: dict[str, dict[str, Any]], rendering: Rendering, processes: PdfProcesses
-) -> tuple[list[_Document], dict[str, str]]:
-    """Return the documents, and by name why other PDFs cannot be used."""
-    earlier, reports = _earlier_run(out)
-    documents, skipped = [], {}
-    for pdf in pdfs:
-        name = pdf.name
-        with pdf.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    contents: FolderContents,
+    digests: dict[str, str],
+    labels: dict[str, list[Label]],
+    earlier_run: tuple[Corpus | None, dict[str, dict[str, Any]]],
+    parts: Path,
+    rendering: Rendering,
+    processes: PdfProcesses,
+) -> list[_Document]:
+    """Return the documents to be; PDFs that cannot be used join `contents.unusable`."""
+    earlier, reports = earlier_run
+    documents = []
+    for name, digest in digests.items():
+        pdf, report = contents.pdfs[name], reports.get(name, {})
         # What the rows of a document depend on, beside the OCR: with an equal recipe they need not be made again.
-        recipe = {"sha256": digest, "max_pixels": rendering.max_pixels, "jpeg_quality": rendering.jpeg_quality}
-        report = reports.get(name, {})
+        recipe = {
+            "sha256": digest, "text_version": _TEXT_VERSION,
+            "max_pixels": rendering.max_pixels, "jpeg_quality": rendering.jpeg_quality,
+        }  # fmt: skip
         readers = set(report.get("read_by", [None]))
         reused = report.items() >= recipe.items() and readers <= {TEXT_LAYER, rendering.engine}
-        record = records.get(name, {"doc_name": name, "domain": "PDF", "questions": []})
         try:
             num_pages = report["pages"] if reused else next(processes.map(processes.num_pages, [pdf]))
-            rows: Any = record.get("page_indices")
-            if is_pair(rows) and (annotated := rows[1] - rows[0] + 1) != num_pages:
-                raise PdfError(f"it has {num_pages} pages but page_indices of its annotation says {annotated}")
+            record = _fitting_record(labels[name], name, num_pages)
         except PdfError as error:
-            skipped[name] = str(error)
+            contents.unusable[name] = str(error)
             continue
-        # Row ranges are those of the new page file, not those of the file that the annotations were made for.
-        record = {key: value for key, value in record.items() if key not in ("page_indices", "layout_indices")}
-        parse_document(record | {"page_indices": [0, num_pages - 1]}, "annotations")
-        parts = None
-        if not reused:
+        if record["questions"] and report.get("sha256", digest) != digest:
+            logger.warning("%s has changed: look whether its %d questions still fit", pdf, len(record["questions"]))
+        if reused:
+            documents.append(_Document(name, pdf, record, report, None, earlier))
+        else:
             key = json.dumps([name, recipe, rendering.engine]).encode()
-            parts = out / PARTS / hashlib.sha256(key).hexdigest()[:16]
-            parts.mkdir(exist_ok=True)
-            report = recipe | {"pages": num_pages, "pages_without_text": [], "read_by": []}
-        documents.append(_Document(name, pdf, record, report, parts, earlier))
-    return documents, skipped
+            folder = parts / hashlib.sha256(key).hexdigest()[:16]
+            folder.mkdir(exist_ok=True)
+            documents.append(_Document(name, pdf, record, recipe | {"pages": num_pages}, folder, None))
+    return documents
+
+
+def _fitting_record(labels: list[Label], name: str, num_pages: int) -> dict[str, Any]:
+    """Return the annotation of a document. Raises PdfError if it is for another number of pages.
+
+    Raises CorpusError, naming file and line, for an annotation that was passed and does not fit. Of questions that the
+    corpus itself held or set aside, all are taken whose pages the PDF has.
+    """
+    where, record, passed = labels[0] if labels else Label(name, {"domain": "PDF", "questions": []}, passed=False)
+    rows: Any = record.get("page_indices")
+    if is_pair(rows) and (annotated := rows[1] - rows[0] + 1) != num_pages:
+        cause = f"; the end is inclusive: write {[rows[0], rows[1] - 1]}" if annotated == num_pages + 1 else ""
+        raise PdfError(
+            f"it has {num_pages} pages but page_indices of its annotation says {annotated} ({where}: {rows}){cause}"
+        )
+    # Row ranges are those of the new page file, not those of the file that the annotations were made for.
+    record = {key: value for key, value in record.items() if key not in ("page_indices", "layout_indices")}
+    record["doc_name"] = name
+    if not passed:
+        questions = [
+            question for label in labels if REPLACED not in label.record for question in label.record["questions"]
+        ]
+        questions = without_repeats(questions)
+        record["questions"] = [q for q in questions if all(page < num_pages for page in q["page_id"])]
+    parse_document(record | {"page_indices": [0, num_pages - 1]}, where)
+    return record
+
+
+def _labels_without_place(
+    matched: dict[str, list[Label]], unmatched: list[Label], documents: list[_Document]
+) -> list[dict[str, Any]]:
+    """Return, as records, the questions that the corpus does not hold: of no PDF, or replaced by passed ones."""
+    kept = {document.name: document.record["questions"] for document in documents}
+    homeless = [label for name, labels in matched.items() if name not in kept for label in labels]
+    others = [
+        record | ({REPLACED: True} if matched[name][0].passed else {})
+        for name, questions in kept.items()
+        for record in not_among(matched[name], questions)
+    ]
+    return not_among([*unmatched, *homeless]) + others
 
 
 def _earlier_run(out: Path) -> tuple[Corpus | None, dict[str, dict[str, Any]]]:
@@ -195,52 +314,73 @@ def _earlier_run(out: Path) -> tuple[Corpus | None, dict[str, dict[str, Any]]]:
 
 
 def _rows(
-    documents: list[_Document], skipped: dict[str, str], rendering: Rendering, processes: PdfProcesses
+    documents: list[_Document], unusable: dict[str, str], rendering: Rendering, processes: PdfProcesses
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of the page file, document by document, so that the first are written while others are rendered.
 
-    A document with a page that cannot be rendered has no rows, and its reason in `skipped`.
+    A document without a single picture has no rows, and its reason in `unusable`.
     """
     tasks = [(document, pages) for document in documents for pages in document.tasks()]
     with tqdm(total=sum(len(pages) for _, pages in tasks), desc="pages", unit="page", disable=not tasks) as progress:
 
-        def write(task: tuple[_Document, range]) -> None:
+        def make(task: tuple[_Document, range]) -> None:
             document, pages = task
+            assert document.parts is not None
             for page in pages:
-                if document.parts and not page_path(document.parts, page).exists() and document.name not in skipped:
+                if not page_path(document.parts, page).exists():
                     try:
-                        processes.write_page(document.pdf, page, document.parts, rendering)
+                        processes.make_page(document.pdf, page, document.parts, rendering)
                     except PdfError as error:
-                        skipped[document.name] = str(error)
+                        write_page(document.parts, page, FinishedPage("", NO_ENGINE, problem=str(error)))
                 progress.update()
 
-        finished = processes.map(write, tasks)
+        finished = processes.map(make, tasks)
         for document in documents:
             for _ in document.tasks():
                 next(finished)
-            if document.name not in skipped:
+            try:
                 yield from document.rows()
+            except PdfError as error:
+                unusable[document.name] = str(error)
 
 
 def _report(
-    folder: Path, out: Path, documents: list[_Document], skipped: dict[str, str], absent: int, advise_ocr: bool
+    folder: Path, out: Path, documents: list[_Document], contents: FolderContents, aside: list[dict[str, Any]]
 ) -> None:
     """Write the ingest report, and warn of what a user should look at."""
-    for name, reason in sorted(skipped.items()):
-        logger.warning("%s is skipped: %s", folder / name, reason)
-    if absent:
-        logger.warning("%d annotated documents are not in %s and are left out", absent, folder)
-    unread = sum(document.report["read_by"].count(NO_ENGINE) for document in documents)
-    if unread and advise_ocr:
-        logger.warning(
-            '%d pages have no text layer, and no OCR is installed to read them: pip install "mmr5-lab[ocr]", or '
-            "install tesseract, and run this again",
-            unread,
-        )
-    report = {
+    report: dict[str, Any] = {
         "documents": [{"file": document.name} | document.report for document in documents],
-        "skipped": [{"file": name, "reason": reason} for name, reason in sorted(skipped.items())],
-        "annotated_but_absent": absent,
+        "skipped": [{"file": name, "reason": reason} for name, reason in sorted(contents.unusable.items())],
+        "not_pdf": contents.others,
+        "set_aside": [{"doc_name": record["doc_name"], "questions": len(record["questions"])} for record in aside],
         "page_file": PageStore(out / PAGES).fingerprint if documents else None,
     }
-    write_json(out / INGEST_REPORT, report, indent=1)
+    with replacing(out / INGEST_REPORT) as new:
+        new.write_bytes(json_line(report, indent=1))
+    for entry in report["skipped"]:
+        logger.warning("%s is skipped: %s", folder / entry["file"], entry["reason"])
+    if contents.others:
+        logger.warning("%d files are no PDFs and are left out: %s", len(contents.others), _listed(contents.others))
+    if aside:
+        names = [f"{entry['doc_name']} ({entry['questions']})" for entry in report["set_aside"]]
+        names = [name + nearest(record["doc_name"], contents.pdfs) for name, record in zip(names, aside, strict=True)]
+        logger.warning("questions without a place here are set aside in %s: %s", out / SET_ASIDE, _listed(names))
+    for what, key in (
+        ("cannot be rendered and are kept without a picture", "pages_without_picture"),
+        ("could not be read by OCR", "unread_pages"),
+        ("are so large that small print is lost in their picture; raise max_pixels", "large_pages"),
+    ):
+        pages = [
+            f"{document.name} page {page}" + (f" ({entry[page]})" if isinstance(entry, dict) else "")
+            for document in documents
+            if document.parts  # those taken over were named before
+            for entry in [document.report[key]]
+            for page in entry
+        ]
+        if pages:
+            logger.warning("%d pages %s: %s", len(pages), what, _listed(pages))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more, see {INGEST_REPORT}" if more > 0 else "")

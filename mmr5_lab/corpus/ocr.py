@@ -5,6 +5,7 @@ tesseract is the system's program; RapidOCR comes with its models: `pip install 
 
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import subprocess
@@ -15,7 +16,10 @@ from PIL import Image
 
 from mmr5_lab.corpus.ids import CorpusError
 
-ENGINES = AUTO = ("tesseract", "rapidocr")  # equal recall on MMDocIR's scans, and tesseract takes a third of the time
+logger = logging.getLogger(__name__)
+
+ENGINES = ("tesseract", "rapidocr")
+AUTO = ENGINES  # in this order: equal recall on MMDocIR's scans, and tesseract takes a third of the time
 NO_ENGINE = "none"
 _SECONDS_PER_PAGE = 300
 
@@ -25,22 +29,36 @@ class OcrError(RuntimeError):
 
 
 def choose_engine(ocr: str) -> str:
-    """Return the engine for "tesseract", "rapidocr", "none" or "auto": the first of these that is installed.
+    """Return the engine for "tesseract", "rapidocr", "none" or "auto": the first of these that works.
 
-    Raises CorpusError for another word, and for an engine that is named but not installed.
+    Raises CorpusError for another word, and for an engine that is named but does not work; with "auto" the log has the
+    message of one that is installed and does not work.
     """
-    installed = {
-        "rapidocr": all(importlib.util.find_spec(name) for name in ("rapidocr", "onnxruntime")),
-        "tesseract": shutil.which("tesseract") is not None,
-    }
-    if ocr == "auto":
-        return next((engine for engine in AUTO if installed[engine]), NO_ENGINE)
-    if ocr != NO_ENGINE and ocr not in ENGINES:
+    if ocr not in ("auto", NO_ENGINE, *ENGINES):
         raise CorpusError(f"unknown OCR {ocr!r}; there is: auto, {', '.join(ENGINES)}, {NO_ENGINE}")
-    if ocr != NO_ENGINE and not installed[ocr]:
-        command = {"rapidocr": 'pip install "mmr5-lab[ocr]"', "tesseract": "apt-get install tesseract-ocr"}[ocr]
-        raise CorpusError(f"{ocr} is not installed: {command}")
-    return ocr
+    for engine in AUTO if ocr == "auto" else (ocr,):
+        problem = "" if engine == NO_ENGINE else _problem(engine)
+        if not problem:
+            return engine
+        if ocr != "auto":
+            raise CorpusError(problem)
+        if "is not installed" not in problem:
+            logger.warning("%s", problem)
+    return NO_ENGINE
+
+
+def _problem(engine: str) -> str:
+    """Return why an engine does not work, or ""."""
+    if engine == "rapidocr":
+        missing = any(importlib.util.find_spec(name) is None for name in ("rapidocr", "onnxruntime"))
+        return 'rapidocr is not installed: pip install "mmr5-lab[ocr]"' if missing else ""
+    if shutil.which("tesseract") is None:
+        return "tesseract is not installed: apt-get install tesseract-ocr"
+    try:
+        read_image(Image.new("L", (64, 64), "white"), engine)  # without language data, only the first page would tell
+    except OcrError as error:
+        return f"tesseract does not work: {error}"
+    return ""
 
 
 def read_image(image: Image.Image, engine: str) -> str:
@@ -50,7 +68,10 @@ def read_image(image: Image.Image, engine: str) -> str:
     """
     try:
         return _rapidocr(image) if engine == "rapidocr" else _tesseract(image)
-    except (subprocess.SubprocessError, OSError, RuntimeError, ValueError) as error:
+    except subprocess.CalledProcessError as error:
+        words = " ".join(error.stderr.decode("utf-8", errors="replace").split())
+        raise OcrError(words or f"exit code {error.returncode}") from error
+    except Exception as error:  # onnxruntime has exceptions of its own, which derive from nothing else
         raise OcrError(str(error)) from error
 
 

@@ -3,27 +3,42 @@
 A process that renders pages imports this module, so it loads little.
 """
 
+import ctypes
 import io
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pypdfium2
+import pypdfium2.raw as pdfium
 from PIL import Image
 
 from mmr5_lab.corpus import ocr
 from mmr5_lab.corpus.ids import has_words
+from mmr5_lab.corpus.page_text import HYPHEN, clean_text, count_words, is_garbage
 
-TEXT_LAYER = "text layer"
+TEXT_LAYER, POOR_TEXT_LAYER = "text layer", "poor text layer"
 DEFAULT_MAX_PIXELS = 1280 * 28 * 28
 """Pixel budget of a rendered page: 1,280 visual tokens of 28 × 28 pixels, Qwen2.5-VL's unit."""
 
 _OCR_PIXELS = 2 * DEFAULT_MAX_PIXELS  # A4 at 140 dpi: small print is legible, and tesseract takes a second or two
+_OCR_SCALE = 300 / 72  # pixels a point at most: more dots an inch make no letter clearer
+_STRIP_ASPECT, _MOST_STRIPS = 1.5, 40  # a page longer than two of these is read in strips of about this aspect
+_LONGEST_SIDE = 100_000  # points, seven times what Acrobat allows; sizes above are damage
+_LONGEST_PICTURE = 65_000  # pixels; JPEG ends at 65,500
+_FEW_WORDS = 50  # of a text layer over a scan, such as a header or a library's stamp
 
 
 class PdfError(ValueError):
     """A PDF or page that cannot be used; the message says why."""
+
+
+# What PDFium and Pillow raise for a page that they cannot make.
+_FAILURES = (PdfError, pypdfium2.PdfiumError, OSError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,24 @@ class Rendering:
     max_pixels: int = DEFAULT_MAX_PIXELS
     jpeg_quality: int = 90
     engine: str = ocr.NO_ENGINE
+
+
+class FinishedPage(NamedTuple):
+    """What became of a page.
+
+    text: its words, with `page_text.HYPHEN` where a word is broken at the end of a line
+    read_by: "text layer", an OCR engine, "none", "… failed", or "poor text layer" where OCR was needed and not there
+    picture: JPEG bytes; b"" where it cannot be rendered
+    problem: why it cannot be rendered, or ""; ocr_problem: why OCR failed, or ""
+    size: width and height in points
+    """
+
+    text: str
+    read_by: str
+    picture: bytes = b""
+    problem: str = ""
+    ocr_problem: str = ""
+    size: tuple[float, float] = (0.0, 0.0)
 
 
 def open_pdf(path: str | Path) -> pypdfium2.PdfDocument:
@@ -53,39 +86,158 @@ def open_pdf(path: str | Path) -> pypdfium2.PdfDocument:
     return document
 
 
+def make_page(document: pypdfium2.PdfDocument, number: int, rendering: Rendering) -> FinishedPage:
+    """Render and read a page. What fails is left empty, and `problem` says why."""
+    try:
+        page = document[number]
+    except pypdfium2.PdfiumError as error:
+        return FinishedPage("", ocr.NO_ENGINE, problem=f"PDFium cannot load it: {error}")
+    with closing(page):
+        picture = io.BytesIO()
+        problem = ""
+        try:
+            render_page(page, rendering.max_pixels).save(picture, "JPEG", quality=rendering.jpeg_quality)
+        except _FAILURES as error:
+            problem = f"it cannot be rendered: {error}"
+        try:
+            text, read_by, failure = read_page(page, rendering.engine, lambda: document[number])
+        except _FAILURES as error:
+            text, read_by, failure = "", ocr.NO_ENGINE, f"it cannot be read: {error}"
+        return FinishedPage(text, read_by, b"" if problem else picture.getvalue(), problem, failure, page.get_size())
+
+
 def render_page(page: pypdfium2.PdfPage, max_pixels: int) -> Image.Image:
-    """Return a page as an RGB image in its aspect, with width × height as large as possible within `max_pixels`."""
-    width, height = page.get_size()
-    scale = math.sqrt(max_pixels / (width * height))
+    """Return a page as an RGB image in its aspect, with width × height as large as possible within `max_pixels`.
+
+    Raises PdfError for a page without area or longer than 35 metres, which is how damaged files look.
+    """
+    width, height = _size(page)
+    scale = min(math.sqrt(max_pixels / (width * height)), _LONGEST_PICTURE / max(width, height))
     # PDFium rounds both sides up, which can pass the budget by a row.
     while math.ceil(width * scale) * math.ceil(height * scale) > max_pixels:
         scale *= 0.999
     return page.render(scale=scale).to_pil().convert("RGB")
 
 
-def text_layer(page: pypdfium2.PdfPage) -> str:
-    """Return the words of a page as the PDF holds them; "" where it holds none."""
-    textpage = page.get_textpage()
-    try:
-        return textpage.get_text_bounded().replace("\r\n", "\n").replace("\x00", "")
-    finally:
-        textpage.close()
+def _size(page: pypdfium2.PdfPage) -> tuple[float, float]:
+    width, height = page.get_size()
+    if not (0 < width <= _LONGEST_SIDE and 0 < height <= _LONGEST_SIDE):
+        raise PdfError(f"it measures {width:g} × {height:g} points; at most {_LONGEST_SIDE:,} can be rendered")
+    return width, height
 
 
-def read_page(page: pypdfium2.PdfPage, engine: str) -> tuple[str, str]:
-    """Return the words of a page and who read them: "text layer", the OCR engine, or "none".
+def read_page(
+    page: pypdfium2.PdfPage, engine: str, load_again: Callable[[], pypdfium2.PdfPage]
+) -> tuple[str, str, str]:
+    """Return the words of a page, who read them (`FinishedPage.read_by`), and why OCR failed or "".
 
-    A page that the engine cannot read has no words, and "… failed" as its reader.
+    load_again: loads the same page anew, as must be done after its forms have become text
     """
-    text = text_layer(page)
-    if has_words(text):
-        return text, TEXT_LAYER
+    layer = text_layer(page, load_again)
+    text = clean_text(layer)
+    garbage = is_garbage(layer)
+    if has_words(text) and not garbage and not (count_words(text) < _FEW_WORDS and _is_mostly_pictures(page)):
+        return text, TEXT_LAYER, ""
     if engine == ocr.NO_ENGINE:
-        return "", engine
+        return text, POOR_TEXT_LAYER if has_words(text) else engine, ""
     try:
-        return ocr.read_image(render_page(page, _OCR_PIXELS), engine), engine
-    except ocr.OcrError:
-        return "", f"{engine} failed"
+        read = clean_text("\n".join(ocr.read_image(strip, engine) for strip in _strips(page)))
+    except (*_FAILURES, ocr.OcrError) as error:
+        return text, f"{engine} failed", f"{engine} failed: {error}"
+    # The layer of a cover with few words over a photograph is often better than what is read in the photograph.
+    if has_words(text) and not garbage and count_words(read) <= count_words(text):
+        return text, TEXT_LAYER, ""
+    return read, engine, ""
+
+
+def text_layer(page: pypdfium2.PdfPage, load_again: Callable[[], pypdfium2.PdfPage]) -> str:
+    """Return the words of a page as the PDF holds them, form values among them; "" where it holds none.
+
+    Hyphens at line ends are `HYPHEN`; control characters are left in.
+    """
+    if not _has_annotations(page):
+        return _page_text(page)
+    # What forms and notes show becomes text of the page; hidden fields do not.
+    pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY)
+    with closing(load_again()) as flat:
+        return _page_text(flat)
+
+
+def _page_text(page: pypdfium2.PdfPage) -> str:
+    with closing(page.get_textpage()) as textpage:
+        # `get_text_bounded` leaves out what lies off the page, but also line breaks, which glues words together;
+        # `get_text_range` has them, and leaves out characters whose font calls them U+0002.
+        text, on_page = textpage.get_text_range(), textpage.get_text_bounded()
+        if "".join(text.split()).replace(HYPHEN, "\x02") != "".join(on_page.split()):
+            text = "".join(_characters(textpage, page.get_bbox()))
+    return text.replace("\r\n", "\n")
+
+
+def _characters(textpage: pypdfium2.PdfTextPage, box: tuple[float, float, float, float]) -> Iterator[str]:
+    """Yield the characters within a box (left, bottom, right, top)."""
+    left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+    for index in range(textpage.count_chars()):
+        code = pdfium.FPDFText_GetUnicode(textpage, index)
+        if pdfium.FPDFText_IsHyphen(textpage, index) == 1:
+            yield HYPHEN
+        elif pdfium.FPDFText_IsGenerated(textpage, index) == 1:  # spaces and line breaks, which have no place
+            yield chr(code)
+        elif pdfium.FPDFText_GetCharBox(textpage, index, left, right, bottom, top):
+            x, y = (left.value + right.value) / 2, (bottom.value + top.value) / 2
+            if box[0] <= x <= box[2] and box[1] <= y <= box[3]:
+                yield chr(code)
+
+
+def _has_annotations(page: pypdfium2.PdfPage) -> bool:
+    """Return whether there is an annotation other than a link."""
+    for index in range(pdfium.FPDFPage_GetAnnotCount(page)):
+        annotation = pdfium.FPDFPage_GetAnnot(page, index)
+        kind = pdfium.FPDFAnnot_GetSubtype(annotation)
+        pdfium.FPDFPage_CloseAnnot(annotation)
+        if kind != pdfium.FPDF_ANNOT_LINK:
+            return True
+    return False
+
+
+def _is_mostly_pictures(page: pypdfium2.PdfPage) -> bool:
+    """Return whether pictures cover at least half of the page."""
+    left, bottom, right, top = page.get_bbox()
+    area = 0.0
+    for picture in page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_IMAGE], max_depth=3):
+        x1, y1, x2, y2 = picture.get_bounds()
+        area += max(0.0, min(x2, right) - max(x1, left)) * max(0.0, min(y2, top) - max(y1, bottom))
+    return area >= (right - left) * (top - bottom) / 2
+
+
+def _strips(page: pypdfium2.PdfPage) -> Iterator[Image.Image]:
+    """Yield what OCR reads of a page: all of it, or strips of a long one, cut between its lines."""
+    width, height = _size(page)
+    short, long = sorted((width, height))
+    if long <= 2 * _STRIP_ASPECT * short:
+        yield render_page(page, _OCR_PIXELS)
+        return
+    length = max(_STRIP_ASPECT * short, long / _MOST_STRIPS)  # in points
+    scale = min(_OCR_SCALE, math.sqrt(_OCR_PIXELS / (short * length)))
+    # How light each line of pixels is, at a pixel a point at most: the lightest lie between lines of text.
+    overview = render_page(page, round(min(_OCR_PIXELS, width * height))).convert("L")
+    vertical = height >= width
+    line_count = overview.height if vertical else overview.width
+    lightness = overview.resize((1, line_count) if vertical else (line_count, 1), Image.Resampling.BOX).tobytes()
+    points = long / line_count  # of a line
+    start = 0
+    while start < line_count:
+        stop = start + max(1, round(length / points))
+        if stop < line_count:
+            window = range(start + max(1, round(0.8 * length / points)), stop + 1)
+            stop = max(window, key=lambda line: (min(lightness[line - 1 : line + 1]), line))
+        stop = min(stop, line_count)
+        cut = (
+            (0, height - stop * points, 0, start * points)
+            if vertical
+            else (start * points, 0, width - stop * points, 0)
+        )
+        yield page.render(scale=scale, crop=tuple(max(0.0, side) for side in cut)).to_pil().convert("RGB")
+        start = stop
 
 
 def page_path(folder: Path, page: int) -> Path:
@@ -93,25 +245,17 @@ def page_path(folder: Path, page: int) -> Path:
     return folder / f"{page:05}.page"
 
 
-def write_page(document: pypdfium2.PdfDocument, number: int, folder: Path, rendering: Rendering) -> None:
-    """Write a page's picture and words into its `page_path`. Raises PdfError, naming it, if it cannot be rendered."""
-    try:
-        page = document[number]
-        picture = io.BytesIO()
-        render_page(page, rendering.max_pixels).save(picture, "JPEG", quality=rendering.jpeg_quality)
-        text, read_by = read_page(page, rendering.engine)
-        page.close()
-    except (pypdfium2.PdfiumError, ValueError, ZeroDivisionError, MemoryError) as error:
-        raise PdfError(f"PDFium cannot render page {number}: {error}") from error
-    head = json.dumps({"text": text, "read_by": read_by}) + "\n"
+def write_page(folder: Path, number: int, page: FinishedPage) -> None:
+    """Write a page into its file, whole or not at all."""
+    head = json.dumps(page._replace(picture=b"")._asdict() | {"picture": None}) + "\n"
     path = page_path(folder, number)
     unfinished = path.with_suffix(".new")
-    unfinished.write_bytes(head.encode() + picture.getvalue())
+    unfinished.write_bytes(head.encode() + page.picture)
     unfinished.replace(path)
 
 
-def read_page_file(folder: Path, page: int) -> tuple[bytes, str, str]:
-    """Return a finished page's JPEG bytes, its words, and who read them."""
-    head, _, picture = page_path(folder, page).read_bytes().partition(b"\n")
-    words = json.loads(head)
-    return picture, words["text"], words["read_by"]
+def read_page_file(folder: Path, number: int, with_picture: bool = True) -> FinishedPage:
+    """Return a finished page, or all but its picture."""
+    with page_path(folder, number).open("rb") as file:
+        head = json.loads(file.readline())
+        return FinishedPage(**head | {"picture": file.read() if with_picture else b"", "size": tuple(head["size"])})

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmr5_lab.corpus.pdf import PdfError, Rendering, open_pdf, write_page
+from mmr5_lab.corpus.pdf import PdfError, Rendering, make_page, open_pdf, write_page
 
 _SECONDS = 600  # that a request may take; OCR of a page ends after 300
 _ATTEMPTS = 2  # a process may also die because others took all memory
@@ -59,8 +59,8 @@ class PdfProcesses:
         """Return a PDF's number of pages. Raises PdfError where it cannot be used."""
         return self._ask({"pdf": str(pdf.absolute())})
 
-    def write_page(self, pdf: Path, page: int, folder: Path, rendering: Rendering) -> None:
-        """Do `pdf.write_page`. Raises PdfError where the page cannot be rendered."""
+    def make_page(self, pdf: Path, page: int, folder: Path, rendering: Rendering) -> None:
+        """Make a page and write it into its file. Raises PdfError where the PDF cannot be opened or kills PDFium."""
         target = {"page": page, "folder": str(folder.absolute()), "rendering": asdict(rendering)}
         self._ask({"pdf": str(pdf.absolute())} | target)
 
@@ -122,7 +122,8 @@ def main() -> None:
                 path, document = request["pdf"], None
                 document = open_pdf(path)
             if "page" in request:
-                write_page(document, request["page"], Path(request["folder"]), Rendering(**request["rendering"]))
+                page = make_page(document, request["page"], Rendering(**request["rendering"]))
+                write_page(Path(request["folder"]), request["page"], page)
             answer: dict[str, Any] = {"result": len(document)}
         except PdfError as error:
             answer = {"error": str(error)}

@@ -3,6 +3,9 @@
 Lines are `question Q0 page rank score tag`; labels (qrels) are `question 0 page 1`.
 """
 
+import codecs
+import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from mmr5_lab.corpus.documents import Corpus
-from mmr5_lab.corpus.ids import CorpusError, page_id, parse_page_id
+from mmr5_lab.corpus.ids import CorpusError, name_key, page_id, parse_page_id, question_key
 from mmr5_lab.files import replacing
+
+logger = logging.getLogger(__name__)
 
 _DECIMALS = 5  # of written scores
 _ITS_CORPUS = "read the run with the corpus (and split) that it was made from"
@@ -31,6 +36,11 @@ class Rankings:
 
     pages: dict[str, list[int]]
     scores: dict[str, list[float]] | None = None
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Questions whose pages all score 0: BM25 knows none of their words, so that the order is the pages' own."""
+        return [question for question, scores in (self.scores or {}).items() if not any(scores)]
 
 
 def best(scores: np.ndarray, top_k: int) -> tuple[list[int], list[float]]:
@@ -83,28 +93,49 @@ def _falling(scores: Sequence[float]) -> Iterator[float]:
 def read_trec(path: str | Path, corpus: Corpus) -> Rankings:
     """Read a TREC run; pages are sorted by score, falling, and ties by the written rank.
 
+    The file is UTF-8, or UTF-16 with a byte-order mark. Names of documents may differ from the corpus's in capitals,
+    the form of accents and `.pdf`. A run that seems to count pages from 1 gets a logged warning.
+
     Raises RankingsError, naming file and line, for a line without six fields or with a rank or score that is not a
     number, a question or page that the corpus does not have, a page of another document than the question's,
     and a page that a question lists twice; and for a file that is missing or empty.
     """
-    entries: dict[str, dict[int, tuple[float, int]]] = {}  # question -> page -> what it is sorted by
     documents = dict(zip(corpus.questions["question_id"], corpus.questions["doc_name"], strict=True))
-    for where, line in _lines(Path(path)):
-        question, page, score, rank = _parse_line(line, where)
-        if question not in documents:
-            raise RankingsError(f"{where}: the corpus has no question {question!r}; {_ITS_CORPUS}")
-        pages = entries.setdefault(question, {})
+    spellings = {question_key(question): question for question in documents}
+    entries: dict[str, dict[int, tuple[float, int]]] = {}  # question -> page -> what it is sorted by
+    lines = list(_lines(Path(path)))
+    for where, line in lines:
+        name, page, score, rank = _parse_line(line, where)
+        question = name if name in documents else spellings.get(question_key(name))
+        if question is None:
+            raise RankingsError(f"{where}: the corpus has no question {name!r}; {_ITS_CORPUS}")
         number = _page_number(page, documents[question], corpus, where)
-        if number in pages:
+        if number == corpus.num_pages(documents[question]):
+            from_1 = "" if any(":0 " in line for _, line in lines) else "does the run count pages from 1? Or "
             raise RankingsError(
-                f"{where}: page {page!r} is listed twice for question {question!r}; keep its better line"
+                f"{where}: {documents[question]!r} has no page {number}, only 0 to {number - 1}; {from_1}{_ITS_CORPUS}"
             )
+        pages = entries.setdefault(question, {})
+        if number in pages:
+            raise RankingsError(f"{where}: page {page!r} is listed twice for question {name!r}; keep its better line")
         pages[number] = (-score, rank)
     if not entries:
         raise RankingsError(f"{path} holds no rankings; retrieve or rerank again")
     order = {question: sorted(pages, key=pages.__getitem__) for question, pages in entries.items()}
     scores = {question: [-entries[question][page][0] for page in pages] for question, pages in order.items()}
+    _warn_of_counting_from_1(order, documents, corpus, path)
     return Rankings(order, scores)
+
+
+def _warn_of_counting_from_1(
+    order: dict[str, list[int]], documents: dict[str, str], corpus: Corpus, path: str | Path
+) -> None:
+    if any(0 in pages for pages in order.values()):
+        return
+    # How likely page 0 is nowhere among the listed ones, if each page were listed as often as any other.
+    chance = math.prod(1 - len(pages) / (corpus.num_pages(documents[q]) + 1) for q, pages in order.items())
+    if chance < 0.001:
+        logger.warning("%s lists page 0 of no document: pages count from 0 here; does the run count from 1?", path)
 
 
 def _parse_line(line: str, where: str) -> tuple[str, str, float, int]:
@@ -132,11 +163,11 @@ def _page_number(page: str, doc_name: str, corpus: Corpus, where: str) -> int:
         name, number = parse_page_id(page)
     except CorpusError as error:
         raise RankingsError(f"{where}: {error}") from None
-    if name != doc_name:
+    if name_key(name) != name_key(doc_name):
         raise RankingsError(f"{where}: page {page!r} is not of the question's document {doc_name!r}; {_ITS_CORPUS}")
-    if number >= corpus.num_pages(name):
-        last = corpus.num_pages(name) - 1
-        raise RankingsError(f"{where}: {name!r} has no page {number}, only 0 to {last}; {_ITS_CORPUS}")
+    if number > corpus.num_pages(doc_name):
+        last = corpus.num_pages(doc_name) - 1
+        raise RankingsError(f"{where}: {doc_name!r} has no page {number}, only 0 to {last}; {_ITS_CORPUS}")
     return number
 
 
@@ -149,13 +180,18 @@ def write_qrels(corpus: Corpus, path: str | Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file, line n", line) of each line that is not blank."""
+    """Yield ("file, line n", line) of each line that is not blank."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise RankingsError(f"the run {path} does not exist") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise RankingsError(f"{path} is not a text file: {error}") from None
+    except OSError as error:
+        raise RankingsError(f"{path} is not a text file: {error.strerror}") from None
+    utf16 = len(data) > 2 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RankingsError(f"{path} is not a text file in UTF-8 ({error}): save it as UTF-8") from None
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield f"{path}, line {number}", line

@@ -1,15 +1,21 @@
-"""BM25 over the words of pages."""
+"""BM25 over the words of pages, in any script."""
+
+import unicodedata
 
 import bm25s
 import numpy as np
+import regex
+
+# Scripts that do not separate words by spaces, and Korean, whose words take endings.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_RUN = regex.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|[^\W{_UNSPACED}]+")
 
 
 def bm25_scores(texts: list[str], queries: list[str], stopwords: str | list[str] = "en") -> np.ndarray | None:
-    r"""BM25 of each text for each query, shape (queries, texts); None if no text has a word.
+    r"""Return BM25 of each text for each query, shape (queries, texts); None if no text has a word.
 
-    Words are `\w+`, lower case, without stemming; `stopwords` is a list of words to leave out, or "en" for
-    bm25s's English list. Lucene's variant with k1 = 1.5, b = 0.75, as bm25s computes it
-    (https://arxiv.org/abs/2407.03618): a word w of the query adds, with N texts of which n hold w,
+    Lucene's variant with k1 = 1.5, b = 0.75, as bm25s computes it (https://arxiv.org/abs/2407.03618): a word w of the
+    query (`content_words`) adds, with N texts of which n hold w,
 
         ln(1 + (N - n + .5) / (n + .5)) · tf / (tf + k1 · (1 - b + b · length / mean length))
     """
@@ -26,5 +32,22 @@ def bm25_scores(texts: list[str], queries: list[str], stopwords: str | list[str]
 
 
 def content_words(texts: list[str], stopwords: str | list[str] = "en") -> list[list[str]]:
-    """The words of each text as BM25 counts them: lower case, without stop words."""
-    return bm25s.tokenize(texts, token_pattern=r"\w+", stopwords=stopwords, return_ids=False, show_progress=False)
+    r"""Return the words of each text as BM25 counts them, lower case, in compatibility form (NFKC: "ﬁ" is "fi").
+
+    Words are `\w+`, without stemming; where a script has no spaces between words, pairs of neighbouring characters.
+    stopwords: words to leave out, or "en" for bm25s's English list
+    """
+    spaced = [" ".join(_words(unicodedata.normalize("NFKC", text).casefold())) for text in texts]
+    options = {"token_pattern": r"\S+", "lower": False, "return_ids": False, "show_progress": False}
+    return bm25s.tokenize(spaced, stopwords=stopwords, **options)
+
+
+def _words(text: str) -> list[str]:
+    words = []
+    for run in _RUN.finditer(text):
+        characters = run["unspaced"]
+        if characters and len(characters) > 2:
+            words += [characters[k : k + 2] for k in range(len(characters) - 1)]
+        else:
+            words.append(run[0])
+    return words

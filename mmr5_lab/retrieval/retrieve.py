@@ -45,8 +45,8 @@ def retrieve(
       folder, by default one a model beside the corpus's files; pages that are there are not encoded again. `options`
       go to `encoders.load_encoder`.
 
-    Equal scores are in page order, so a document without words is ranked by page order; a logged warning
-    names such documents.
+    Equal scores are in page order, so a document without words is ranked by page order, and so is a question without a
+    word that its document holds (`Rankings.unmatched`); logged warnings name both.
 
     Raises ValueError for an unknown method, top_k < 1 or options that the method does not have, CorpusError if pages
     are missing, VectorsError for a folder with other vectors, RuntimeError for a model that cannot be fetched.
@@ -83,9 +83,22 @@ def retrieve(
             "%d documents have no words in %s, their pages are ranked by page order: %s",
             len(wordless),
             source,
-            ", ".join(wordless[:5]) + (", …" if len(wordless) > 5 else ""),
+            _first(wordless),
+        )
+    in_wordless = set(corpus.questions.loc[corpus.questions["doc_name"].isin(wordless), "question_id"])
+    if unmatched := [question for question in run.unmatched if question not in in_wordless]:
+        logger.warning(
+            "%d of %d questions have no match: no word of theirs is in their document, whose pages are ranked by page "
+            "order: %s",
+            len(unmatched),
+            len(corpus.questions),
+            _first(unmatched),
         )
     return run
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def retrieve_to_file(
@@ -103,7 +116,8 @@ def retrieve_to_file(
         )
     run = retrieve(part, method, top_k, **{name: value for name, value in options.items() if value is not None})
     write_trec(run, part, out, tag=method)
-    return f"{out}: {len(run.pages)} questions, up to {top_k} pages each"
+    unmatched = f"; {len(run.unmatched)} without a match, in page order" if run.unmatched else ""
+    return f"{out}: {len(run.pages)} questions, up to {top_k} pages each{unmatched}"
 
 
 def hard_negatives(run: Rankings, corpus: Corpus, num_candidates: int = 5, max_share: float = 0.95) -> Rankings:

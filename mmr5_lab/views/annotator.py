@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as w
-from filelock import FileLock
 
-from mmr5_lab.corpus.annotations import annotation_records, parse_document
+from mmr5_lab.corpus.annotations import annotation_records, annotations_lock, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS, Corpus, load_corpus
 from mmr5_lab.corpus.ids import CorpusError, question_id
 from mmr5_lab.files import write_lines
@@ -37,18 +36,18 @@ def add_question(
         raise CorpusError("the question is empty: write what a reader would ask")
     if not pages:
         raise CorpusError("no page is marked as right: mark at least one that answers the question")
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=10):
-        records = annotation_records(path)
-        if doc_name not in records:
+    with annotations_lock(path):
+        records = [record for _, record in annotation_records(path).values()]
+        record = next((record for record in records if record["doc_name"] == doc_name), None)
+        if record is None:
             raise CorpusError(f"{folder} has no document {doc_name!r}")
-        record = records[doc_name]
         entry = {
             "Q": question.strip(), "A": answer.strip(), "page_id": sorted(set(map(int, pages))),
             "type": str(list(types)), "layout_mapping": [],
         }  # fmt: skip
         record["questions"] = [*record["questions"], entry]
         parse_document(record, str(path))  # as `load_corpus` will
-        write_lines(path, records.values())
+        write_lines(path, records)
     return question_id(doc_name, len(record["questions"]) - 1)
 
 

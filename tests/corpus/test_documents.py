@@ -281,7 +281,7 @@ def test_a_gold_page_that_does_not_exist_is_named(folder, gold):
         ({"page_indices": [1, 0]}, "page_indices .* is not a range"),
         ({"page_indices": [0, 2]}, "carry the names 'a b', 'c'"),
         ({"page_indices": [0, 9]}, "has 5 rows, but page_indices of 'a b.pdf' goes to row 9"),
-        ({"doc_name": "c.pdf"}, "document 'c.pdf' is annotated twice"),
+        ({"doc_name": "c.pdf", "page_indices": [2, 4]}, "line 2: document 'c.pdf' is annotated twice"),
         ({"doc_name": "d.pdf"}, "should be the pages of 'd.pdf', but carry the names 'a b'"),
         ({"questions": [question("?", [])]}, "page_id is not a list of page numbers"),
         ({"questions": [question("?", ["1"])]}, "page_id is not a list of page numbers"),
@@ -295,6 +295,67 @@ def test_a_malformed_annotation_is_named(folder, change, message):
     rewrite(folder, [first | change, second])
     with pytest.raises(CorpusError, match=message):
         load_corpus(folder)
+
+
+@pytest.mark.parametrize(
+    ("gold", "cause"),
+    [
+        (
+            ["3"],
+            r'page_id is not a list of page numbers with at least one entry, but \["3"\] \(.Fourth\?.\); write',
+        ),
+        ([1.0], r"but \[1.0\] "),
+        ([None], r"but \[null\] "),
+        (2, "but 2 "),
+        ("2", 'but "2" '),
+        (None, "but null "),
+        ([True], r"but \[true\] "),
+        ([1, 3], r"gold page 3 does not exist; pages are 0 to 2 \('Fourth\?'\); are its pages counted from 1\?"),
+    ],
+)
+def test_a_label_that_is_no_page_is_named_with_its_likely_cause(folder, gold, cause):
+    first, second = lines(folder)
+    second["questions"].append(question("Fourth?", gold))
+    rewrite(folder, [first, second])
+    with pytest.raises(CorpusError, match=rf"{ANNOTATIONS}, line 2: question 1 of 'c.pdf': .*{cause}"):
+        load_corpus(folder)
+
+
+def test_ends_that_are_exclusive_are_told(folder):
+    first, second = lines(folder)
+    rewrite(folder, [first | {"page_indices": [0, 2]}, second])
+    with pytest.raises(CorpusError, match=r"line 1: rows 0 to 2 .* 'a b', 'c'; the end is inclusive: write \[0, 1\]"):
+        load_corpus(folder)
+    rewrite(folder, [first, second | {"page_indices": [2, 5]}])
+    with pytest.raises(
+        CorpusError, match=r"line 2: .* has 5 rows, .* goes to row 5; the end is inclusive: write \[2, 4\]"
+    ):
+        load_corpus(folder)
+
+
+def test_half_a_character_is_named(folder):
+    """JSON can hold one half of a surrogate pair, and no file that is written later."""
+    first, second = lines(folder)
+    second["questions"].append(question("Which face is \ud83d?", [0]))
+    rewrite(folder, [first, second])
+    with pytest.raises(
+        CorpusError, match=r"line 2: the record of 'c.pdf' has half a character .* after .*Which face is "
+    ):
+        load_corpus(folder)
+
+
+def test_an_answer_that_is_null_is_empty(folder):
+    first, second = lines(folder)
+    second["questions"].append(question("Fourth?", [0], A=None))
+    rewrite(folder, [first, second])
+    assert load_corpus(folder).questions["answer"].tolist()[-1] == ""
+
+
+def test_annotations_and_pages_may_spell_names_otherwise(folder):
+    first, second = lines(folder)
+    rewrite(folder, [first | {"doc_name": "A B"}, second | {"doc_name": "C.PDF"}])
+    corpus = load_corpus(folder)
+    assert corpus.page_bytes("a b.pdf", 1) == corpus.page_bytes("A B", 1) == picture(11)
 
 
 def test_a_page_file_must_have_its_columns_and_be_parquet(folder):

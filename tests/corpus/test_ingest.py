@@ -99,7 +99,8 @@ def test_annotations_are_taken_for_the_documents_that_are_there(pdfs, tmp_path, 
     assert corpus.documents["domain"].tolist() == ["PDF", "Laws"]
     assert corpus.documents["first_row"].tolist() == [0, 3]  # rows of this page file, not the annotations'
     assert corpus.questions[["question_id", "gold_pages"]].to_numpy().tolist() == [["words.pdf:q0", [1]]]
-    assert "1 annotated documents are not in" in caplog.text
+    assert "questions without a place here are set aside in" in caplog.text
+    assert "set_aside.jsonl: absent.pdf (1)" in caplog.text
 
 
 def test_a_gold_page_that_a_pdf_lacks_is_named_before_the_long_work(pdfs, tmp_path, rendered):
@@ -127,7 +128,7 @@ def test_pdfs_that_cannot_be_used_are_skipped_and_reported(pdfs, tmp_path, caplo
     assert "encrypted" in reasons["secret.pdf"]
     assert "password" in reasons["secret.pdf"]
     # labels that were made for another number of pages may point anywhere
-    assert reasons["words.pdf"] == "it has 2 pages but page_indices of its annotation says 5"
+    assert reasons["words.pdf"] == "it has 2 pages but page_indices of its annotation says 5 (annotation 0: [10, 14])"
     for name in reasons:
         assert f"{name} is skipped" in caplog.text
 
@@ -168,15 +169,15 @@ def interrupt():
 def rendered(monkeypatch, interrupt):
     """A list that gets the name and page of each page rendered from here on."""
     pages = []
-    write_page = PdfProcesses.write_page
+    make_page = PdfProcesses.make_page
 
     def counted(self, path, page, *target):
         if len(pages) == interrupt.after:
             raise KeyboardInterrupt
         pages.append((path.name, page))
-        return write_page(self, path, page, *target)
+        return make_page(self, path, page, *target)
 
-    monkeypatch.setattr(PdfProcesses, "write_page", counted)
+    monkeypatch.setattr(PdfProcesses, "make_page", counted)
     return pages
 
 
@@ -317,13 +318,36 @@ def test_a_thousand_pages_are_kept_in_small_groups(tmp_path):
     assert pq.ParquetFile(tmp_path / "out" / PAGES).metadata.num_row_groups == 32  # of 32 pages
 
 
-def test_a_page_that_cannot_be_rendered_is_named_and_its_pdf_skipped(pdfs, tmp_path):
-    boxes_pdf(pdfs / "words.pdf", (200, 300), None)
-    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF"]
-    report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
-    assert report["skipped"][0]["reason"] == "PDFium cannot render page 1: Failed to load page."
-    (pdfs / "Scan 1.PDF").unlink()
+def test_a_page_that_cannot_be_rendered_is_kept_without_a_picture(tmp_path, caplog):
+    """Of four pages one is not in the file, one measures kilometres."""
+    (tmp_path / "in").mkdir()
+    boxes_pdf(tmp_path / "in" / "bad.pdf", (200, 300), None, (595, 2147483648), (300, 200))
+    build_corpus(tmp_path / "in", tmp_path / "out", [document("bad.pdf", question("?", [1, 3]))], max_pixels=600)
+    again = build_corpus(tmp_path / "in", tmp_path / "out", max_pixels=600)  # taken over from the first
+    for corpus in (load_corpus(tmp_path / "out"), again):
+        assert [corpus.page_image("bad.pdf", page).size for page in range(4)] == [(20, 30), *[(595, 842)] * 2, (30, 20)]
+        assert corpus.page_image("bad.pdf", 1).getextrema() == ((255, 255),) * 3  # white
+        assert corpus.questions["gold_pages"].tolist() == [[1, 3]]
+    assert "page 1 of 'bad.pdf' could not be rendered: a white page stands for it" in caplog.text
+    [report] = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["documents"]
+    assert report["pages_without_picture"] == {
+        "1": "PDFium cannot load it: Failed to load page.",
+        "2": "it cannot be rendered: it measures 595 × 2.14748e+09 points; at most 100,000 can be rendered",
+    }
+    assert (
+        "2 pages cannot be rendered and are kept without a picture: bad.pdf page 1 (PDFium cannot load" in caplog.text
+    )
+
+
+def test_a_pdf_without_a_page_that_can_be_rendered_is_skipped(pdfs, tmp_path):
+    boxes_pdf(pdfs / "bad.pdf", (595, 2147483648), None)
+    corpus = build_corpus(pdfs, tmp_path / "out", max_pixels=600, workers=2)
+    assert corpus.documents["doc_name"].tolist() == ["Scan 1.PDF", "words.pdf"]
+    [skipped] = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["skipped"]
+    assert skipped["file"] == "bad.pdf"
+    assert skipped["reason"].startswith("no page can be rendered; page 0: it cannot be rendered: it measures 595 × 2.1")
+    for name in ("Scan 1.PDF", "words.pdf"):
+        (pdfs / name).unlink()
     with pytest.raises(CorpusError, match="none of the 1 PDFs"):
         build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
     assert load_corpus(tmp_path / "out").num_pages("Scan 1.PDF") == 3  # no corpus took its place
@@ -359,7 +383,7 @@ def test_an_ocr_that_is_not_there_is_refused(pdfs, tmp_path):
 
 def test_pages_that_nobody_can_read_are_counted(pdfs, tmp_path, caplog):
     build_corpus(pdfs, tmp_path / "out", max_pixels=1000)
-    assert "3 pages have no text layer, and no OCR is installed" in caplog.text
+    assert "3 pages have no usable text layer, and there is no OCR to read them" in caplog.text
     caplog.clear()
     build_corpus(pdfs, tmp_path / "other", max_pixels=1000, ocr="none")  # as told: no warning
     assert "no OCR" not in caplog.text

@@ -33,8 +33,9 @@ def test_pages_are_counted_and_written(tmp_path):
         assert list(processes.map(processes.num_pages, [tmp_path / "a.pdf"] * 3)) == [3, 3, 3]
         with pytest.raises(PdfError, match="PDFium cannot read it"):
             processes.num_pages(tmp_path / "b.pdf")
-        processes.write_page(tmp_path / "a.pdf", 2, tmp_path, Rendering(max_pixels=600))
-        assert read_page_file(tmp_path, 2)[1:] == ("", "none")
+        processes.make_page(tmp_path / "a.pdf", 2, tmp_path, Rendering(max_pixels=600))
+        page = read_page_file(tmp_path, 2)
+        assert (page.text, page.read_by, page.problem, page.size) == ("", "none", "", (200, 300))
     assert children() == []
 
 

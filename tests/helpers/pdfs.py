@@ -41,20 +41,39 @@ def bare_pdf(path, trailer: bytes = b"") -> None:
     write_pdf(path, [b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [] /Count 0 >>"], trailer)
 
 
+def pages_pdf(path, pages: list[bytes], *more: bytes, catalogue: bytes = b"") -> None:
+    """Pages from the entries of their dictionaries; `more` are the objects 3, 4, …, before those of the pages."""
+    first = 3 + len(more)
+    kids = b" ".join(b"%d 0 R" % number for number in range(first, first + len(pages)))
+    objects = [b"<< /Type /Catalog /Pages 2 0 R %s >>" % catalogue]
+    objects += [b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, len(pages)), *more]
+    write_pdf(path, objects + [(page and b"<< /Type /Page /Parent 2 0 R %s >>" % page) or b"null" for page in pages])
+
+
 def boxes_pdf(path, *sizes: tuple[float, float] | None) -> None:
     """Empty pages of some sizes in points; None is a page that the file does not hold."""
-    kids = b" ".join(b"%d 0 R" % number for number in range(3, 3 + len(sizes)))
-    pages = [
-        b"null" if size is None else b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 %r %r] >>" % size for size in sizes
+    pages_pdf(path, [b"" if size is None else b"/MediaBox [0 0 %r %r]" % size for size in sizes])
+
+
+def stream(content: bytes, entries: bytes = b"") -> bytes:
+    return b"<< /Length %d %s >>\nstream\n%s\nendstream" % (len(content), entries, content)
+
+
+FONT = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>"
+
+
+def lines_pdf(path, *pages: list[str], size=(595, 842), font: bytes = FONT, more: tuple[bytes, ...] = ()) -> None:
+    """A page for each list of lines, in Helvetica. `more` are the objects 4, 5, … that the font may refer to."""
+    contents = []
+    for lines in pages:
+        shown = b" T* ".join(b"(%s) Tj" % line.encode("cp1252") for line in lines)
+        contents.append(stream(b"BT /F1 12 Tf 14 TL 50 %d Td %s ET" % (size[1] - 60, shown)))
+    first = 4 + len(more)
+    entries = [
+        b"/MediaBox [0 0 %d %d] /Contents %d 0 R /Resources << /Font << /F1 3 0 R >> >>" % (*size, first + number)
+        for number in range(len(pages))
     ]
-    write_pdf(
-        path,
-        [
-            b"<< /Type /Catalog /Pages 2 0 R >>",
-            b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, len(sizes)),
-            *pages,
-        ],
-    )
+    pages_pdf(path, entries, font, *more, *contents)
 
 
 def encrypted_pdf(path) -> None:

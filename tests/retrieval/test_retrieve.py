@@ -10,7 +10,7 @@ from ir_measures import R
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.rankings import Rankings, RankingsError, read_trec, write_qrels, write_trec
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.retrieval.bm25 import bm25_scores
+from mmr5_lab.retrieval.bm25 import bm25_scores, content_words
 from mmr5_lab.retrieval.retrieve import hard_negatives, retrieve
 
 
@@ -60,6 +60,41 @@ def test_stopwords_can_be_given():
     assert (row > 0).tolist() == [True, True]
     [row] = bm25_scores(["the of", "whale"], ["the whale"], stopwords=["whale"])
     assert (row > 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("texts", "query", "best"),
+    [
+        (["売上高は増加した。", "従業員は減少した。", "2015年の売上"], "従業員の数は？", 1),
+        (["第一章 概论", "检索增强生成的方法", "结论"], "什么是检索增强", 1),
+        (["ราคาสินค้าเพิ่มขึ้น", "พนักงานใหม่", "สรุป"], "พนักงานกี่คน", 1),
+        (["가격이 올랐다", "직원이 줄었다"], "직원은 몇 명인가", 1),
+        (["हिन्दी भाषा", "अंग्रेज़ी में लेख"], "हिन्दी", 0),
+        (["plain", "the ﬁnal ﬁgures"], "final figures", 1),  # ligatures, as PDFs have them
+        (["plain", "cafe\u0301 au lait"], "CAFÉ", 1),
+        (["plain", "ＡＢＣ 株式会社"], "abc", 1),  # full width
+        (["猫", "犬"], "犬", 1),
+    ],
+)
+def test_bm25_matches_in_any_script(texts, query, best):
+    [row] = bm25_scores(texts, [query])
+    assert row.argmax() == best
+    assert row[best] > 0
+
+
+def test_words_are_pairs_of_characters_where_a_script_has_no_spaces():
+    assert content_words(["2015年の売上高"]) == [["2015", "年の", "の売", "売上", "上高"]]
+    assert content_words(["Don't STOP_it the Übergröße"]) == [["don", "t", "stop_it", "übergrösse"]]
+    assert content_words(["the whale", ""], []) == [["the", "whale"], []]
+
+
+def test_questions_without_a_match_are_told(corpus, caplog):
+    run = retrieve(corpus)
+    assert run.unmatched == ["a%20b.pdf:q1", "scan.pdf:q0"]
+    assert "1 of 3 questions have no match" in caplog.text
+    assert (
+        "ranked by page order: a%20b.pdf:q1" in caplog.text
+    )  # that of scan.pdf is told of as a document without words
 
 
 def test_top_k_cuts_the_ranking(corpus):
@@ -149,6 +184,53 @@ def test_runs_that_are_missing_or_empty_are_named(corpus, tmp_path):
         read_trec(tmp_path / "binary", corpus)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_run_is_read_in_the_encodings_that_editors_write(corpus, tmp_path, encoding):
+    line = "scan.pdf:q0 Q0 scan.pdf:0 1 1.0 x\r\n"
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    (tmp_path / "run").write_bytes((mark + line).encode(encoding))
+    assert read_trec(tmp_path / "run", corpus).pages == {"scan.pdf:q0": [0]}
+
+
+def test_a_run_in_another_encoding_is_told_what_to_do(corpus, tmp_path):
+    (tmp_path / "run").write_bytes("scan.pdf:q0 Q0 scan.pdf:0 1 1.0 größe".encode("cp1252"))
+    with pytest.raises(RankingsError, match=r"run is not a text file in UTF-8 .*: save it as UTF-8"):
+        read_trec(tmp_path / "run", corpus)
+
+
+def test_a_run_may_spell_names_otherwise(corpus, tmp_path):
+    (tmp_path / "run").write_text("A%20B:q0 Q0 A%20b.PDF:2 1 1.0 x\nscan:q0 Q0 scan:1 1 1.0 x\n")
+    assert read_trec(tmp_path / "run", corpus).pages == {"a%20b.pdf:q0": [2], "scan.pdf:q0": [1]}
+
+
+def test_a_run_that_counts_pages_from_1_is_told(corpus, tmp_path, caplog):
+    lines = [f"a%20b.pdf:q0 Q0 a%20b.pdf:{page} {page} {9 - page} x\n" for page in (1, 2, 3, 4)]
+    (tmp_path / "run").write_text("".join(lines))
+    with pytest.raises(
+        RankingsError, match=r"line 4: 'a b.pdf' has no page 4, only 0 to 3; does the run count .* from 1"
+    ):
+        read_trec(tmp_path / "run", corpus)
+    (tmp_path / "run").write_text("".join(lines).replace(":1 ", ":0 "))
+    with pytest.raises(
+        RankingsError, match=r"line 4: 'a b.pdf' has no page 4, only 0 to 3; read the run with the corpus"
+    ):
+        read_trec(tmp_path / "run", corpus)
+    (tmp_path / "run").write_text("".join(lines[:3]))  # three of four, for one question: may be
+    read_trec(tmp_path / "run", corpus)
+    assert caplog.text == ""
+
+
+def test_a_run_without_any_first_page_is_suspected(tmp_path, caplog):
+    """Thirty documents of five pages and the three best of each: page 0 in none has a chance of a half to the 30th."""
+    names = [f"{n}.pdf" for n in range(30)]
+    records = [{"doc_name": name, "domain": "Laws", "questions": [question("?", [1])]} for name in names]
+    write_corpus(tmp_path / "corpus", records, ({"doc_name": n, "image_binary": b"x"} for n in names for _ in range(5)))
+    lines = [f"{name}:q0 Q0 {name}:{page} {page} {9 - page} x\n" for name in names for page in (1, 2, 3)]
+    (tmp_path / "run").write_text("".join(lines))
+    read_trec(tmp_path / "run", load_corpus(tmp_path / "corpus"))
+    assert "lists page 0 of no document: pages count from 0 here; does the run count from 1?" in caplog.text
+
+
 def test_scores_that_are_not_finite_are_not_written(corpus, tmp_path):
     with pytest.raises(RankingsError, match=r"question 'scan\.pdf:q0' has scores that are not finite: \[1\.0, nan\]"):
         write_trec(Rankings({"scan.pdf:q0": [0, 1]}, {"scan.pdf:q0": [1.0, math.nan]}), corpus, tmp_path / "run")
@@ -201,7 +283,7 @@ def test_retrieval_is_silent(corpus, capfd):
     retrieve(corpus)
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") <= 1  # at most the warning about the document without words
+    assert captured.err.count("\n") <= 2  # at most the warnings about a document without words and no match
     assert "%|" not in captured.err
 
 

@@ -1,0 +1,94 @@
+"""Which annotations belong to which PDF. Questions whose PDF is missing or unreadable are set aside, never dropped.
+
+`set_aside.jsonl` in the corpus folder holds them, in MMDocIR's form; they return with their PDF.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmr5_lab.corpus.annotations import annotation_records
+from mmr5_lab.corpus.documents import ANNOTATIONS
+from mmr5_lab.corpus.ids import name_key
+from mmr5_lab.files import write_lines
+
+SET_ASIDE = "set_aside.jsonl"
+REPLACED = "replaced"  # marks a record in whose place the corpus has another: it does not return by itself
+
+
+class Label(NamedTuple):
+    """An annotation record, the place where it stands, and whether it was passed by the caller."""
+
+    where: str
+    record: dict[str, Any]
+    passed: bool
+
+
+def read_labels(annotations: str | Path | Sequence[dict[str, Any]] | None, folder: Path) -> list[Label]:
+    """Return the records of `annotations`, of the corpus folder, and of those set aside there, in this order."""
+    labels = [Label(*located, True) for located in annotation_records(annotations).values()]
+    for path in (folder / ANNOTATIONS, folder / SET_ASIDE):
+        if path.is_file():
+            for where, record in annotation_records(path).values():
+                if path.name == ANNOTATIONS:
+                    record.pop("page_indices", None)  # rows of the page file there, which is made anew
+                labels.append(Label(where, record, False))
+    return labels
+
+
+def match_labels(labels: list[Label], names: Sequence[str]) -> tuple[dict[str, list[Label]], list[Label]]:
+    """Return the labels of each document, the first of which counts, and those of no document.
+
+    Names are compared as they are, then by `name_key`, then without their folder where that is unambiguous.
+    """
+    spellings: dict[str, set[str]] = {}
+    for name in names:
+        for spelling in (name, name_key(name), "/" + _base_key(name)):
+            spellings.setdefault(spelling, set()).add(name)
+    matched: dict[str, list[Label]] = {name: [] for name in names}
+    unmatched = []
+    for label in labels:
+        name = label.record["doc_name"]
+        for spelling in (name, name_key(name), "/" + _base_key(name)):
+            if len(candidates := spellings.get(spelling, set())) == 1:
+                matched[next(iter(candidates))].append(label)
+                break
+        else:
+            unmatched.append(label)
+    return matched, unmatched
+
+
+def not_among(labels: Iterable[Label], questions: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Return records, one a document, with the questions of `labels` that are not among `questions`."""
+    records: dict[str, dict[str, Any]] = {}
+    for label in labels:
+        record = records.setdefault(name_key(label.record["doc_name"]), label.record | {"questions": []})
+        record["questions"] += label.record.get("questions") or []
+    for record in records.values():
+        record["questions"] = without_repeats([*questions, *record["questions"]])[len(without_repeats(questions)) :]
+    return [record for record in records.values() if record["questions"]]
+
+
+def without_repeats(questions: Iterable[Any]) -> list[Any]:
+    """Return each question once; it is the same if its text and pages are."""
+    unique: dict[str, Any] = {}
+    for question in questions:
+        unique.setdefault(_identity(question), question)
+    return list(unique.values())
+
+
+def write_set_aside(records: list[dict[str, Any]], folder: Path) -> None:
+    """Write the records that are set aside, or remove the file where there are none."""
+    if records:
+        write_lines(folder / SET_ASIDE, records)
+    else:
+        (folder / SET_ASIDE).unlink(missing_ok=True)
+
+
+def _identity(question: Any) -> str:
+    return json.dumps([question.get("Q"), question.get("page_id")] if isinstance(question, dict) else question)
+
+
+def _base_key(name: str) -> str:
+    return name_key(name.replace("\\", "/").rpartition("/")[2])
