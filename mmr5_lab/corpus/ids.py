@@ -1,13 +1,10 @@
 """What a corpus's modules share: names of documents, pages and questions, what is a word, the error they raise."""
 
 import difflib
-import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
 from urllib.parse import quote, unquote
-
-_LONGEST_STEM = 120
 
 
 class CorpusError(ValueError):
@@ -17,18 +14,6 @@ class CorpusError(ValueError):
 def page_id(doc_name: str, page: int) -> str:
     """Return a page's name in TREC files, without white space: page 3 of `my report.pdf` is `my%20report.pdf:3`."""
     return f"{quote(doc_name, safe='')}:{page}"
-
-
-def file_stem(doc_name: str, page: int) -> str:
-    """Return a file name without ending for a page: its `page_id` if short, else its beginning and a hash.
-
-    File systems end names at 255 bytes, and a Chinese character takes nine in a `page_id`.
-    """
-    name = page_id(doc_name, page)
-    if len(name) <= _LONGEST_STEM:
-        return name
-    digits = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return f"{name[: _LONGEST_STEM - 17]}-{digits}"
 
 
 def parse_page_id(identifier: str) -> tuple[str, int]:

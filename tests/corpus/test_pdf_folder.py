@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 from helpers.pdfs import blank_pdf
 
-from mmr5_lab.corpus.ids import CorpusError, file_stem, name_key, nearest, page_id, question_key
+from mmr5_lab.corpus.ids import CorpusError, name_key, nearest, page_id, question_key
 from mmr5_lab.corpus.ingest import build_corpus
 from mmr5_lab.corpus.pdf_folder import list_pdfs
 
@@ -73,15 +73,6 @@ def test_spellings_of_a_name_share_a_key(one, other):
 def test_the_nearest_name_is_told():
     assert nearest("repotr.pdf", ["report.pdf", "other.pdf"]) == " (the nearest name is 'report.pdf')"
     assert nearest("x", ["report.pdf"]) == ""
-
-
-def test_file_names_are_short_and_differ():
-    """A name of 101 bytes in UTF-8 becomes one of 303 in an id; file systems end at 255."""
-    name = "年" * 32 + ".pdf"
-    stems = {file_stem(name, page) for page in range(50)} | {file_stem(name + "x", 1)}
-    assert len(stems) == 51
-    assert max(len(stem) for stem in stems) <= 120
-    assert file_stem("report.pdf", 3) == page_id("report.pdf", 3)
 
 
 def test_a_corpus_knows_other_spellings(tmp_path):
