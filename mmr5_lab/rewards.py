@@ -38,13 +38,11 @@ from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import content_text
 
 Completion: TypeAlias = str | Sequence[dict[str, Any]]
+Ids: TypeAlias = Sequence[Sequence[int]]
 
 
 def rank_reward(
-    completions: Sequence[Completion],
-    positive_ids: Sequence[Sequence[int]],
-    num_candidates: Sequence[int],
-    **columns: Any,
+    completions: Sequence[Completion], positive_ids: Ids, num_candidates: Sequence[int], **columns: Any
 ) -> list[float]:
     """Reward how early the positives stand: Σ_{g∈G, g∈π} 1/rank(g)³ ÷ Σ_{i=1..|G|} 1/i³, in [0, 1].
 
@@ -61,10 +59,7 @@ def rank_reward(
 
 
 def ndcg_reward(
-    completions: Sequence[Completion],
-    positive_ids: Sequence[Sequence[int]],
-    num_candidates: Sequence[int],
-    **columns: Any,
+    completions: Sequence[Completion], positive_ids: Ids, num_candidates: Sequence[int], **columns: Any
 ) -> list[float]:
     """Return the nDCG of the answer: Σ_{g∈G, g∈π} 1/log₂(1 + rank(g)) ÷ Σ_{i=1..|G|} 1/log₂(1 + i), in [0, 1].
 
@@ -81,10 +76,7 @@ def ndcg_reward(
 
 
 def format_reward(
-    completions: Sequence[Completion],
-    positive_ids: Sequence[Sequence[int]],
-    num_candidates: Sequence[int],
-    **columns: Any,
+    completions: Sequence[Completion], positive_ids: Ids, num_candidates: Sequence[int], **columns: Any
 ) -> list[float]:
     """Reward how near the text is to the asked form: valid · |{x∈π : 1≤x≤n}| ÷ max(n, |π|), in [0, 1].
 
@@ -100,9 +92,8 @@ def format_reward(
 
     Three distinct ids of five.
     """
-    texts = _texts(completions, positive_ids, num_candidates)
     rewards = []
-    for i, text in enumerate(texts):
+    for i, text in enumerate(_texts(completions, positive_ids, num_candidates)):
         n = _checked(i, positive_ids[i], num_candidates[i])[1]
         parsed = parse_ranking(text, n)
         if parsed.answer is None or not parsed.well_formed:
@@ -114,10 +105,7 @@ def format_reward(
 
 
 def released_rank_reward(
-    completions: Sequence[Completion],
-    positive_ids: Sequence[Sequence[int]],
-    num_candidates: Sequence[int],
-    **columns: Any,
+    completions: Sequence[Completion], positive_ids: Ids, num_candidates: Sequence[int], **columns: Any
 ) -> list[float]:
     """The rank reward as released (i2vec/MM-R5, `qwen_module.py`, `rerank_reward`).
 
@@ -133,10 +121,7 @@ def released_rank_reward(
 
 
 def released_format_reward(
-    completions: Sequence[Completion],
-    positive_ids: Sequence[Sequence[int]],
-    num_candidates: Sequence[int],
-    **columns: Any,
+    completions: Sequence[Completion], positive_ids: Ids, num_candidates: Sequence[int], **columns: Any
 ) -> list[float]:
     """The format reward as released (i2vec/MM-R5, `qwen_module.py`, `format_rerank_reward`).
 
@@ -153,16 +138,12 @@ def released_format_reward(
 
 
 def _gains(
-    completions: Sequence[Completion],
-    positive_ids: Sequence[Sequence[int]],
-    num_candidates: Sequence[int],
-    gain: Callable[[int], float],
+    completions: Sequence[Completion], positive_ids: Ids, counts: Sequence[int], gain: Callable[[int], float]
 ) -> list[float]:
     """Sum of gain(rank) over the positives in each answer, over the sum for the first |G| ranks."""
-    texts = _texts(completions, positive_ids, num_candidates)
     rewards = []
-    for i, text in enumerate(texts):
-        waiting, n = _checked(i, positive_ids[i], num_candidates[i])
+    for i, text in enumerate(_texts(completions, positive_ids, counts)):
+        waiting, n = _checked(i, positive_ids[i], counts[i])
         ideal = math.fsum(gain(rank) for rank in range(1, len(waiting) + 1))
         earned = []
         for rank, x in enumerate(parse_ranking(text, n).answer or (), start=1):
@@ -207,13 +188,12 @@ def _checked(index: int, positives: Sequence[int], n: int) -> tuple[set[int], in
     n = int(n)
     if n < 1:
         raise ValueError(f"num_candidates of index {index} is {n}: there must be at least one candidate")
-    wanted = {int(g) for g in positives}
-    if not wanted:
+    ids = {int(g) for g in positives}
+    if not ids:
         raise ValueError(f"positive_ids of index {index} is empty: leave out prompts without a positive")
-    outside = sorted(g for g in wanted if not 1 <= g <= n)
-    if outside:
+    if outside := sorted(g for g in ids if not 1 <= g <= n):
         raise ValueError(f"positive_ids of index {index} holds {outside}, outside 1..{n} (ids are 1-based)")
-    return wanted, n
+    return ids, n
 
 
 def _released_rank(text: str, positives: list[int]) -> float:
@@ -259,17 +239,17 @@ def _released_format(text: str, n: int) -> float:
     opening = text.find("<think>")
     if opening < 0:
         return 0.0
-    found = _RELEASED_LIST.search(text, opening + len("<think>"))
-    if found is None or n == 0:
+    written = _RELEASED_LIST.search(text, opening + len("<think>"))
+    if written is None or n == 0:
         return 0.0
-    entries = [entry.lstrip(_PYTHON_BLANKS) for entry in found[1].split(",")]
+    entries = [entry.lstrip(_PYTHON_BLANKS) for entry in written[1].split(",")]
     if len(entries) < 2 or not all(_PYTHON_INTEGER.fullmatch(entry) for entry in entries):
         return 0.0
     in_range = sum(1 <= int(entry) <= n for entry in entries if entry[0] != "0")
     return (n - abs(len(entries) - n)) / n * (in_range / len(entries))
 
 
-# The pairs that GRPO can be paid with: a reward for the ranking and one for the form.
+# The pairs that GRPO can be trained with: a reward for the ranking and one for the form.
 REWARD_SETS: dict[str, tuple[Callable[..., list[float]], Callable[..., list[float]]]] = {
     "strict": (rank_reward, format_reward),
     "ndcg": (ndcg_reward, format_reward),

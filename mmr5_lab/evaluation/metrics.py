@@ -55,10 +55,7 @@ def recall_at_k(ranking: Sequence[int], gold: Iterable[int], k: int) -> float:
 
 
 def evaluate(
-    rankings: PagesByQuestion,
-    corpus: CorpusTables,
-    ks: Sequence[int] = (1, 3, 5),
-    measures: Sequence[str] = ("R",),
+    rankings: PagesByQuestion, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
 ) -> pd.DataFrame:
     """Return the result table of one system: recall@k by domain, averaged in three ways, and what can be reached.
 
@@ -119,10 +116,7 @@ def averages(figures: pd.DataFrame, domains: pd.Series) -> pd.DataFrame:
 
 
 def candidate_ceiling(
-    rankings: PagesByQuestion,
-    corpus: CorpusTables,
-    ks: Sequence[int] = (1, 3, 5),
-    measures: Sequence[str] = ("R",),
+    rankings: PagesByQuestion, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
 ) -> pd.DataFrame:
     """Return what the best order of each question's own candidates would reach: the ceiling of a reranker.
 
@@ -184,10 +178,7 @@ def _types(types: Any) -> list[str]:
 
 
 def per_question(
-    rankings: PagesByQuestion,
-    corpus: CorpusTables,
-    ks: Sequence[int] = (1, 3, 5),
-    measures: Sequence[str] = ("R",),
+    rankings: PagesByQuestion, corpus: CorpusTables, ks: Sequence[int] = (1, 3, 5), measures: Sequence[str] = ("R",)
 ) -> pd.DataFrame:
     """Return one row a question, in the corpus's order; raises like `evaluate`.
 

@@ -11,7 +11,6 @@ on its candidates. A run of another name gets a row of its own in a table "other
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -112,23 +111,28 @@ def paper_tables(
     that does not fit the corpus.
     """
     paper = paper_results() if paper is None else paper
-    runs = {str(path): read_trec(path, corpus).pages for path in files.values()}
-    evaluated = evaluate_runs(runs, corpus, KS)
-    ours = {name: _flat(evaluated[str(path)]) for name, path in files.items()}
-    ceiling = _flat(evaluate(_gold_first(corpus), corpus, KS))
+    evaluated = evaluate_runs({str(path): read_trec(path, corpus).pages for path in files.values()}, corpus, KS)
+    ours = pd.DataFrame({name: _flat(evaluated[str(path)]) for name, path in files.items()}, index=AVERAGES).T
+    gold_first = dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))
+    ceiling = _flat(evaluate(gold_first, corpus, KS)).to_frame(CEILING).T
     folder = next(iter(files.values())).parent if files else Path()
     tables = {}
-    for table, rows in paper.groupby("table", sort=False):
-        built = {}
-        for row in rows.to_dict("records"):
-            name = run_name(row["first_stage"], row["method"])
-            cells = _cells(ours.get(name), row)
-            cells["command"] = "" if name in ours else command(row["first_stage"], row["method"], corpus.folder, folder)
-            built[_label(row["first_stage"], row["method"])] = cells
-        tables[str(table)] = pd.DataFrame.from_dict(built | {CEILING: _cells(ceiling, {}, command="")}, orient="index")
-    known = {run_name(a, b) for a, b in zip(paper["first_stage"], paper["method"], strict=True)}
-    if others := {name: _cells(figures, {}) for name, figures in ours.items() if name not in known}:
-        tables["other"] = pd.DataFrame.from_dict(others | {CEILING: _cells(ceiling, {})}, orient="index")
+    for name, rows in paper.groupby("table", sort=False):
+        systems = list(zip(rows["first_stage"], rows["method"], strict=True))
+        runs = [run_name(*system) for system in systems]
+        table = ours.reindex(runs).set_axis([a if b == RETRIEVER_ONLY else f"{a} + {b}" for a, b in systems])
+        for average, column in PAPER_COLUMNS.items():
+            table[f"paper {average}"] = rows[column].to_numpy()
+            table[f"Δ {average}"] = table[average] - table[f"paper {average}"]
+        table["command"] = [
+            "" if run in ours.index else command(*system, corpus.folder, folder)
+            for run, system in zip(runs, systems, strict=True)
+        ]
+        tables[str(name)] = pd.concat([table, ceiling]).fillna({"command": ""})
+    known = [run_name(a, b) for a, b in zip(paper["first_stage"], paper["method"], strict=True)]
+    others = ours.drop(index=known, errors="ignore")
+    if len(others):
+        tables["other"] = pd.concat([others, ceiling])
     return {name: table.rename_axis("system") for name, table in tables.items()}
 
 
@@ -226,24 +230,5 @@ def _note(corpus: Corpus) -> str:
     return f"{note} The paper's are of MMDocIR's {MMDOCIR_QUESTIONS} questions, ours of another set of {count}."
 
 
-def _label(first_stage: str, method: str) -> str:
-    return first_stage if method == RETRIEVER_ONLY else f"{first_stage} + {method}"
-
-
-def _cells(ours: pd.Series | None, paper: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """A row: our averages, and the paper's beside them where it has them."""
-    cells: dict[str, Any] = {}
-    for average in AVERAGES:
-        cells[average] = float("nan") if ours is None else ours[average]
-        column = PAPER_COLUMNS.get(average, "")
-        if column in paper:
-            cells |= {f"paper {average}": paper[column], f"Δ {average}": cells[average] - paper[column]}
-    return cells | more
-
-
 def _flat(table: pd.DataFrame) -> pd.Series:
     return pd.Series({average: table.loc[average.split()[0], average.split()[1]] for average in AVERAGES})
-
-
-def _gold_first(corpus: Corpus) -> dict[str, list[int]]:
-    return dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))

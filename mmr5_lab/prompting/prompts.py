@@ -29,29 +29,25 @@ SYSTEM_PROMPT = (
     "answer here </answer>"
 )
 
-INFERENCE_QUESTION_TEMPLATE = (
+_REQUEST = (
     "Please rank the following images according to their relevance to the question. Provide your "
     "response in the format: <think>your reasoning process here</think><answer>[image_id_1, "
     "image_id_2, ...]</answer> where the numbers in the list represent the ranking order of "
     "images'id from most to least relevant. Before outputting the answer, you need to analyze each "
     "image and provide your analysis process.For example: <think>Image 1 shows the most relevant "
     "content because...</think><answer>[id_most_relevant, id_second_relevant, ...]</answer>\n"
-    "The question is: {Question}\n\n"
+)
+# The release spells the placeholders of its two templates differently; the filled texts differ in the last newline.
+INFERENCE_QUESTION_TEMPLATE = (
+    _REQUEST + "The question is: {Question}\n\n"
     "There are {image_num} images, id from 1 to {image_num_end}, Image ID to image mapping:\n"
 )
-
 SFT_QUESTION_TEMPLATE = (
-    "Please rank the following images according to their relevance to the question. Provide your "
-    "response in the format: <think>your reasoning process here</think><answer>[image_id_1, "
-    "image_id_2, ...]</answer> where the numbers in the list represent the ranking order of "
-    "images'id from most to least relevant. Before outputting the answer, you need to analyze each "
-    "image and provide your analysis process.For example: <think>Image 1 shows the most relevant "
-    "content because...</think><answer>[id_most_relevant, id_second_relevant, ...]</answer>\n"
-    "The question is: {question}\n\n"
+    _REQUEST + "The question is: {question}\n\n"
     "There are {image_num} images, id from 1 to {image_num}, Image ID to image mapping:"
 )
 
-_ASKED = re.compile(r"The question is: (.*?)\n\nThere are \d+ images", re.DOTALL)
+_QUESTION = re.compile(r"The question is: (.*?)\n\nThere are \d+ images", re.DOTALL)
 
 IMAGE_PREFIX = "\nImage {i}: "
 
@@ -124,7 +120,7 @@ def neutralise(text: str) -> str:
 def build_messages(
     query: str, num_candidates: int, *, variant: Literal["inference", "sft"] = "inference"
 ) -> list[dict[str, Any]]:
-    """The chat messages that ask a model to rank `num_candidates` pages for `query`.
+    """Return the chat messages that ask a model to rank `num_candidates` pages for `query`.
 
     Returns `[system, user]`. The content of both is a list (trl needs that of every message): text parts
     `{"type": "text", "text": ...}` and, in candidate order, one `{"type": "image"}` placeholder a page. Read
@@ -143,10 +139,10 @@ def build_messages(
     if count < 1:
         raise ValueError(f"num_candidates is {count}: a prompt needs at least one page to rank")
     question = _checked("query", query)
-    asked = QUESTION_TEMPLATES[variant].format(
+    text = QUESTION_TEMPLATES[variant].format(
         Question=question, question=question, image_num=count, image_num_end=count
     )
-    content: list[dict[str, Any]] = [{"type": "text", "text": asked}]
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
     for i in range(1, count + 1):
         content += [{"type": "text", "text": IMAGE_PREFIX.format(i=i)}, {"type": "image"}]
     return [
@@ -156,22 +152,22 @@ def build_messages(
 
 
 def asked_question(prompt: str) -> str | None:
-    """The question in the text of a prompt that was built with these templates; None in another."""
-    found = _ASKED.search(prompt)
-    return found and found[1]
+    """Return the question in the text of a prompt that was built with these templates; None in another."""
+    question = _QUESTION.search(prompt)
+    return question and question[1]
 
 
 def build_pointwise_messages(query: str) -> list[dict[str, Any]]:
-    """The chat messages that ask whether one page is relevant to `query`; the answer is one of `POINTWISE_ANSWERS`.
+    """Return the messages that ask whether one page is relevant to `query`; the answer is one of `POINTWISE_ANSWERS`.
 
     Raises like `build_messages` for a bad query.
     """
-    asked = POINTWISE_TEMPLATE.format(query=_checked("query", query))
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
+    text = POINTWISE_TEMPLATE.format(query=_checked("query", query))
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
 def completion_text(think: str, answer_ids: Sequence[int]) -> str:
-    """The completion that a model should write: `<think>…</think><answer>[3, 1, 2]</answer>`.
+    """Return the completion that a model should write: `<think>…</think><answer>[3, 1, 2]</answer>`.
 
     `answer_ids` are 1-based candidate ids, best first. Raises ValueError when they are empty, or when `think`
     holds `</think>` and so would end early.
@@ -198,7 +194,7 @@ def shuffled(items: Sequence[T], *seeds: Any) -> list[T]:
 
 
 def teacher_prompt(question: str, positive: bool) -> str:
-    """What a teacher is asked about one page: why it can (`positive`) or cannot help answer `question`.
+    """Return what a teacher is asked about one page: why it can (`positive`) or cannot help answer `question`.
 
     The label is given away on purpose: the teacher explains, it does not judge (arXiv 2506.12364, section on
     data construction). Raises like `build_messages` for a bad question.
@@ -208,7 +204,7 @@ def teacher_prompt(question: str, positive: bool) -> str:
 
 
 def refine_prompt(question: str, positive_images: Sequence[int], think: str) -> str:
-    """What the refine pass is asked: one sentence for the positive images, one for the rest.
+    """Return what the refine pass is asked: one sentence for the positive images, one for the rest.
 
     `positive_images` are 1-based ids, named "Image 1", "Image 1 and Image 4", "Image 1, Image 2 and Image 4";
     `think` holds the lines "Image i: …" of the first pass. The template speaks of "the five retrieved images"
