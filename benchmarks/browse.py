@@ -17,7 +17,7 @@ import pandas as pd
 import psutil
 
 from mmr5_lab.corpus.documents import load_corpus
-from mmr5_lab.views.browser import Browser, Twin
+from mmr5_lab.views.browser import Browser, StaticExport
 from mmr5_lab.views.widgets import reasoning_browser
 
 
@@ -30,7 +30,7 @@ def drawn(browser: Browser, folder: Path) -> float | None:
 
     detail = browser.detail
     data = {name: getattr(browser, name) for name in ("title", "heading", "facets", "rows")}
-    page = Twin(browser.title, {**data, "details": [detail["html"]], "images": detail["images"]}).save(
+    page = StaticExport(browser.title, {**data, "details": [detail["html"]], "images": detail["images"]}).save(
         folder / "p.html"
     )
     with sync_playwright() as playwright:

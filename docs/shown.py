@@ -90,7 +90,7 @@ def projected(tour: Path = TOUR) -> Image.Image:
     """What notebook 09 shows: the browser of what the last system wrote, small."""
     written = pd.read_parquet(latest("04_inference", tour) / "SFT + RL.generations.parquet")
     corpus = load_corpus(ROOT / "data" / "mini" / "corpus")
-    page = reasoning_browser(corpus, {"SFT + RL": written.head(20)}).twin().html
+    page = reasoning_browser(corpus, {"SFT + RL": written.head(20)}).static_export().html
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page(viewport={"width": 800, "height": 600})

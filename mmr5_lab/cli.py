@@ -143,7 +143,7 @@ def _traces(corpus, split, run, out, candidates, seed, shuffles, max_traces, ref
     accepted, rejected = read_traces(out), read_traces(rejected_path(out))
     print(report(accepted, rejected)[["traces", "share"]].to_string(formatters={"share": "{:.1%}".format}))
     out.with_suffix(".card.md").write_text(dataset_card(accepted, rejected, out.stem), encoding="utf-8")
-    page = trace_browser(part, accepted, rejected).twin().save(out.with_suffix(".html"))
+    page = trace_browser(part, accepted, rejected).static_export().save(out.with_suffix(".html"))
     return f"{out}: {len(accepted)} traces; {rejected_path(out)}: {len(rejected)} with a fault; to look at: {page}"
 
 

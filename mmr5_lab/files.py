@@ -162,6 +162,13 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
         new.write_bytes(json_line(value, indent))
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8, in the place of an older one once it is complete; returns its path."""
+    with replacing(Path(path)) as new:
+        new.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
 def fingerprint(*values: Any) -> str:
     """Return sixteen hexadecimal digits that stand for JSON values, in this order (others count as their text)."""
     digest = hashlib.sha256()

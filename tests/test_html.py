@@ -1,9 +1,11 @@
 """Text is shown as text, whatever it holds."""
 
+import re
+
 import pandas as pd
 import pytest
 
-from mmr5_lab.html import escape_html, escape_latex, html_table, latex_table, visible
+from mmr5_lab.html import STYLE, escape_html, escape_latex, html_page, html_table, latex_table, visible
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,10 @@ def test_tables_round_numbers_and_mark_absent_ones():
         "</table>",
     ]
     lines = latex_table(frame, "50%", digits=2).splitlines()
-    assert lines[2:] == [
+    assert lines == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{50\%}",
         r"\begin{tabular}{lrr}",
         r"\toprule",
         r"system & R@1 & n \\",
@@ -59,6 +64,22 @@ def test_tables_round_numbers_and_mark_absent_ones():
         r"c & -- & 2 \\",
         r"\bottomrule",
         r"\end{tabular}",
-        r"\caption{50\%}",
         r"\end{table}",
     ]
+
+
+def test_pages_are_headed_escaped_and_hold_the_one_style_sheet():
+    page = html_page("<i>", "<p>text</p>")
+    assert "<title>&lt;i&gt;</title>" in page
+    assert '<body class="mmr5-page"><main><h1>&lt;i&gt;</h1>\n<p>text</p></main></body>' in page
+    assert page.count("<style>") == 1
+    assert html_page("a", "<h1>b</h1>").count("<h1>") == 1
+    assert "<h1" not in html_page("a", "<div></div>", kind="mmr5-window")
+
+
+def test_no_rule_of_the_style_sheet_reaches_beyond_what_is_ours():
+    """Notebooks hold it too: a rule about all tables would change theirs."""
+    rules = re.sub(r"/\*.*?\*/", "", STYLE.read_text(), flags=re.DOTALL)
+    selectors = [part.split("}")[-1].strip() for part in rules.split("{")[:-1]]
+    assert len(selectors) > 80
+    assert [s for s in selectors if not re.match(r"(\.mmr5|@container|\[data-jp-theme-light)", s)] == []

@@ -48,13 +48,6 @@ _TRAINED = {
     "Qwen2.5-VL-7B-rl": f"notebooks/03_grpo.ipynb with notebooks/profiles/paper.yaml and MODEL {_BASE}",
 }
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: bold; }
-th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ccc; } th:first-child { text-align: left; }
-"""
-
 
 def paper_results(path: str | Path | None = None) -> pd.DataFrame:
     """Return the paper's figures, as shares.
@@ -169,8 +162,8 @@ def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
     for name, table in tables.items():
         parts += [html_table(_marked(block), title) for title, block in _blocks(name, table)]
         if len(commands := _commands(table)):
-            parts.append(html_table(commands.to_frame(), f"{name}: missing runs"))
-    return html_page("Recall beside the paper's", STYLE, "\n".join(parts))
+            parts.append(html_table(commands.to_frame(), f"{name}: missing runs", texts=True))
+    return html_page("Recall beside the paper's", "\n".join(parts))
 
 
 def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:

@@ -17,19 +17,8 @@ from mmr5_lab.experiments.fingerprint import NOT_WORK
 from mmr5_lab.experiments.notebooks import run_notebook, without_widgets
 from mmr5_lab.experiments.parameters import read_profile
 from mmr5_lab.experiments.runs import CHAIN, inside_project, parents, project_root, source_of
-from mmr5_lab.files import replacing, results
-from mmr5_lab.html import escape_html, html_page
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; color: #222; }
-table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0; border: 0; display: block; overflow-x: auto; }
-th, td { padding: .2rem .7rem; text-align: right; border: 0; border-bottom: 1px solid #ddd; }
-th:first-child { text-align: left; }
-img { max-width: 100%; height: auto; }
-pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
-math[display="block"] { margin: 1rem 0; } .anchor-link { display: none; }
-section { border-top: 3px solid #0072B2; margin-top: 3rem; }
-"""
+from mmr5_lab.files import results, write_text
+from mmr5_lab.html import escape_html, html_page, html_table
 
 
 def run_demo(profile: Path, root: str | Path = "runs", until: str = "") -> Path:
@@ -69,7 +58,7 @@ def result_table(folder: Path) -> pd.DataFrame:
 
 def write_report(folders: dict[str, Path], path: Path) -> Path:
     """One self-contained HTML file: the result table, then every executed notebook without its code."""
-    table = result_table(folders["05_evaluation"]).to_html(float_format="{:.3f}".format, na_rep="", border=0)
+    table = html_table(result_table(folders["05_evaluation"]).rename_axis("system"), digits=3)
     links = " · ".join(f'<a href="#{name}">{name}</a>' for name in folders)
     sections = "\n".join(
         f'<section id="{name}">{_body(folder / "notebook.ipynb")}</section>' for name, folder in folders.items()
@@ -79,9 +68,7 @@ def write_report(folders: dict[str, Path], path: Path) -> Path:
         f"<p>Recall on the evaluation split: the retriever, the base model, after SFT, after SFT and RL.</p>{table}"
         f"<p>{links}</p>{sections}"
     )
-    with replacing(path) as new:
-        new.write_text(html_page("MM-R5 Lab: report", STYLE, page), encoding="utf-8")
-    return path
+    return write_text(path, html_page("MM-R5 Lab: report", page))
 
 
 def _body(path: Path) -> str:

@@ -27,6 +27,7 @@ from mmr5_lab.evaluation.comparison import compare, presented
 from mmr5_lab.evaluation.metrics import per_question
 from mmr5_lab.experiments.fingerprint import RUN_FOLDER
 from mmr5_lab.experiments.runs import DAMAGED, OPEN, RUN_OF_SYSTEM, Run, lock_of, project_root, read_run
+from mmr5_lab.files import write_text
 from mmr5_lab.html import html_page, html_table, visible
 
 CONDITION = re.compile(r"(?P<name>[\w .+@-]+?)\s*(?P<sign>!=|<=|>=|=|<|>)\s*(?P<value>.*)")
@@ -36,11 +37,6 @@ SIGNS: dict[str, Callable[[Any, Any], bool]] = {
 CEILING = "ceiling"  # rows of an evaluation's table that are no system
 # What a retriever's row depends on in 04: which questions were ranked, and how many candidates of each.
 QUESTIONS_OF_04 = {f"04_inference.{name}" for name in ("CORPUS", "SPLIT", "MAX_QUESTIONS", "NUM_CANDIDATES")}
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 1rem; color: #222; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } caption { text-align: left; }
-th, td { padding: .15rem .6rem; text-align: right; border-bottom: 1px solid #ccc; } th:first-child { text-align: left; }
-"""
 
 
 class HistoryError(ValueError):
@@ -284,8 +280,7 @@ def _by_setting(rows: Sequence[dict[str, Any]]) -> tuple[list[list[dict[str, Any
 def write_leaderboard(table: pd.DataFrame, path: str | Path) -> Path:
     """Write a leaderboard as a self-contained HTML page."""
     caption = "Means over seeds; sd is that of micro R@1 over seeds. Each row is a system with its settings."
-    Path(path).write_text(html_page("Leaderboard", STYLE, html_table(table, caption, digits=3)), encoding="utf-8")
-    return Path(path)
+    return write_text(path, html_page("Leaderboard", html_table(table, caption, digits=3)))
 
 
 def leaderboard_text(root: str | Path = "runs", conditions: Sequence[str] = (), html: str | None = None) -> str:

@@ -3,8 +3,8 @@
     Annotator("my_corpus")                                                       # in JupyterLab
     add_question("my_corpus", "report.pdf", "What was the revenue in 2015?", [3], answer="4.2 million")
 
-Questions are added to the corpus folder's own annotation file, where `load_corpus` finds them and `mmr5 ingest` leaves
-them, if it is run again without `--annotations`.
+Questions are added to the corpus folder's own annotation file: `load_corpus` reads them from there, and `mmr5 ingest`
+keeps them if it is run again without `--annotations`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 import ipywidgets as w
 
 from mmr5_lab.corpus.annotations import annotation_records, annotations_lock, parse_document
-from mmr5_lab.corpus.documents import ANNOTATIONS, Corpus, load_corpus
+from mmr5_lab.corpus.documents import ANNOTATIONS, load_corpus
 from mmr5_lab.corpus.ids import CorpusError, question_id
 from mmr5_lab.files import write_lines
 from mmr5_lab.html import escape_html
@@ -35,7 +35,7 @@ def add_question(
     if not question.strip():
         raise CorpusError("the question is empty: write what a reader would ask")
     if not pages:
-        raise CorpusError("no page is marked as right: mark at least one that answers the question")
+        raise CorpusError("no page is marked: mark at least one that answers the question")
     with annotations_lock(path):
         records = [record for _, record in annotation_records(path).values()]
         record = next((record for record in records if record["doc_name"] == doc_name), None)
@@ -46,7 +46,7 @@ def add_question(
             "type": str(list(types)), "layout_mapping": [],
         }  # fmt: skip
         record["questions"] = [*record["questions"], entry]
-        parse_document(record, str(path))  # as `load_corpus` will
+        parse_document(record, str(path))  # raises what `load_corpus` would
         write_lines(path, records)
     return question_id(doc_name, len(record["questions"]) - 1)
 
@@ -55,19 +55,15 @@ class Annotator(w.HBox):
     """Look through a document's pages, mark those that answer a question, and save it (`add_question`)."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        corpus = load_corpus(self.folder)
-        names = corpus.documents["doc_name"].tolist()
+        self.folder, self.corpus, self.marked = Path(folder), load_corpus(folder), set[int]()
+        names = self.corpus.documents["doc_name"].tolist()
         if not names:
             raise CorpusError(f"{folder} has no documents to ask about")
-        self.corpus: Corpus = corpus
-        self.right: set[int] = set()
-        wide = w.Layout(width="auto")
+        wide, narrow = w.Layout(width="auto"), w.Layout(width="2.6rem")
         self.document = w.Dropdown(options=names, description="Document", layout=wide)
         self.page = w.BoundedIntText(min=1, description="Page", layout=w.Layout(width="11rem"))
-        self.back = w.Button(icon="chevron-left", tooltip="page before", layout=w.Layout(width="2.6rem"))
-        self.on = w.Button(icon="chevron-right", tooltip="next page", layout=w.Layout(width="2.6rem"))
-        self.count = w.HTML()
+        self.back = w.Button(icon="chevron-left", tooltip="previous page", layout=narrow)
+        self.on = w.Button(icon="chevron-right", tooltip="next page", layout=narrow)
         self.mark = w.ToggleButton(description="This page answers", icon="star", layout=w.Layout(width="12rem"))
         self.image = w.Image(layout=w.Layout(width="98%", border="1px solid #999", object_fit="contain"))
         self.image.add_class("mmr5-annotated")
@@ -77,16 +73,16 @@ class Annotator(w.HBox):
         self.save = w.Button(
             description="Save the question", button_style="primary", icon="check", layout=w.Layout(width="14rem")
         )
-        self.told, self.marked, self.saved = w.HTML(), w.HTML(), w.HTML()
+        self.count, self.pages, self.status, self.saved = w.HTML(), w.HTML(), w.HTML(), w.HTML()
         turn = w.HBox([self.back, self.page, self.on, self.count, self.mark], layout=w.Layout(flex_flow="row wrap"))
         look = w.VBox([self.document, turn, self.image], layout=w.Layout(flex="3 1 20rem", min_width="18rem"))
-        form = [self.question, self.answer, self.types, self.marked, self.save, self.told, self.saved]
+        form = [self.question, self.answer, self.types, self.pages, self.save, self.status, self.saved]
         super().__init__(
             [look, w.VBox(form, layout=w.Layout(flex="2 1 18rem", min_width="16rem"))],
             layout=w.Layout(flex_flow="row wrap", grid_gap="1rem"),
         )
         self.document.observe(lambda _: self._open(), "value")
-        self.page.observe(lambda _: self._turn(), "value")
+        self.page.observe(lambda _: self._show(), "value")
         self.mark.observe(self._toggle, "value")
         self.back.on_click(lambda _: self._step(-1))
         self.on.on_click(lambda _: self._step(1))
@@ -94,55 +90,53 @@ class Annotator(w.HBox):
         self._open()
 
     def _open(self) -> None:
-        self.right = set()
+        self.marked = set()
         self.page.max = self.corpus.num_pages(self.document.value)
         self.page.value = 1
         self.count.value = f"of {self.page.max}"
-        self._turn()
-        self._list()
+        self._show()
 
     def _step(self, by: int) -> None:
         self.page.value = min(self.page.max, max(1, self.page.value + by))
 
-    def _turn(self) -> None:
+    def _show(self) -> None:
+        """Show the page and what is known of the document's questions; a page that cannot be shown is named."""
         page = self.page.value - 1
-        self.mark.value = page in self.right
+        self.mark.value = page in self.marked
+        self.status.value = ""
         try:
-            data, kind = self.corpus.page_file(self.document.value, page)
+            self.image.value, self.image.format = self.corpus.page_file(self.document.value, page)
         except CorpusError as error:
             self.image.value = b""
-            self.told.value = f"<p role='alert'>{escape_html(str(error))}</p>"
-            return
-        self.told.value = ""
-        self.image.format, self.image.value = kind, data
+            self.status.value = f"<p role='alert'>{escape_html(str(error))}</p>"
+        self._list()
 
     def _toggle(self, change: dict) -> None:
-        (self.right.add if change["new"] else self.right.discard)(self.page.value - 1)
+        (self.marked.add if change["new"] else self.marked.discard)(self.page.value - 1)
         self._list()
 
     def _add(self) -> None:
-        name, pages = self.document.value, sorted(self.right)
+        name, pages = self.document.value, sorted(self.marked)
         try:
             number = add_question(self.folder, name, self.question.value, pages, self.answer.value, self.types.value)
         except (CorpusError, OSError) as error:
-            self.told.value = f"<p role='alert'>✗ not saved: {escape_html(str(error))}</p>"
+            self.status.value = f"<p role='alert'>✗ not saved: {escape_html(str(error))}</p>"
             return
         self.corpus = load_corpus(self.folder)
         self.question.value, self.answer.value, self.types.value = "", "", ()
-        self.right = set()
-        self._turn()
-        self._list()
-        self.told.value = f"<p role='status'>✓ saved as {escape_html(number)}</p>"
+        self.marked = set()
+        self._show()
+        self.status.value = f"<p role='status'>✓ saved as {escape_html(number)}</p>"
 
     def _list(self) -> None:
-        shown = ", ".join(str(page + 1) for page in sorted(self.right)) or "none yet"
-        self.marked.value = f"<p>★ Pages that answer: <b>{shown}</b></p>"
-        mine = self.corpus.questions[self.corpus.questions["doc_name"] == self.document.value]
+        numbers = ", ".join(str(page + 1) for page in sorted(self.marked)) or "none yet"
+        self.pages.value = f"<p>★ Pages that answer: <b>{numbers}</b></p>"
+        own = self.corpus.questions[self.corpus.questions["doc_name"] == self.document.value]
         items = "".join(
-            f"<li>{escape_html(row['question'])} <i>(page {', '.join(str(p + 1) for p in row['gold_pages'])})</i></li>"
-            for _, row in mine[::-1].iterrows()
+            f"<li>{escape_html(question)} <i>(page {', '.join(str(page + 1) for page in gold)})</i></li>"
+            for question, gold in zip(own["question"][::-1], own["gold_pages"][::-1], strict=True)
         )
-        heading = f"<b>{len(mine)} questions about this document</b>"
         self.saved.value = (
-            f"{heading}<ol reversed style='line-height: 1.4; max-height: 14rem; overflow: auto'>{items}</ol>"
+            f"<b>{len(own)} questions about this document</b>"
+            f"<ol reversed style='line-height: 1.4; max-height: 14rem; overflow: auto'>{items}</ol>"
         )

@@ -5,20 +5,12 @@ from pathlib import Path
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.ids import CorpusError
-from mmr5_lab.files import replacing
+from mmr5_lab.files import write_text
 from mmr5_lab.html import escape_html, html_page, visible
 from mmr5_lab.prompting.reasons import reasons_in_order
 from mmr5_lab.reranking.ranking import Ranker, Ranking
 from mmr5_lab.retrieval.bm25 import bm25_scores
 from mmr5_lab.views.thumbnails import thumbnail_url
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; color: #222; }
-ol { list-style: none; padding: 0; } li { display: flex; gap: 1.2rem; margin: 1.2rem 0; flex-wrap: wrap; }
-li > div { flex: 1 1 20rem; } img { border: 1px solid #999; max-width: 100%; height: auto; }
-h2 { font-size: 1.1rem; margin: 0; } p { margin: .4rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-.note { color: #595959; } pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; font-size: .85rem; }
-"""
 
 
 @dataclass(frozen=True)
@@ -90,21 +82,18 @@ def as_text(answer: Answer) -> str:
 
 
 def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
-    """One HTML file that needs no network: ranked thumbnails, reasoning, and the model's text as it was written."""
+    """Write an HTML file that needs no network: ranked thumbnails, reasoning, and the model's text."""
     items = []
     for rank, ((name, page), reason) in enumerate(zip(answer.pages, answer.reasons, strict=True), 1):
         before = answer.candidates.index((name, page)) + 1
-        place = f"{name}, page {page + 1}"
+        place = escape_html(f"{name}, page {page + 1}")
         items.append(
-            f'<li><img src="{thumbnail_url(corpus, name, page)}" alt="{escape_html(place)}">'
-            f"<div><h2>{rank}. {escape_html(place)}</h2>"
+            f'<li><img src="{thumbnail_url(corpus, name, page)}" alt="{place}"><div><h2>{rank}. {place}</h2>'
             f'<p class="note">BM25: rank {before}</p><p>{escape_html(reason)}</p></div></li>'
         )
     faults = ", ".join(sorted(answer.ranking.faults))
-    notes = f'<p class="note">Faults: {faults}; the order is repaired.</p>' if faults else ""
+    note = f'<p class="note">Faults: {escape_html(faults)}; the order is repaired.</p>' if faults else ""
     written = f"<h2>As written</h2><pre>{escape_html(answer.ranking.text)}</pre>" if answer.ranking.text else ""
-    body = f"<h1>{escape_html(answer.question)}</h1>{notes}<ol>{''.join(items)}</ol>{written}"
-    path = Path(path)
-    with replacing(path) as new:
-        new.write_text(html_page("Ranked pages", STYLE, body), encoding="utf-8")
-    return path
+    heading = f"<h1>{escape_html(answer.question)}</h1>"
+    body = f'{heading}{note}<ol class="cards">{"".join(items)}</ol>{written}'
+    return write_text(path, html_page("Ranked pages", body))

@@ -251,7 +251,7 @@ function render({ model, el }) {
   };
 }
 
-// The static twin: everything is in the page.
+// The static export: everything is in the page.
 export function mount(el, data) {
   const source = {
     ...data,

@@ -1,6 +1,6 @@
-"""A list to browse with filters, and what there is to see of each row: in JupyterLab, or in one HTML file.
+"""A list to browse with filters, and the details of the row that is selected: in JupyterLab, or as one HTML file.
 
-`widgets` says what the rows are. A row's HTML is rendered when it is looked at; page images stand in it as
+`widgets` says what the rows are. A row's HTML is rendered when the row is selected; page images stand in it as
 `<img data-page="…">` (`corpus.page_id`) and are sent beside it, each thumbnail made once.
 """
 
@@ -18,13 +18,12 @@ import traitlets
 
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.ids import CorpusError, parse_page_id
-from mmr5_lab.files import replacing
-from mmr5_lab.html import data_url, escape_html, html_page, visible
-from mmr5_lab.views.thumbnails import Thumbnails
+from mmr5_lab.files import write_text
+from mmr5_lab.html import STYLE, data_url, escape_html, html_page, visible
+from mmr5_lab.views.thumbnails import thumbnails
 
-HERE = Path(__file__).parent
-SCRIPT, STYLE = HERE / "browser.js", HERE / "browser.css"
-TWIN_PAGE = (560, 720)  # pixels at most: in the twin a thumbnail is also the page enlarged
+SCRIPT = Path(__file__).with_name("browser.js")
+STATIC_PAGE = (560, 720)  # pixels at most: in a static export a thumbnail is also the enlarged page
 MARKS = ("good", "bad", "even")
 
 
@@ -32,8 +31,8 @@ MARKS = ("good", "bad", "even")
 class Row:
     """A row of the list; all texts are plain, whoever wrote them.
 
-    mark: one of `MARKS`, shown as ✓, ✗ or • with `word`; label, note: its two lines; find: what the search looks in
-    values: one list a facet, what the row is found under
+    mark: one of `MARKS`, shown as ✓, ✗ or • with `word`; label, note: its two lines; find: the text that is searched
+    values: one list for each filter, of what the row is found under
     """
 
     mark: str
@@ -43,11 +42,15 @@ class Row:
     find: str
     values: list[list[str]]
 
+    def __post_init__(self) -> None:
+        if self.mark not in MARKS:
+            raise ValueError(f"unknown mark {self.mark!r}: choose one of {', '.join(MARKS)}")
+
 
 class Browser(anywidget.AnyWidget):
     """The live widget. `selected` is the number of the row that is shown, and may be set.
 
-    facets: names of the filters; render: number of a row -> its HTML, every text of others escaped
+    facets: names of the filters; render: number of a row -> its HTML, with every text of others escaped
     corpus: where page images come from; heading: HTML above the list
     """
 
@@ -70,10 +73,14 @@ class Browser(anywidget.AnyWidget):
         heading: str = "",
     ):
         self._render, self.corpus = render, corpus
-        self._thumbnails = Thumbnails(corpus) if corpus else None
-        plain = [_plain(row) for row in rows]
+        self._thumbnail = thumbnails(corpus) if corpus else None
+        plain = [
+            {name: visible(value) for name, value in vars(row).items() if name != "values"}
+            | {"values": [list(map(visible, values)) for values in row.values]}
+            for row in rows
+        ]
         super().__init__(title=visible(title), heading=heading, facets=list(map(visible, facets)), rows=plain)
-        self.detail = self._detail(0, self._thumbnails) if rows else {"row": -1}
+        self.detail = self._detail(0, self._thumbnail) if rows else {"row": -1}
         self.observe(self._show, "selected")
         self.on_msg(self._answer)
 
@@ -89,42 +96,40 @@ class Browser(anywidget.AnyWidget):
         super().close()
 
     def _show(self, _change: Any) -> None:
-        self.detail = self._detail(self.selected, self._thumbnails)
+        self.detail = self._detail(self.selected, self._thumbnail)
 
-    def _detail(self, row: int, thumbnails: Thumbnails | None) -> dict[str, Any]:
+    def _detail(self, row: int, thumbnail: Callable[[str], str] | None) -> dict[str, Any]:
         html = self._render(row)
-        keys = dict.fromkeys(re.findall(r'data-page="([^"]*)"', html))
-        return {"row": row, "html": html, "images": {key: thumbnails.url(*parse_page_id(key)) for key in keys}
-                if thumbnails else {}}  # fmt: skip
+        pages = dict.fromkeys(re.findall(r'data-page="([^"]*)"', html)) if thumbnail else {}
+        return {"row": row, "html": html, "images": {page: thumbnail(page) for page in pages} if thumbnail else {}}
 
     def _answer(self, _widget: Any, content: Any, _buffers: Any) -> None:
         """Send the page that was clicked, in full size."""
         if self.corpus is None or not isinstance(content, dict) or "page" not in content:
             return
         try:
-            src = data_url(*self.corpus.page_file(*parse_page_id(str(content["page"]))))
+            answer = {"src": data_url(*self.corpus.page_file(*parse_page_id(str(content["page"]))))}
         except CorpusError as error:
-            self.send({"page": content["page"], "problem": visible(str(error))})
-        else:
-            self.send({"page": content["page"], "src": src})
+            answer = {"problem": visible(str(error))}
+        self.send({"page": content["page"], **answer})
 
-    def twin(self, most: int = 60) -> "Twin":
-        """The same as one HTML page without a kernel: all rows, or `most` of them, evenly chosen (0: all)."""
+    def static_export(self, most: int = 60) -> "StaticExport":
+        """Return the same as one HTML page without a kernel: all rows, or `most` of them, evenly chosen (0: all)."""
         total = len(self.rows)
         count = min(total, most or total)
         chosen = [k * total // count for k in range(count)]
-        thumbnails = Thumbnails(self.corpus, TWIN_PAGE) if self.corpus else None
-        details = [self._detail(row, thumbnails) for row in chosen]
-        images = {key: url for detail in details for key, url in detail["images"].items()}
+        thumbnail = thumbnails(self.corpus, STATIC_PAGE) if self.corpus else None
+        details = [self._detail(row, thumbnail) for row in chosen]
         title = self.title + (f" ({count} of {total} rows)" if count < total else "")
-        return Twin(title, {
+        return StaticExport(title, {
             "title": title, "heading": self.heading, "facets": self.facets, "rows": [self.rows[k] for k in chosen],
-            "details": [detail["html"] for detail in details], "images": images,
+            "details": [detail["html"] for detail in details],
+            "images": {page: url for detail in details for page, url in detail["images"].items()},
         })  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
-class Twin:
+class StaticExport:
     """A browser in one HTML file that needs neither kernel nor network; notebooks show it in a frame."""
 
     title: str
@@ -141,31 +146,20 @@ class Twin:
         # Nothing but this one script may run, and nothing may be loaded.
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-        style = f"body {{ margin: 0; }} .mmr5 {{ height: 100vh !important; }}\n{STYLE.read_text(encoding='utf-8')}"
         body = (
             f'<div id="browser"></div><script type="application/json" id="data">{data}</script>'
             f'<script type="module">{script}</script>'
         )
         head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        return html_page(self.title, style, body, head)
+        return html_page(self.title, body, head, "mmr5-window")
 
     def save(self, path: str | Path) -> Path:
         """Write the file; returns its path."""
-        path = Path(path)
-        with replacing(path) as new:
-            new.write_text(self.html, encoding="utf-8")
-        return path
+        return write_text(path, self.html)
 
     def _repr_html_(self) -> str:
-        # a frame of its own: neither its style nor whatever a text might do reaches the notebook
+        # A frame of its own: neither its style nor whatever a text might do reaches the notebook.
         return (
             f'<iframe srcdoc="{escape_html(self.html)}" title="{escape_html(self.title)}" sandbox="allow-scripts"'
             ' style="width: 100%; height: 46rem; border: 0"></iframe>'
         )
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    if row.mark not in MARKS:
-        raise ValueError(f"unknown mark {row.mark!r}: choose one of {', '.join(MARKS)}")
-    texts = {name: visible(getattr(row, name)) for name in ("word", "label", "note", "find")}
-    return {"mark": row.mark, **texts, "values": [list(map(visible, values)) for values in row.values]}

@@ -9,29 +9,18 @@ from IPython.display import HTML, display
 
 from mmr5_lab.experiments.grids import in_words
 from mmr5_lab.experiments.scheduler import Sweep
-from mmr5_lab.html import escape_html
+from mmr5_lab.html import escape_html, html_table, style_element
 
 EVERY = 1.0  # seconds between two updates
-ROWS = 24  # runs shown at most: those that run or failed, then the last that ended, then what waits
-MARKS = {"running": "▶", "done": "✓", "reused": "↺", "failed": "✗", "skipped": "–", "waiting": "…"}
-ORDER = ("running", "failed", "skipped", "done", "reused", "waiting")
-STYLE = """
-<style>
-.sweep { font: 13px/1.45 system-ui, sans-serif; max-width: 60rem; color: #222; background: #fff; padding: .3rem; }
-.sweep meter { width: 100%; height: 1.1rem; }
-.sweep table { font: inherit; border-collapse: collapse; margin-top: .4rem; font-variant-numeric: tabular-nums; }
-.sweep th, .sweep td { text-align: left; padding: .1rem .8rem .1rem 0; border-bottom: 1px solid #ddd; }
-.sweep td { vertical-align: top; white-space: nowrap; } .sweep td.n { text-align: right; }
-.sweep td:last-child { white-space: normal; }
-.sweep .failed { color: #B00020; font-weight: bold; } .sweep .running { color: #0059A0; }
-</style>
-"""
+ROWS = 24  # runs shown at most: those that run or failed, then the last that ended, then those that wait
+MARKS = {"running": "▶", "failed": "✗", "skipped": "–", "done": "✓", "reused": "↺", "waiting": "…"}  # in this order
 
 
 class LiveView:
-    """Shows a sweep below the cell that runs it; to be called with the sweep, as `schedule.run_sweep` does."""
+    """Shows a sweep below the cell that runs it; `scheduler.run_sweep` calls it with the sweep."""
 
     def __init__(self) -> None:
+        display(HTML(style_element()))
         self._handle = display(HTML(""), display_id=True)
         self._next = 0.0
 
@@ -43,20 +32,19 @@ class LiveView:
 
 
 def as_html(sweep: Sweep) -> str:
-    """The sweep as it stands, for people and screen readers."""
+    """Return the sweep as it stands, for people and screen readers; the style sheet is not in it."""
     table = sweep.table()
-    table = table.iloc[table["state"].map(ORDER.index).argsort(kind="stable")]
-    over = sum(state.over for state in sweep.states.values())
-    rows = "".join(
-        f'<tr><td class="{row.state}">{MARKS[row.state]} {row.state}</td><td>{escape_html(row.notebook)}</td>'
-        f"<td><code>{row.run}</code></td><td class='n'>{in_words(row.seconds) if row.seconds else ''}</td>"
-        f"<td>{escape_html(row.progress or row.message)}</td></tr>"
-        for row in table.head(ROWS).itertuples()
+    table = table.iloc[table["state"].map(list(MARKS).index).argsort(kind="stable")]
+    shown = table.head(ROWS).assign(
+        state=table["state"].map(lambda state: f"{MARKS[state]} {state}"),
+        time=table["seconds"].map(lambda seconds: in_words(seconds) if seconds else ""),
+        **{"progress or reason": table["progress"].where(table["progress"] != "", table["message"])},
     )
+    shown = shown.set_index("state")[["notebook", "run", "time", "progress or reason"]]
+    over = sum(state.over for state in sweep.states.values())
     more = f"<p>and {len(table) - ROWS} more</p>" if len(table) > ROWS else ""
     return (
-        f'{STYLE}<div class="sweep"><strong>{escape_html(sweep.line())}</strong>'
+        f'<div class="mmr5-page"><strong>{escape_html(sweep.line())}</strong>'
         f'<meter min="0" max="{len(table)}" value="{over}">{over} of {len(table)}</meter>'
-        f"<table><thead><tr><th>state</th><th>notebook</th><th>run</th><th>time</th><th>progress or reason</th></tr>"
-        f"</thead><tbody>{rows}</tbody></table>{more}</div>"
+        f"{html_table(shown, texts=True)}{more}</div>"
     )

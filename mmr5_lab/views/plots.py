@@ -1,11 +1,12 @@
 """Figures: each function returns a matplotlib Figure with a description of what it shows, for screen readers.
 
-Colours are Okabe and Ito's, safe for colour-blind readers; lines and bars also differ in dashes and hatches.
+Colours are Okabe and Ito's, safe for colour-blind readers; lines and bars also differ in dashes, markers and hatches.
 """
 
 import numbers
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,30 @@ from matplotlib.figure import Figure as PlainFigure
 from PIL import Image
 
 from mmr5_lab.html import GOLD_MARK, data_url, escape_html, visible
+from mmr5_lab.prompting.reasons import reasoning_by_image
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # jfly.uni-koeln.de/color
-# hit, then the misses in the order of `analysis.MISSES`
+PALE = "#bbbbbb"
+# hit, then the misses in the order of `errors.MISSES`
 OUTCOMES = ((GREEN, ""), ("#56B4E9", ".."), (GREY, "//"), (PURPLE, "xx"), ("#E69F00", "\\\\"), (ORANGE, "--"))
+
+
+class Style(NamedTuple):
+    """How a series is drawn."""
+
+    colour: str
+    line: str
+    marker: str
+    hatch: str
+
+
+SERIES = [
+    Style(BLUE, "-", "o", ""),
+    Style(ORANGE, "--", "s", "//"),
+    Style(GREEN, ":", "D", ".."),
+    Style(PURPLE, "-.", "^", "xx"),
+    Style(GREY, "-", "v", "\\\\"),
+]
 
 
 class Figure(PlainFigure):
@@ -30,16 +51,25 @@ class Figure(PlainFigure):
         return {"image/png": print_figure(self, "png")}, {"image/png": {"alt": self.alt}}
 
     def to_html(self) -> str:
-        """The figure and its description as an HTML image that holds it."""
+        """Return the figure and its description as an HTML image that holds it."""
         return f'<img alt="{escape_html(self.alt)}" src="{data_url(print_figure(self, "png"), "png")}">'
 
 
+def _figure(width: float, height: float, *grid: int, **options: Any) -> tuple[Figure, Any]:
+    """A figure of so many inches, and its axes: one, or those of `grid` (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(*grid, **options)
+
+
+# Pages
+
+
 def page_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 6) -> Figure:
-    """Page images in rows of `columns`, each with its title below."""
+    """Show page images in rows of `columns`, each with its title below."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.5 * rows), layout="constrained")
-    for k, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+    figure, grid = _figure(1.9 * columns, 2.5 * rows, rows, columns, squeeze=False)
+    for k, axes in enumerate(grid.flat):
         axes.axis("off")
         if k < len(images):
             _page(axes, images[k], titles[k] if titles else "", False)
@@ -48,226 +78,10 @@ def page_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = Non
 
 
 def trace_figure(images: Sequence[Image.Image], positive_ids: Sequence[int], think: str, question: str) -> Figure:
-    """Candidate pages in prompt order (positives framed and starred), the reasoning line of each below it."""
-    figure = Figure(figsize=(2.4 * len(images), 4.2), layout="constrained")
-    figure.suptitle(_plain(question), fontsize=11)
-    lines = {line.split(":")[0]: line for line in think.splitlines()}
-    for i, (axes, image) in enumerate(zip(figure.subplots(1, len(images), squeeze=False).flat, images, strict=True), 1):
-        line = lines.get(f"Image {i}", f"Image {i}")
-        _page(axes, image, "\n".join(textwrap.wrap(line, 30)), i in positive_ids)
-    positives = ", ".join(map(str, positive_ids))
-    figure.alt = f"{len(images)} candidate pages for {question!r}, right: image {positives}. {think}"
-    return figure
-
-
-def loss_curve(log: pd.DataFrame) -> Figure:
-    """SFT: loss of the completion tokens and the share of them that is right, by step."""
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left = figure.subplots()
-    left.plot(log["step"], log["loss"], color=BLUE, label="loss (nats a token)")
-    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    if "mean_token_accuracy" in log:
-        right = left.twinx()
-        right.plot(log["step"], log["mean_token_accuracy"], color=ORANGE, linestyle="--", label="tokens right")
-        right.set(ylabel="share of tokens right", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.alt = f"Loss over {len(log)} steps: {log['loss'].iloc[0]:.2f} at first, {log['loss'].iloc[-1]:.2f} at last"
-    return figure
-
-
-def reward_curves(
-    log: pd.DataFrame, rewards: Sequence[str] = ("rank_reward", "format_reward"), smooth: int = 5
-) -> Figure:
-    """GRPO: mean of each reward, share of groups without variance (they teach nothing), completion length."""
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    first, second, third = figure.subplots(1, 3)
-    for name, colour, style in zip(rewards, (BLUE, GREEN, PURPLE), ("-", "--", ":"), strict=False):
-        _smoothed(first, log, f"rewards/{name}/mean", smooth, colour, style, name)
-    first.set(title="rewards (mean of a step)", xlabel="step", ylim=(0, 1.02))
-    first.legend()
-    _smoothed(second, log, "frac_reward_zero_std", smooth, ORANGE, "-", None)
-    second.set(title="groups without variance", xlabel="step", ylim=(0, 1.02))
-    _smoothed(third, log, "completions/mean_length", smooth, GREY, "-", None)
-    third.set(title="completion length (tokens)", xlabel="step", ylim=(0, None))
-    edge = max(1, len(log) // 4)
-    means = {name: log[f"rewards/{name}/mean"] for name in rewards}
-    ends = [f"{name} {mean.head(edge).mean():.2f}, {mean.tail(edge).mean():.2f}" for name, mean in means.items()]
-    figure.alt = f"Means of the first and the last quarter of {len(log)} steps: {'; '.join(ends)}"
-    return figure
-
-
-def answer_curves(log: pd.DataFrame, smooth: int = 5) -> Figure:
-    """GRPO, step by step: what is right, which faults, the answers' likeness to the input order, entropy and KL."""
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
-    panels = figure.subplots(1, 4)
-    styles = [(BLUE, "-"), (ORANGE, "--"), (GREEN, ":"), (PURPLE, "-.")]
-    faults = [name for name in log if name.startswith("faults/")]
-    worst = log[faults].mean().sort_values(ascending=False).index[:4]
-    chosen = {
-        "answers": ["answers/valid", "answers/first_right"],
-        "commonest faults": list(worst),
-        "likeness to the input order": ["order/tau", "order/copied"],
-        "uncertainty (nats)": ["entropy", "kl"],
-    }
-    for axes, (title, names) in zip(panels, chosen.items(), strict=True):
-        shown = [name for name in names if name in log]
-        for name, (colour, style) in zip(shown, styles, strict=False):
-            _smoothed(axes, log, name, smooth, colour, style, name.split("/")[-1])
-        axes.set(title=title, xlabel="step")
-        axes.legend(fontsize=8)
-    panels[0].set_ylim(0, 1.02)
-    panels[1].set_ylim(0, None)
-    edge = max(1, len(log) // 4)
-    told = [name for names in chosen.values() for name in names if name in log]
-    ends = [f"{name} {log[name].head(edge).mean():.2f}, {log[name].tail(edge).mean():.2f}" for name in told]
-    figure.alt = f"Means of the first and the last quarter of {len(log)} steps: {'; '.join(ends)}"
-    return figure
-
-
-def visual_tokens(image: Image.Image, rows: int, columns: int, merge: int) -> Figure:
-    """What a visual token sees: the page cut into patches and merged squares, and one of these squares enlarged.
-
-    rows, columns: patches of the page; merge: patches along a side of a token (`budget.patch_grid`). The enlarged token
-    is the one with the most ink.
-    """
-    high, wide = rows // merge, columns // merge
-    page = np.asarray(image.convert("L"), dtype=float)
-    height, width = page.shape
-    tall, broad = height / high, width / wide  # pixels of a token
-    squares = {
-        (r, c): page[round(r * tall) : round((r + 1) * tall), round(c * broad) : round((c + 1) * broad)]
-        for r in range(high)
-        for c in range(wide)
-    }
-    chosen = max(squares, key=lambda place: squares[place].std())
-    number = chosen[0] * wide + chosen[1] + 1
-    figure = Figure(figsize=(8, 8 * 0.55 * max(0.6, min(1.5, height / width))), layout="constrained")
-    whole, one = figure.subplots(1, 2, width_ratios=(3, 2))
-    whole.imshow(image.convert("RGB"), extent=(0, wide, high, 0))
-    one.imshow(squares[chosen], cmap="gray", vmin=0, vmax=255, extent=(0, merge, merge, 0), aspect=tall / broad)
-    whole.set_aspect(tall / broad)
-    for places, line in ((range(rows + 1), whole.axhline), (range(columns + 1), whole.axvline)):
-        for k in places:
-            line(k / merge, color=BLUE, linewidth=1.6 if k % merge == 0 else 0.4, alpha=0.8)
-    for k in range(merge + 1):
-        one.axhline(k, color=BLUE, linewidth=1.5)
-        one.axvline(k, color=BLUE, linewidth=1.5)
-    for k, (r, c) in enumerate(squares, 1):
-        if len(squares) <= 60:
-            whole.text(c + 0.06, r + 0.28, str(k), color=BLUE, fontsize=8)
-    r, c = chosen
-    whole.plot([c, c + 1, c + 1, c, c], [r, r, r + 1, r + 1, r], color=ORANGE, linewidth=3)
-    whole.set_title(f"{rows} × {columns} patches, {len(squares)} visual tokens", fontsize=10)
-    one.set_title(f"token {number}: {merge} × {merge} patches", fontsize=10)
-    for axes in (whole, one):
-        axes.set(xticks=[], yticks=[])
-    figure.alt = (
-        f"A page of {rows} × {columns} patches; each {merge} × {merge} of them are one visual token,"
-        f" {len(squares)} in all. Token {number}, enlarged, holds the part in row {r + 1}, column {c + 1}"
-    )
-    return figure
-
-
-def reward_by_rank(paid: pd.DataFrame) -> Figure:
-    """What rewards (columns) pay for the one right page at each rank (index, from 1), and for each place gained."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    gained = (paid - paid.shift(-1)).iloc[:-1]
-    width = 0.8 / len(paid.columns)
-    styles = zip(paid, (BLUE, ORANGE, GREEN), ("-", "--", ":"), "osD", ("", "//", ".."), strict=False)
-    for c, (name, colour, line, marker, hatch) in enumerate(styles):
-        left.plot(paid.index, paid[name], color=colour, linestyle=line, marker=marker, label=name)
-        places = [k + (c - (len(paid.columns) - 1) / 2) * width for k in range(len(gained))]
-        right.bar(places, gained[name], width * 0.94, color=colour, hatch=hatch, edgecolor="white")
-    left.set(title="paid for the right page", xlabel="its rank", ylim=(0, 1.05), xticks=list(paid.index))
-    right.set_title("paid for one place more")
-    right.set_xticks(range(len(gained)), [f"{rank + 1} to {rank}" for rank in gained.index])
-    figure.legend(loc="outside upper center", ncols=3)
-    told = "; ".join(
-        f"{name} " + ", ".join(f"{rank}: {value:.2f}" for rank, value in paid[name].items()) for name in paid
-    )
-    figure.alt = f"What is paid for the one right page at each rank. {told}"
-    return figure
-
-
-def group_advantages(rewards: Sequence[float], advantages: Sequence[float], labels: Sequence[str]) -> Figure:
-    """One group of GRPO, a row a completion: its reward beside the group's mean and spread, and its advantage."""
-    figure = Figure(figsize=(9, 0.34 * len(labels) + 1.1), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    values = pd.Series(rewards, dtype=float)
-    mean, spread = values.mean(), values.std()
-    left.barh(range(len(values)), values, color="#bbbbbb")
-    left.axvline(mean, color="black", label=f"mean {mean:.2f}")
-    left.axvspan(mean - spread, mean + spread, color=GREY, alpha=0.2, label=f"± std {spread:.2f}")
-    left.set_yticks(range(len(values)), map(_plain, labels), fontsize=8)
-    left.invert_yaxis()
-    left.set_title("reward", fontsize=10)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
-    up = [value > 0 for value in advantages]
-    for pushed, colour, hatch in ((True, BLUE, ""), (False, ORANGE, "//")):
-        rows = [k for k, is_up in enumerate(up) if is_up is pushed]
-        right.barh(rows, [advantages[k] for k in rows], color=colour, hatch=hatch, edgecolor="white")
-    right.axvline(0, color="black", linewidth=0.8)
-    right.set_title("advantage (above 0: becomes likelier)", fontsize=10)
-    told = "; ".join(f"{r:.2f}, {a:+.2f}" for r, a in zip(values, advantages, strict=True))
-    figure.alt = f"A group of {len(values)} completions, mean {mean:.2f}, std {spread:.2f}. Reward, advantage: {told}"
-    return figure
-
-
-def exploits(tried: Mapping[str, pd.DataFrame]) -> Figure:
-    """`reward_lab.battery` of each set of rewards, a panel each: what a cheat is paid, and what honesty is."""
-    first = next(iter(tried.values()))
-    figure = Figure(figsize=(3.2 + 2.1 * len(tried), 0.3 * len(first) + 1.3), layout="constrained")
-    grid = figure.subplots(1, len(tried), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, (name, table) in zip(grid, tried.items(), strict=True):
-        y, pays = range(len(table)), table["pays"].to_numpy(dtype=bool)
-        axes.hlines(y, table["honest"], table["paid"], color="#bbbbbb", zorder=1)
-        axes.scatter(table["honest"], y, marker="|", s=140, color="black", label="the honest answer")
-        for which, colour, marker, label in ((~pays, BLUE, "o", "a cheat"), (pays, ORANGE, "X", "a cheat that pays")):
-            rows = table["paid"].where(which)
-            axes.scatter(rows, y, color=colour, marker=marker, s=60 if marker == "X" else 30, label=label, zorder=3)
-        axes.set_title(f"{_plain(name)}: {pays.sum()} pay", fontsize=10)
-        axes.grid(axis="y", color="#eeeeee")
-        axes.set_axisbelow(True)
-    grid[0].set_xlim(left=min(0, *(table["paid"].min() for table in tried.values())) - 0.1)
-    grid[0].set_yticks(range(len(first)), list(first.index))
-    grid[0].invert_yaxis()
-    figure.supxlabel("reward", fontsize=10)
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3)
-    told = "; ".join(
-        f"{name}: {', '.join(f'{cheat} ({row.paid:.2f}, honest {row.honest:.2f})' for cheat, row in pay.iterrows())}"
-        if len(pay := table[table["pays"]])
-        else f"{name}: none"
-        for name, table in tried.items()
-    )
-    figure.alt = f"{len(first)} cheats under each reward; those that pay: {told}"
-    return figure
-
-
-def reward_bars(summary: pd.DataFrame) -> Figure:
-    """Rewards replayed on saved completions (`reward_lab.summary`): what each sees no difference in, and gets right."""
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, (name, title) in zip(
-        panels,
-        [
-            ("no_variance", "groups without variance"),
-            ("best_right", "best paid is right"),
-            ("agreement", f"agreement with {summary.index[0]}"),
-        ],
-        strict=True,
-    ):
-        bars = axes.bar(list(summary.index), summary[name].fillna(0), color=BLUE, hatch="//", edgecolor="white")
-        axes.bar_label(bars, [f"{value:.2f}" for value in summary[name]], fontsize=8)
-        axes.set_title(title, fontsize=10)
-        axes.set_ylim(min(0, summary[name].min()), 1.15)
-    told = [
-        f"{name}: without variance {r.no_variance:.2f}, best is right {r.best_right:.2f}, agreement {r.agreement:.2f}"
-        for name, r in summary.iterrows()
-    ]
-    figure.alt = f"Replayed rewards. {'; '.join(told)}"
-    return figure
+    """Show candidate pages in the order of the prompt (positives framed and starred), the reason for each below it."""
+    reasons = reasoning_by_image(think, len(images))
+    said = {"as in the prompt": [reasons.get(i, "") for i in range(1, len(images) + 1)]}
+    return before_after(images, dict.fromkeys(said, range(len(images))), [i - 1 for i in positive_ids], question, said)
 
 
 def before_after(
@@ -277,32 +91,214 @@ def before_after(
     question: str,
     reasons: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """One row a system: the candidate pages in its order; gold pages are framed and starred.
+    """Show the candidate pages in each system's order, a row a system; gold pages are framed and starred.
 
     images: in candidate order; orders: system -> 0-based permutation of them; gold: 0-based places in them
     reasons: system -> what it said of the pages, in its order; stands below them
     """
     reasons = reasons or {}
     heights = [2.6 + 0.9 * (name in reasons) for name in orders]
-    figure = Figure(figsize=(2.0 * len(images), sum(heights) + 0.4), layout="constrained")
+    figure, grid = _figure(
+        2.0 * len(images), sum(heights) + 0.4, len(orders), len(images), squeeze=False, height_ratios=heights
+    )
     figure.suptitle(_plain(question), fontsize=11)
-    grid = figure.subplots(len(orders), len(images), squeeze=False, height_ratios=heights)
     for row, (name, order) in zip(grid, orders.items(), strict=True):
         said = reasons.get(name, [""] * len(order))
         for rank, (axes, k, reason) in enumerate(zip(row, order, said, strict=True), 1):
-            caption = f"{rank}. candidate {k + 1}" + "".join(f"\n{line}" for line in textwrap.wrap(reason, 30))
-            _page(axes, images[k], caption, k in gold)
-        row[0].set_ylabel(_plain(name), fontsize=11)
+            _page(axes, images[k], "\n".join([f"{rank}. candidate {k + 1}", *textwrap.wrap(reason, 30)]), k in gold)
         row[0].axis("on")
         row[0].set(xticks=[], yticks=[])
+        row[0].set_ylabel(_plain(name), fontsize=11)
     places = {name: [r for r, k in enumerate(order, 1) if k in gold] for name, order in orders.items()}
     ranks = "; ".join(f"{name} at rank {', '.join(map(str, ranks))}" for name, ranks in places.items())
-    told = "".join(
+    quotes = "".join(
         f". {name} says: " + " ".join(f"{rank}: {reason}" for rank, reason in enumerate(said, 1) if reason)
         for name, said in reasons.items()
     )
-    figure.alt = f"Candidate pages for {question!r} in each system's order. Right pages: {ranks}{told}"
+    figure.alt = f"Candidate pages for {question!r} in each system's order. Gold pages: {ranks}{quotes}"
     return figure
+
+
+def visual_tokens(image: Image.Image, rows: int, columns: int, merge: int) -> Figure:
+    """Show what a visual token sees: the page cut into patches and merged squares, and one of these squares enlarged.
+
+    rows, columns: patches of the page; merge: patches along a side of a token (`memory.patch_grid`). The enlarged token
+    is the one with the most ink.
+    """
+    high, wide = rows // merge, columns // merge
+    page = np.asarray(image.convert("L"), dtype=float)
+    tall, broad = page.shape[0] / high, page.shape[1] / wide  # pixels of a token
+    squares = {
+        (r, c): page[round(r * tall) : round((r + 1) * tall), round(c * broad) : round((c + 1) * broad)]
+        for r in range(high)
+        for c in range(wide)
+    }
+    r, c = max(squares, key=lambda place: squares[place].std())
+    height = 8 * 0.55 * max(0.6, min(1.5, page.shape[0] / page.shape[1]))
+    figure, (whole, one) = _figure(8, height, 1, 2, width_ratios=(3, 2))
+    whole.imshow(image.convert("RGB"), extent=(0, wide, high, 0), aspect=tall / broad)
+    one.imshow(squares[r, c], cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=tall / broad)
+    for axes, across, down in ((whole, wide, high), (one, 1, 1)):
+        axes.set(xticks=range(across + 1), yticks=range(down + 1))
+        axes.set_xticks(np.arange(across * merge + 1) / merge, minor=True)
+        axes.set_yticks(np.arange(down * merge + 1) / merge, minor=True)
+        axes.grid(color=BLUE, linewidth=1.6, alpha=0.8)
+        axes.grid(which="minor", color=BLUE, linewidth=0.4 if axes is whole else 1.6, alpha=0.8)
+        axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+    for k, (row, column) in enumerate(squares if len(squares) <= 60 else (), 1):
+        whole.text(column + 0.06, row + 0.28, str(k), color=BLUE, fontsize=8)
+    whole.plot([c, c + 1, c + 1, c, c], [r, r, r + 1, r + 1, r], color=ORANGE, linewidth=3)
+    number = r * wide + c + 1
+    whole.set_title(f"{rows} × {columns} patches, {len(squares)} visual tokens", fontsize=10)
+    one.set_title(f"token {number}: {merge} × {merge} patches", fontsize=10)
+    figure.alt = (
+        f"A page of {rows} × {columns} patches; each {merge} × {merge} of them are one visual token,"
+        f" {len(squares)} in all. Token {number}, enlarged, holds the part in row {r + 1}, column {c + 1}"
+    )
+    return figure
+
+
+# Training
+
+
+def loss_curve(log: pd.DataFrame) -> Figure:
+    """Show SFT's loss on the completion tokens and the share of them that is predicted correctly, by step."""
+    figure, left = _figure(8, 3)
+    left.plot(log["step"], log["loss"], color=BLUE, label="loss (nats per token)")
+    left.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    if "mean_token_accuracy" in log:
+        right = left.twinx()
+        right.plot(log["step"], log["mean_token_accuracy"], color=ORANGE, linestyle="--", label="token accuracy")
+        right.set(ylabel="token accuracy", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=2)
+    figure.alt = f"Loss over {len(log)} steps: {log['loss'].iloc[0]:.2f} at first, {log['loss'].iloc[-1]:.2f} at last"
+    return figure
+
+
+def reward_curves(
+    log: pd.DataFrame, rewards: Sequence[str] = ("rank_reward", "format_reward"), smooth: int = 5
+) -> Figure:
+    """Show GRPO's mean rewards, share of groups whose rewards are all equal (they teach nothing), completion length."""
+    return _curves(log, smooth, [
+        ("mean reward", {name.replace("_", " "): f"rewards/{name}/mean" for name in rewards}, 1.02),
+        ("share of groups with equal rewards", {"": "frac_reward_zero_std"}, 1.02),
+        ("completion length (tokens)", {"": "completions/mean_length"}, None),
+    ])  # fmt: skip
+
+
+def answer_curves(log: pd.DataFrame, smooth: int = 5) -> Figure:
+    """Show GRPO's valid and right answers, faults, similarity of the answers to the input order, entropy and KL."""
+    faults = log[[name for name in log if name.startswith("faults/")]].mean().sort_values(ascending=False)
+    return _curves(log, smooth, [
+        ("share of answers", {"valid": "answers/valid", "right page first": "answers/first_right"}, 1.02),
+        ("most frequent faults", {name[7:].replace("_", " "): name for name in faults.index[:4]}, None),
+        ("similarity to the input order", {"Kendall tau": "order/tau", "share of copies": "order/copied"}, None),
+        ("uncertainty (nats)", {"entropy": "entropy", "KL divergence": "kl"}, None),
+    ])  # fmt: skip
+
+
+def _curves(log: pd.DataFrame, smooth: int, panels: Sequence[tuple[str, Mapping[str, str], float | None]]) -> Figure:
+    """Columns of a log by step, faintly, and their running means; panels: title, {label: column}, end of the axis."""
+    figure, grid = _figure(3.4 * len(panels), 3.3, 1, len(panels))
+    edge, ends = max(1, len(log) // 4), []
+    for axes, (title, columns, top) in zip(grid, panels, strict=True):
+        shown = {label: log[column] for label, column in columns.items() if column in log}
+        for (label, values), style in zip(shown.items(), SERIES, strict=False):
+            axes.plot(log["step"], values, color=style.colour, alpha=0.25, linewidth=1)
+            mean = values.rolling(smooth, min_periods=1, center=True).mean()
+            axes.plot(log["step"], mean, color=style.colour, linestyle=style.line, label=label)
+            ends.append(f"{label or title} {values.head(edge).mean():.2f}, {values.tail(edge).mean():.2f}")
+        negative = any((values < 0).any() for values in shown.values())
+        axes.set(title=title, xlabel="step", ylim=(None if negative else 0, top))
+        if any(shown):
+            axes.legend(fontsize=8)
+    figure.alt = f"Means of the first and the last quarter of {len(log)} steps: {'; '.join(ends)}"
+    return figure
+
+
+# Rewards
+
+
+def reward_by_rank(rewards: pd.DataFrame) -> Figure:
+    """Show rewards (columns) for the one gold page at each rank (index, from 1), and what each rank gained adds."""
+    gained = (rewards - rewards.shift(-1)).iloc[:-1]
+    figure, (left, right) = _figure(9, 3.2, 1, 2)
+    for name, style in zip(rewards, SERIES, strict=False):
+        left.plot(
+            rewards.index, rewards[name], color=style.colour, linestyle=style.line, marker=style.marker, label=name
+        )
+    _grouped_bars(right, gained, [f"{rank + 1} to {rank}" for rank in gained.index])
+    left.set(title="reward", xlabel="rank of the gold page", ylim=(0, 1.05), xticks=list(rewards.index))
+    right.set(title="reward added by moving up a rank", xlabel="from rank to rank")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    spoken = "; ".join(f"{name} {_listed(rewards[name], ': ')}" for name in rewards)
+    figure.alt = f"Reward for the one gold page at each rank. {spoken}"
+    return figure
+
+
+def group_advantages(rewards: Sequence[float], advantages: Sequence[float], labels: Sequence[str]) -> Figure:
+    """Show one group of GRPO, a row a completion: its reward beside the group's mean and spread, and its advantage."""
+    values = pd.Series(rewards, dtype=float)
+    mean, spread = values.mean(), values.std()
+    figure, (left, right) = _figure(9, 0.34 * len(labels) + 1.1, 1, 2, sharey=True)
+    left.barh(range(len(values)), values, color=PALE)
+    left.axvline(mean, color="black", label=f"mean {mean:.2f}")
+    left.axvspan(mean - spread, mean + spread, color=GREY, alpha=0.2, label=f"± std {spread:.2f}")
+    left.set_yticks(range(len(values)), map(_plain, labels), fontsize=8)
+    left.invert_yaxis()
+    left.set_title("reward", fontsize=10)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    for k, advantage in enumerate(advantages):
+        colour, hatch = (BLUE, "") if advantage > 0 else (ORANGE, "//")
+        right.barh(k, advantage, color=colour, hatch=hatch, edgecolor="white")
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set_title("advantage (above 0: becomes more likely)", fontsize=10)
+    pairs = "; ".join(f"{r:.2f}, {a:+.2f}" for r, a in zip(values, advantages, strict=True))
+    figure.alt = f"A group of {len(values)} completions, mean {mean:.2f}, std {spread:.2f}. Reward, advantage: {pairs}"
+    return figure
+
+
+def exploits(batteries: Mapping[str, pd.DataFrame]) -> Figure:
+    """Show `reward_lab.battery` of each set of rewards, a panel each: the reward of each exploit and of honesty."""
+    first = next(iter(batteries.values()))
+    size = 3.2 + 2.1 * len(batteries), 0.3 * len(first) + 1.3
+    figure, [grid] = _figure(*size, 1, len(batteries), sharex=True, sharey=True, squeeze=False)
+    spoken = []
+    for axes, (name, table) in zip(grid, batteries.items(), strict=True):
+        y, pays = range(len(table)), table["pays"].to_numpy(dtype=bool)
+        axes.hlines(y, table["honest"], table["paid"], color=PALE, zorder=1)
+        axes.scatter(table["honest"], y, marker="|", s=140, color="black", label="honest answer")
+        for which, colour, marker, label in ((~pays, BLUE, "o", "exploit"), (pays, ORANGE, "X", "exploit that pays")):
+            axes.scatter(table["paid"].where(which), y, color=colour, marker=marker, s=45, label=label, zorder=3)
+        axes.set_title(f"{_plain(name)}: {pays.sum()} pay", fontsize=10)
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+        paying = (f"{row.Index} ({row.paid:.2f}, honest {row.honest:.2f})" for row in table[pays].itertuples())
+        spoken.append(f"{name}: {', '.join(paying) or 'none'}")
+    grid[0].set_xlim(left=min(0, *(table["paid"].min() for table in batteries.values())) - 0.1)
+    grid[0].set_yticks(range(len(first)), list(first.index))
+    grid[0].invert_yaxis()
+    figure.supxlabel("reward", fontsize=10)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.alt = f"{len(first)} exploits under each reward; those that pay: {'; '.join(spoken)}"
+    return figure
+
+
+def reward_bars(summary: pd.DataFrame) -> Figure:
+    """Show rewards replayed on saved completions (`reward_lab.summary`): what each misses and gets right."""
+    shown = summary[["no_variance", "best_right", "agreement"]].set_axis(
+        ["groups with equal rewards", "best-rewarded answer is right", f"agreement with {summary.index[0]}"], axis=1
+    )
+    figure, axes = _figure(9, 3)
+    for bars in _grouped_bars(axes, shown, map(_plain, summary.index)):
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    axes.set_ylim(min(0, shown.min().min()), 1.1)
+    figure.legend(loc="outside upper center", ncols=3)
+    figure.alt = f"Replayed rewards. {_spoken(shown)}"
+    return figure
+
+
+# Evaluation
 
 
 def recall_bars(
@@ -311,56 +307,38 @@ def recall_bars(
     ceiling: float | None = None,
     questions: int | None = None,
 ) -> Figure:
-    """Recall@k of each system (rows of `table`, columns R@k), with 95 % intervals of R@1 (columns low, high)."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(table.columns)
-    for c, (column, colour, hatch) in enumerate(
-        zip(table.columns, (BLUE, ORANGE, GREEN), ("", "//", ".."), strict=False)
-    ):
-        places = [x + c * width for x in range(len(table))]
-        errors = None if c or intervals is None else abs(intervals[["low", "high"]].sub(table[column], axis=0)).T
-        bars = axes.bar(
-            places, table[column], width * 0.94, yerr=errors, capsize=3, label=column, color=colour, hatch=hatch,
-            edgecolor="white",
-        )  # fmt: skip
+    """Show recall@k of each system (rows of `table`, columns R@k), with 95 % intervals of R@1 (columns low, high)."""
+    figure, axes = _figure(9, 3.6)
+    errors = None if intervals is None else abs(intervals[["low", "high"]].sub(table[table.columns[0]], axis=0)).T
+    for bars in _grouped_bars(axes, table, map(_plain, table.index), errors):
         axes.bar_label(bars, fmt="%.2f", fontsize=8)  # above the whisker
     if ceiling is not None:
         axes.axhline(ceiling, color=GREY, linestyle=":", label="ceiling of R@1")
-    axes.set_xticks([x + width * (len(table.columns) - 1) / 2 for x in range(len(table))], map(_plain, table.index))
     axes.set(ylabel="micro recall", ylim=(0, 1.08), xlabel=f"n = {questions} questions" if questions else "")
     figure.legend(loc="outside upper center", ncols=4)
-    means = "; ".join(
-        f"{name} " + ", ".join(f"{c} {value:.3f}" for c, value in row.items()) for name, row in table.iterrows()
-    )
-    figure.alt = f"Micro recall by system: {means}"
+    figure.alt = f"Micro recall by system: {_spoken(table, '.3f')}"
     return figure
 
 
 def frontier(table: pd.DataFrame, retriever: float, questions: int, cost: str = "seconds a query") -> Figure:
-    """What quality costs: one point a way to rank (rows; columns `cost`, "R@1"), the retriever as a line.
+    """Show what quality costs: one point a way to rank (rows; columns `cost`, "R@1"), the retriever as a line.
 
     With columns "low" and "high", intervals; ways that no cheaper one reaches are joined: the frontier.
     """
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure(8, 4)
     axes.axhline(retriever, color=GREY, linestyle=":", label="retriever")
     best = table.sort_values([cost, "R@1"], ascending=[True, False])
     best = best[best["R@1"] > best["R@1"].cummax().shift(fill_value=-1)]
     axes.plot(best[cost], best["R@1"], color=GREEN, linestyle="--", drawstyle="steps-post", label="frontier")
-    axes.scatter(table[cost], table["R@1"], color=BLUE, zorder=3)
-    if "low" in table:
-        axes.errorbar(table[cost], table["R@1"], yerr=_whiskers(table, "R@1"), fmt="none", color=BLUE, capsize=3)
+    whiskers = _whiskers(table, "R@1") if "low" in table else None
+    axes.errorbar(table[cost], table["R@1"], yerr=whiskers, fmt="o", color=BLUE, capsize=3, zorder=3)
     for k, (name, row) in enumerate(table.sort_values(cost).iterrows()):
         # neighbours on other sides, and the dearest on the left, as its name might not fit on the right
         across, side = (-6, "right") if k % 2 or 0 < k == len(table) - 1 else (6, "left")
-        axes.annotate(
-            _plain(str(name)), (row[cost], row["R@1"]), (across, 8 if k % 2 else -14), textcoords="offset points",
-            ha=side,
-        )  # fmt: skip
+        place = (across, 8 if k % 2 else -14)
+        axes.annotate(_plain(str(name)), (row[cost], row["R@1"]), place, textcoords="offset points", ha=side)
     axes.set(xscale="log", xlabel=cost, ylabel="micro recall@1", ylim=(0, 1))
-    intervals = ", 95 % intervals over documents" if "low" in table else ""
-    axes.set_title(f"{questions} questions{intervals}", fontsize=10)
+    axes.set_title(f"{questions} questions{', 95 % intervals over documents' if 'low' in table else ''}", fontsize=10)
     axes.margins(x=0.35)
     axes.legend(loc="lower right")
     shown = "{:.3f} s" if cost.startswith("seconds") else "{:.0f} " + cost.split()[0]
@@ -370,162 +348,166 @@ def frontier(table: pd.DataFrame, retriever: float, questions: int, cost: str = 
 
 
 def outcome_bars(counts: pd.DataFrame, title: str = "") -> Figure:
-    """What became of the questions of each group (rows, all but "all"): shares of `analysis.count_outcomes`."""
+    """Show the outcomes of the questions of each group (rows, all but "all"): shares of `errors.count_outcomes`."""
     groups = counts.drop(index="all", errors="ignore")
-    shares = groups.drop(columns="questions").div(groups["questions"], axis=0)
-    figure = Figure(figsize=(9, 0.36 * len(groups) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    left = pd.Series(0.0, index=shares.index)
+    outcomes = groups.drop(columns="questions")
+    shares = outcomes.div(groups["questions"], axis=0)
+    figure, axes = _figure(9, 0.36 * len(groups) + 1.4)
+    before = shares.cumsum(axis=1) - shares
     names = [_plain(f"{name} (n = {n})") for name, n in groups["questions"].items()]
     for column, (colour, hatch) in zip(shares, OUTCOMES, strict=True):
         if shares[column].any():
-            axes.barh(names, shares[column], left=left, label=column, color=colour, hatch=hatch, edgecolor="white")
-        left += shares[column]
+            axes.barh(names, shares[column], left=before[column], label=column, color=colour, hatch=hatch, ec="white")
     axes.invert_yaxis()
     axes.set(xlabel="share of the questions", xlim=(0, 1), title=_plain(title))
     figure.legend(loc="outside upper center", ncols=3)
-    told = "; ".join(
-        f"{name} " + ", ".join(f"{column} {int(n)}" for column, n in row.items() if n)
-        for name, row in groups.drop(columns="questions").iterrows()
-    )
-    figure.alt = f"{title or 'Outcomes'} by group: {told}"
+    figure.alt = f"{title or 'Outcomes'} by group: {_spoken(outcomes.where(outcomes > 0), '.0f')}"
     return figure
 
 
 def group_bars(tables: dict[str, pd.DataFrame], measure: str = "R@1") -> Figure:
-    """`metrics.breakdown` of each system: a row a group, a mark a system, and what the best order would reach.
+    """Show `metrics.breakdown` of each system: a row a group, a mark a system, and what the best order would reach.
 
     The ceiling is the first system's. Groups' n stand at their names. Whiskers where the tables hold intervals.
     """
     first = next(iter(tables.values()))
-    figure = Figure(figsize=(9, 0.5 * len(first) + 1.3), layout="constrained")
-    axes = figure.subplots()
+    ceiling = first[f"{measure} candidates"]
+    figure, axes = _figure(9, 0.5 * len(first) + 1.3)
     places = np.arange(len(first))
-    axes.scatter(first[f"{measure} candidates"], places, marker="|", s=400, color="black", label="best order")
+    axes.scatter(ceiling, places, marker="|", s=400, color="black", label="best order")
     shifts = np.linspace(-0.25, 0.25, len(tables)) if len(tables) > 1 else [0.0]
-    for (name, table), shift, colour, marker in zip(
-        tables.items(), shifts, (GREY, ORANGE, BLUE, GREEN, PURPLE), "osD^v", strict=False
-    ):
-        axes.errorbar(
-            table[measure], places + shift, xerr=_whiskers(table, measure) if f"{measure} low" in table else None,
-            color=colour, fmt=marker, markersize=6, elinewidth=1, label=_plain(name), zorder=3,
-        )  # fmt: skip
+    for (name, table), shift, style in zip(tables.items(), shifts, SERIES, strict=False):
+        whiskers = _whiskers(table, measure) if f"{measure} low" in table else None
+        axes.errorbar(table[measure], places + shift, xerr=whiskers, color=style.colour, fmt=style.marker,
+                      markersize=6, elinewidth=1, label=_plain(name), zorder=3)  # fmt: skip
     axes.set_yticks(places, [_plain(f"{group} (n = {n:.0f})") for group, n in first["questions"].items()])
     axes.grid(axis="y", alpha=0.3)
     axes.set(xlabel=measure, xlim=(-0.03, 1.03), ylim=(len(first) - 0.5, -0.5))
     figure.legend(loc="outside upper center", ncols=5)
-    told = "; ".join(
-        f"{group}: "
-        + ", ".join(f"{name} {table.loc[group, measure]:.2f}" for name, table in tables.items())
-        + f", best order of the candidates {first.loc[group, f'{measure} candidates']:.2f}"
-        for group in first.index
-    )
-    figure.alt = f"{measure} by {first.index.name}, {told}"
+    values = {name: table[measure] for name, table in tables.items()} | {"best order of the candidates": ceiling}
+    figure.alt = f"{measure} by {first.index.name}, {_spoken(pd.DataFrame(values))}"
     return figure
 
 
 def position_curve(bias: pd.DataFrame) -> Figure:
-    """`audit.position_bias`: how often each place of the prompt is ranked first, and found when it is right."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    parts = ((left, "first", "shown", "ranked first", BLUE), (right, "found", "gold", "found when right", GREEN))
-    for axes, name, n, title, colour in parts:
+    """Show `robustness.position_bias`: how often each place of the prompt is ranked first, also when it is gold."""
+    figure, grid = _figure(9, 3.4, 1, 2)
+    parts = (("first", "shown", "ranked first", BLUE), ("found", "gold", "ranked first when gold", GREEN))
+    for axes, (name, n, title, colour) in zip(grid, parts, strict=True):
         axes.errorbar(bias.index, bias[name], yerr=_whiskers(bias, name), color=colour, marker="o", capsize=3)
         axes.set(title=title, xlabel="place in the prompt", ylabel="share of the rankings", ylim=(0, 1.05))
         axes.set_xticks(bias.index, [f"{place}\nn = {count}" for place, count in bias[n].items()])
-    left.plot(bias.index, bias["even"], color=GREY, linestyle=":", label="no liking for a place")
-    left.legend()
-    ends = "; ".join(
-        f"place {place}: ranked first {row['first']:.2f}, found {row['found']:.2f}" for place, row in bias.iterrows()
-    )
-    figure.alt = f"Position bias, with 95 % intervals over documents. {ends}"
+    grid[0].plot(bias.index, bias["even"], color=GREY, linestyle=":", label="no preference")
+    grid[0].legend()
+    shown = bias[["first", "found"]].set_axis(["ranked first", "found"], axis="columns")
+    figure.alt = f"Position bias, with 95 % intervals over documents. {_spoken(shown, head='place {}: ')}"
     return figure
 
 
 def faithfulness(table: pd.DataFrame) -> Figure:
-    """`robustness.faithfulness`: a panel a measure, a point a perturbation, with 95 % intervals over documents."""
+    """Show `robustness.faithfulness`: a panel a measure, a point a perturbation, with 95 % intervals over documents."""
     measures = list(dict.fromkeys(table["measure"]))
     names = list(dict.fromkeys(table["perturbation"]))
     rows = -(-len(measures) // 4)
-    figure = Figure(figsize=(10, 0.3 * rows * (len(names) + 3)), layout="constrained")
-    grid = figure.subplots(rows, 4, squeeze=False, sharey=True, sharex=True)
-    for k, axes in enumerate(grid.flat):
-        if k >= len(measures):
-            axes.axis("off")
-            continue
-        part = table[table["measure"] == measures[k]].set_index("perturbation").reindex(names)
+    figure, grid = _figure(10, 0.3 * rows * (len(names) + 3), rows, 4, squeeze=False, sharey=True, sharex=True)
+    for axes in grid.flat[len(measures) :]:
+        axes.axis("off")
+    for axes, measure in zip(grid.flat, measures, strict=False):
+        part = table[table["measure"] == measure].set_index("perturbation").reindex(names)
         axes.errorbar(part["mean"], range(len(names)), xerr=_whiskers(part, "mean"), fmt="o", color=BLUE, capsize=3)
         for y, (mean, n) in enumerate(zip(part["mean"], part["questions"], strict=True)):
             if pd.notna(mean):
                 axes.annotate(f"{mean:.2f} (n = {n:.0f})", (0.03, y - 0.22), fontsize=7, color=GREY)
         axes.set_yticks(range(len(names)), names)
         axes.set(xlim=(0, 1.03), ylim=(len(names) - 0.5, -0.7))
-        axes.set_title(measures[k], fontsize=10)
-    told = "; ".join(f"{row.perturbation}, {row.measure}: {row.mean:.2f}" for row in table.itertuples())
-    figure.alt = f"Faithfulness under perturbations, with 95 % intervals over documents. {told}"
+        axes.set_title(measure, fontsize=10)
+    means = "; ".join(f"{row.perturbation}, {row.measure}: {row.mean:.2f}" for row in table.itertuples())
+    figure.alt = f"Faithfulness under perturbations, with 95 % intervals over documents. {means}"
     return figure
 
 
-def _whiskers(table: pd.DataFrame, name: str) -> list[pd.Series]:
-    """Distances from a mean to its interval's ends; none where there is no interval."""
-    named = f"{name} low" in table
-    low, high = (table[f"{name} {end}"] if named else table[end] for end in ("low", "high"))
-    return [(table[name] - low).fillna(0).clip(lower=0), (high - table[name]).fillna(0).clip(lower=0)]
+# Sweeps
 
 
 def parallel_axes(table: pd.DataFrame, settings: Sequence[str], figure_of_merit: str = "micro R@1") -> Figure:
-    """Each row of a leaderboard as a line through its settings to its figure of merit; better lines are darker.
+    """Show each row of a leaderboard as a line through its settings to its figure of merit; better lines are darker.
 
     settings: columns with numbers or names, an axis each; values stand in order of size (names: of the alphabet)
     """
-    figure = Figure(figsize=(2.2 * (len(settings) + 1) + 1, 4), layout="constrained")
-    axes = figure.subplots()
-    merit = table[figure_of_merit].astype(float)
-    scaled = (merit - merit.min()) / (merit.max() - merit.min() or 1)
-    steps = {name: {v: k for k, v in enumerate(sorted(table[name].unique(), key=_sortable))} for name in settings}
-    heights = pd.DataFrame({n: table[n].map(step) / max(1, len(step) - 1) for n, step in steps.items()}) * 0.9 + 0.05
-    heights[figure_of_merit] = scaled * 0.9 + 0.05
-    for (_, line), shade in sorted(zip(heights.iterrows(), scaled, strict=True), key=lambda pair: pair[1]):
-        colour = BLUE if shade == 1 else GREY
-        axes.plot(range(len(line)), line, color=colour, alpha=0.2 + 0.8 * shade, linewidth=1 + 2 * shade, marker="o")
-    for x, step in enumerate(steps.values()):
-        axes.axvline(x, color="#bbbbbb", linewidth=1, zorder=0)
-        for value, k in step.items():
-            axes.annotate(
-                f"{value}", (x, k / max(1, len(step) - 1) * 0.9 + 0.05), (-6, 5), textcoords="offset points", ha="right"
-            )
-    axes.axvline(len(settings), color="#bbbbbb", linewidth=1, zorder=0)
-    for value in (merit.min(), merit.max()):
-        height = 0.05 + 0.9 * (value - merit.min()) / (merit.max() - merit.min() or 1)
+    figure, axes = _figure(2.2 * (len(settings) + 1) + 1, 4)
+    merit = table[figure_of_merit].astype(float).reset_index(drop=True)
+    low, high = merit.min(), merit.max()
+    scaled = (merit - low) / (high - low or 1)
+    heights = []  # of the lines at each axis, from 0 to 1
+    for x, name in enumerate(settings):
+        values = sorted(table[name].unique(), key=_sortable)
+        level = {value: 0.05 + 0.9 * k / max(1, len(values) - 1) for k, value in enumerate(values)}
+        heights.append(table[name].map(level))
+        for value in values:
+            axes.annotate(f"{value}", (x, level[value]), (-6, 5), textcoords="offset points", ha="right")
+    heights.append(scaled * 0.9 + 0.05)
+    for value, height in {low: heights[-1].min(), high: heights[-1].max()}.items():
         axes.annotate(f"{value:.3f}", (len(settings), height), (6, -3), textcoords="offset points")
+    lines = np.array(heights, dtype=float).T
+    for k in scaled.argsort():
+        shade = scaled[k]
+        colour = BLUE if shade == 1 else GREY
+        axes.plot(lines[k], color=colour, alpha=0.2 + 0.8 * shade, linewidth=1 + 2 * shade, marker="o")
+    axes.vlines(range(len(settings) + 1), 0, 1.06, color=PALE, linewidth=1, zorder=0)
     axes.set_xticks(range(len(settings) + 1), [*settings, figure_of_merit])
     axes.set(yticks=[], ylim=(0, 1.06), xlim=(-0.4, len(settings) + 0.4))
     axes.spines[:].set_visible(False)
-    best = table.loc[merit.index[merit.argmax()]] if table.index.is_unique else table.iloc[int(merit.argmax())]
-    told = ", ".join(f"{name} {best[name]}" for name in settings)
-    figure.alt = (
-        f"{len(table)} settings against {figure_of_merit}, {merit.min():.3f} to {merit.max():.3f}; best: {told}"
-    )
+    best = ", ".join(f"{name} {table[name].iloc[int(merit.argmax())]}" for name in settings)
+    figure.alt = f"{len(table)} settings against {figure_of_merit}, {low:.3f} to {high:.3f}; best: {best}"
     return figure
 
 
 def seed_spread(values: Mapping[str, Sequence[float]], figure_of_merit: str = "micro R@1") -> Figure:
-    """A figure of merit of each system, a point a seed, and the mean as a stroke: is a difference more than seeds?"""
-    figure = Figure(figsize=(8, 0.5 * len(values) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for y, seeds in enumerate(values.values()):
-        mean = sum(seeds) / len(seeds)
-        axes.plot([mean, mean], [y - 0.3, y + 0.3], color=ORANGE, linewidth=3, label="mean" if y == 0 else None)
-        axes.scatter(seeds, [y] * len(seeds), color=BLUE, zorder=3, label="a seed" if y == 0 else None)
-    axes.set_yticks(range(len(values)), list(values))
-    axes.invert_yaxis()
+    """Show a figure of merit of each system, a point a seed and the mean: is a difference more than that of seeds?"""
+    figure, axes = _figure(8, 0.5 * len(values) + 1.2)
+    places = np.arange(len(values))
+    axes.vlines([np.mean(v) for v in values.values()], places - 0.3, places + 0.3, color=ORANGE, lw=3, label="mean")
+    axes.scatter(np.concatenate(list(values.values())), places.repeat([len(v) for v in values.values()]), color=BLUE,
+                 zorder=3, label="seed")  # fmt: skip
+    axes.set_yticks(places, list(values))
     axes.set(xlabel=figure_of_merit, ylim=(len(values) - 0.4, -0.6))
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper right", ncols=2)
-    told = "; ".join(f"{name} {min(v):.3f} to {max(v):.3f} ({len(v)})" for name, v in values.items())
-    figure.alt = f"{figure_of_merit} by system, lowest and highest seed (number of seeds): {told}"
+    ranges = "; ".join(f"{name} {min(v):.3f} to {max(v):.3f} ({len(v)})" for name, v in values.items())
+    figure.alt = f"{figure_of_merit} by system, lowest and highest seed (number of seeds): {ranges}"
     return figure
+
+
+def _grouped_bars(
+    axes: Axes, table: pd.DataFrame, names: Iterable[str], errors: pd.DataFrame | None = None
+) -> list[Any]:
+    """Draw bars in groups: a group a row of the table, a bar a column; errors: of the first column."""
+    width = 0.8 / len(table.columns)
+    drawn = []
+    for c, (column, style) in enumerate(zip(table, SERIES, strict=False)):
+        places = np.arange(len(table)) + (c - (len(table.columns) - 1) / 2) * width
+        drawn.append(
+            axes.bar(places, table[column], width * 0.94, yerr=None if c else errors, capsize=3, label=column,
+                     color=style.colour, hatch=style.hatch, edgecolor="white")
+        )  # fmt: skip
+    axes.set_xticks(range(len(table)), list(names))
+    return drawn
+
+
+def _whiskers(table: pd.DataFrame, name: str) -> list[pd.Series]:
+    """Distances from a mean to its interval's ends; 0 where there is no interval."""
+    low, high = (table.get(f"{name} {end}", table.get(end)) for end in ("low", "high"))
+    return [(table[name] - low).fillna(0).clip(lower=0), (high - table[name]).fillna(0).clip(lower=0)]
+
+
+def _spoken(table: pd.DataFrame, digits: str = ".2f", head: str = "{} ") -> str:
+    """A table in words, row by row: "BM25 R@1 0.50, R@3 0.70; SFT …"; absent numbers are left out."""
+    return "; ".join(head.format(name) + _listed(row, " ", digits) for name, row in table.iterrows())
+
+
+def _listed(values: pd.Series, between: str, digits: str = ".2f") -> str:
+    return ", ".join(f"{name}{between}{value:{digits}}" for name, value in values.items() if pd.notna(value))
 
 
 def _sortable(value: object) -> tuple[bool, float, str]:
@@ -542,14 +524,6 @@ def _page(axes: Axes, image: Image.Image, caption: str, gold: bool) -> None:
     axes.set_title((f"{GOLD_MARK} gold\n" if gold else "") + _plain(caption), fontsize=8, y=-0.05, va="top")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color=ORANGE if gold else "#bbbbbb", linewidth=3 if gold else 0.8)
+        spine.set(color=ORANGE if gold else PALE, linewidth=3 if gold else 0.8)
     if not gold:
         axes.axis("off")
-
-
-def _smoothed(
-    axes: Axes, log: pd.DataFrame, column: str, smooth: int, colour: str, style: str, label: str | None
-) -> None:
-    axes.plot(log["step"], log[column], color=colour, alpha=0.25, linewidth=1)
-    mean = log[column].rolling(smooth, min_periods=1, center=True).mean()
-    axes.plot(log["step"], mean, color=colour, linestyle=style, label=label)

@@ -1,4 +1,4 @@
-"""The widgets in a real browser: notebook 06 run in JupyterLab, and the static twins opened from disk.
+"""The widgets in a real browser: notebook 06 run in JupyterLab, and the static exports opened from disk.
 
 Screenshots are kept in `build/screenshots`.
 """
@@ -213,7 +213,7 @@ def question(browser) -> str:
 
 def test_the_notebook_ran_without_an_error(lab):
     prompts = lab.page.locator(".jp-CodeCell .jp-InputPrompt")
-    playwright.expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"))
+    playwright.expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"), timeout=60_000)  # exercises come last
     assert all(re.fullmatch(r"\[\d+\]:", prompt) for prompt in prompts.all_inner_texts())
     assert lab.page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
@@ -349,7 +349,7 @@ def test_nothing_went_wrong_in_the_notebook(lab):
 
 @pytest.mark.parametrize("name", ["reasoning", "comparison", "completions"])
 @pytest.mark.parametrize("width", [1400, 800])
-def test_twins_work_from_a_file(project, chromium, tmp_path, name, width):
+def test_static_exports_work_from_a_file(project, chromium, tmp_path, name, width):
     corpus = load_corpus(project / "corpus")
     runs = {
         n: pd.read_parquet(project / "runs/04_inference/x" / f"{n}.generations.parquet") for n in ("SFT", "SFT + RL")
@@ -361,7 +361,7 @@ def test_twins_work_from_a_file(project, chromium, tmp_path, name, width):
     }[name]()
     watched = Watched(chromium.new_page())
     watched.page.set_viewport_size({"width": width, "height": 900})
-    watched.page.goto(browser.twin().save(tmp_path / "twin.html").as_uri())
+    watched.page.goto(browser.static_export().save(tmp_path / "look.html").as_uri())
     shown = watched.page.locator(".mmr5")
     is_text_only(shown)
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is wider than the window"
@@ -372,22 +372,22 @@ def test_twins_work_from_a_file(project, chromium, tmp_path, name, width):
         shown.locator("button.page").first.click()
         assert shown.get_by_role("dialog").locator("img").evaluate("image => image.naturalWidth") > 50
         watched.page.keyboard.press("Escape")
-    watched.page.screenshot(path=SCREENSHOTS / f"twin-{name}-{width}.png")
+    watched.page.screenshot(path=SCREENSHOTS / f"static-{name}-{width}.png")
     assert amiss(watched.page) == []
     watched.page.add_style_tag(content=DARK)
     watched.page.evaluate("document.body.dataset.jpThemeLight = false")
     assert amiss(watched.page) == []
-    watched.page.screenshot(path=SCREENSHOTS / f"twin-{name}-{width}-dark.png")
+    watched.page.screenshot(path=SCREENSHOTS / f"static-{name}-{width}-dark.png")
     assert watched.problems == []
     watched.page.close()
 
 
-def test_a_twin_runs_in_a_notebooks_page(project, chromium, tmp_path):
+def test_a_static_export_runs_in_a_notebooks_page(project, chromium, tmp_path):
     """As executed notebooks and the report hold it: in a frame of its own."""
     corpus = load_corpus(project / "corpus")
     run = pd.read_parquet(project / "runs/04_inference/x/SFT.generations.parquet")
     (tmp_path / "page.html").write_text(
-        f"<!doctype html>{reasoning_browser(corpus, {'SFT': run}).twin()._repr_html_()}"
+        f"<!doctype html>{reasoning_browser(corpus, {'SFT': run}).static_export()._repr_html_()}"
     )
     watched = Watched(chromium.new_page())
     watched.page.goto((tmp_path / "page.html").as_uri())
@@ -401,12 +401,12 @@ def test_a_twin_runs_in_a_notebooks_page(project, chromium, tmp_path):
 
 
 def test_a_policy_stops_what_escaping_would_miss(project, chromium, tmp_path):
-    """A twin whose detail holds live HTML, as it must never be: the page's policy does not run it."""
+    """A static export whose detail holds live HTML, as it must never be: the page's policy does not run it."""
     corpus = load_corpus(project / "corpus")
-    twin = completion_viewer(completions(corpus)).twin()
-    twin.data["details"][0] = "<h3>x</h3><img src=x onerror=alert(1)><a href=# onclick=alert(1)>a</a>"
+    export = completion_viewer(completions(corpus)).static_export()
+    export.data["details"][0] = "<h3>x</h3><img src=x onerror=alert(1)><a href=# onclick=alert(1)>a</a>"
     watched = Watched(chromium.new_page())
-    watched.page.goto(twin.save(tmp_path / "twin.html").as_uri())
+    watched.page.goto(export.save(tmp_path / "look.html").as_uri())
     watched.page.locator(".pane a").click()
     assert not [problem for problem in watched.problems if problem.startswith("dialog")]
     assert any("Content Security Policy" in problem for problem in watched.problems)

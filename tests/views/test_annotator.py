@@ -60,7 +60,7 @@ def test_the_widget_marks_pages_and_saves(folder, page):
     widget = Annotator(folder)
     assert (widget.page.max, widget.image.value, widget.image.format) == (3, page, "png")
     widget.save.click()
-    assert "✗ not saved: the question is empty" in widget.told.value
+    assert "✗ not saved: the question is empty" in widget.status.value
     widget.question.value, widget.answer.value, widget.types.value = EVIL, "12", ("Chart",)
     widget.on.click()
     widget.mark.value = True
@@ -69,10 +69,10 @@ def test_the_widget_marks_pages_and_saves(folder, page):
     widget.mark.value = True
     widget.back.click()
     assert widget.mark.value
-    assert "<b>2, 3</b>" in widget.marked.value
+    assert "<b>2, 3</b>" in widget.pages.value
     widget.save.click()
-    assert "saved as a.pdf:q0" in widget.told.value
-    assert (widget.question.value, widget.right, widget.mark.value) == ("", set(), False)
+    assert "saved as a.pdf:q0" in widget.status.value
+    assert (widget.question.value, widget.marked, widget.mark.value) == ("", set(), False)
     assert "1 questions about" in widget.saved.value
     assert "(page 2, 3)" in widget.saved.value
     assert "<img" not in widget.saved.value
@@ -84,11 +84,11 @@ def test_marks_belong_to_one_document_and_a_broken_page_is_told(folder):
     widget.page.value = 3
     widget.mark.value = True
     widget.document.value = "b.pdf"
-    assert (widget.page.value, widget.page.max, widget.right) == (1, 2, set())
+    assert (widget.page.value, widget.page.max, widget.marked) == (1, 2, set())
     widget.on.click()
     widget.on.click()
     assert widget.page.value == 2
-    assert "not a readable image" in widget.told.value
+    assert "not a readable image" in widget.status.value
     assert widget.image.value == b""
 
 

@@ -53,13 +53,13 @@ GROUPS = pd.DataFrame(
     ("figure", "said"),
     [
         (lambda: plots.page_sheet(PAGES, ["a", "b", "c"]), "3 page images: a, b, c"),
-        (lambda: plots.trace_figure(PAGES, [2], "Image 2: it", "Why?"), "'Why?', right: image 2. Image 2: it"),
+        (lambda: plots.trace_figure(PAGES, [2], "Image 2: it", "Why?"), "at rank 2. as in the prompt says: 2: it"),
         (lambda: plots.loss_curve(pd.DataFrame({"step": [1, 2], "loss": [1.5, 0.25]})), "1.50 at first, 0.25 at last"),
-        (lambda: plots.reward_curves(GRPO), "rank_reward 0.20, 0.80; format_reward 1.00, 1.00"),
-        (lambda: plots.answer_curves(ANSWERS), "valid 0.50, 1.00; faults/missing 0.50, 0.00; order/tau 0.00, 0.10"),
+        (lambda: plots.reward_curves(GRPO), "rank reward 0.20, 0.80; format reward 1.00, 1.00"),
+        (lambda: plots.answer_curves(ANSWERS), "valid 0.50, 1.00; missing 0.50, 0.00; Kendall tau 0.00, 0.10"),
         (
             lambda: plots.reward_bars(REPLAYED),
-            "strict: without variance 0.25, best is right 1.00, agreement 1.00; mine: without variance 0.50",
+            "equal rewards 0.25, best-rewarded answer is right 1.00, agreement with strict 1.00; mine groups",
         ),
         (
             lambda: plots.reward_by_rank(PAID),
@@ -100,7 +100,7 @@ GROUPS = pd.DataFrame(
         (lambda: plots.faithfulness(PERTURBATIONS), "blank, called relevant: 0.10; swap, called relevant: 0.90"),
         (
             lambda: plots.group_bars({"BM25": GROUPS, "SFT": GROUPS + 0.25}, "R@1"),
-            "R@1 by type, Table: BM25 0.50, SFT 0.75, best order of the candidates 0.90",
+            "R@1 by type, Table BM25 0.50, SFT 0.75, best order of the candidates 0.90",
         ),
     ],
 )  # fmt: skip

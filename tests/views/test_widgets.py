@@ -27,7 +27,7 @@ from mmr5_lab.reranking.whole_runs import rerank_run
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.traces.construction import make_traces, read_traces, training_candidates
 from mmr5_lab.views.browser import Browser, Row
-from mmr5_lab.views.thumbnails import Thumbnails
+from mmr5_lab.views.thumbnails import thumbnails
 from mmr5_lab.views.widgets import completion_viewer, order_browser, reasoning_browser, run_comparison, trace_browser
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)></textarea>**b** \x1b[31m \u202egnp"
@@ -175,7 +175,7 @@ def test_completions_are_grouped_by_step_and_prompt():
     browser = completion_viewer(pd.DataFrame(rows))
     assert [row["label"] for row in browser.rows] == ["question 0", "question 1"] * 2
     assert column(browser, "Step") == [["1"], ["1"], ["2"], ["2"]]
-    assert column(browser, "Rewards") == [["all alike"], ["differ"]] * 2
+    assert column(browser, "Rewards") == [["all equal"], ["differ"]] * 2
     assert browser.rows[1]["note"] == "rank 0.50, format 1.00"
     shown = html(browser, 1)
     assert shown.index("advantage +0.25") < shown.index("advantage −0.25"), "best first"
@@ -225,7 +225,7 @@ def test_texts_of_others_are_never_html(evil, evil_run):
         assert not re.search(r"<script|<img src=x|</textarea|[\x1b\u202e]", shown)
         assert "&lt;script&gt;" in shown
         assert not re.search("[\x1b\u202e]", json.dumps(browser.rows, ensure_ascii=False) + browser.title)
-        page = browser.twin().html
+        page = browser.static_export().html
         assert page.count("<script") == page.count("</script>") == 2, "the data and the one script"
         assert not re.search("[\x1b\u202e]", page)
 
@@ -276,12 +276,13 @@ def test_thumbnails_are_made_once(corpus, runs, monkeypatch):
     assert len(read) == len(set(read)), "no page is read twice"
 
 
-def test_thumbnails_take_bounded_memory(corpus):
-    made = Thumbnails(corpus, most_bytes=1)
-    first, second = made.url("eval-000", 0), made.url("eval-000", 1)
+def test_thumbnails_take_bounded_memory(corpus, monkeypatch):
+    monkeypatch.setattr("mmr5_lab.views.thumbnails.KEPT", 1)
+    url = thumbnails(corpus)
+    first, second = url("eval-000:0"), url("eval-000:1")
     assert first != second
-    assert list(made._made) == [("eval-000", 1)]
-    assert made.url("eval-000", 0) == first
+    assert (url("eval-000:0"), url("eval-000:99")) == (first, "")
+    assert url.cache_info().currsize == 1
 
 
 def test_looking_takes_no_model_and_little_memory(tmp_path):
@@ -327,9 +328,9 @@ def test_closed_widgets_leave_nothing_behind(corpus, runs):
     assert live() == before
 
 
-def test_a_twin_holds_some_rows_each_page_once(corpus, runs, tmp_path):
+def test_a_static_export_holds_some_rows_each_page_once(corpus, runs, tmp_path):
     browser = reasoning_browser(corpus, {"last": runs["last"]})
-    path = browser.twin(most=3).save(tmp_path / "twin.html")
+    path = browser.static_export(most=3).save(tmp_path / "look.html")
     data = json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
     assert [row["label"] for row in data["rows"]] == [browser.rows[k]["label"] for k in (0, 3, 6)]
     assert data["title"] == "Reasoning of last (3 of 9 rows)"
@@ -340,14 +341,17 @@ def test_a_twin_holds_some_rows_each_page_once(corpus, runs, tmp_path):
         for page in pages
     }
     assert set(data["images"]) == {f"{name}:{page}" for name, page in shown}
-    assert len(json.loads(re.search(r'id="data">(.*?)</script>', browser.twin(0).html, re.DOTALL)[1])["rows"]) == 9
+    assert (
+        len(json.loads(re.search(r'id="data">(.*?)</script>', browser.static_export(0).html, re.DOTALL)[1])["rows"])
+        == 9
+    )
 
 
-def test_a_twin_may_run_its_own_script_only_and_load_nothing(corpus, runs):
+def test_a_static_export_may_run_its_own_script_only_and_load_nothing(corpus, runs):
     import base64
     import hashlib
 
-    page = reasoning_browser(corpus, {"last": runs["last"]}).twin().html
+    page = reasoning_browser(corpus, {"last": runs["last"]}).static_export().html
     script = re.search(r'<script type="module">(.*?)</script>', page, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
@@ -366,7 +370,7 @@ def test_a_text_without_reasoning_among_others_is_shown(corpus, runs, tmp_path):
 def test_an_empty_list_is_a_browser_too():
     browser = Browser("nothing", ["Domain"], [], lambda row: "")
     assert browser.detail == {"row": -1}
-    assert json.loads(re.search(r'id="data">(.*?)</script>', browser.twin().html)[1])["details"] == []
+    assert json.loads(re.search(r'id="data">(.*?)</script>', browser.static_export().html)[1])["details"] == []
     with pytest.raises(ValueError, match="unknown mark 'x'"):
         Browser("t", [], [Row("x", "", "", "", "", [])], lambda row: "")
 
@@ -388,13 +392,13 @@ def test_a_trace_stands_beside_its_pages_in_the_student_s_order(corpus, tmp_path
     cards = re.findall(r"<li>.*?</li>", html(browser, 0).split('<ol class="cards">')[1])
     pages = [f"{accepted[0]['doc_name']}:{page}" for page in accepted[0]["candidates"]]
     assert [re.search(r'data-page="([^"]+)"', card)[1] for card in cards] == pages
-    assert ["right</span>" in card for card in cards] == [k in accepted[0]["positive_ids"] for k in (1, 2, 3, 4)]
+    assert ["gold</span>" in card for card in cards] == [k in accepted[0]["positive_ids"] for k in (1, 2, 3, 4)]
     assert all("a " in re.search(r"<p>(.*?)</p>", card)[1] for card in cards)
     shown = html(browser, len(accepted))
     assert "<script" not in shown
     assert "the label is named as such" in shown
     assert "nothing said of this page" in shown
-    assert "<script>alert" not in browser.twin().html
+    assert "<script>alert" not in browser.static_export().html
     with pytest.raises(ValueError, match="no traces"):
         trace_browser(corpus, [])
     with pytest.raises(ValueError, match="has no question 'x:q0'"):
