@@ -27,7 +27,7 @@ CHOICES = {
 }
 LEAST = {
     **dict.fromkeys(
-        ("SEED", "SHUFFLES", "MAX_PIXELS", "MAX_QUESTIONS", "SHOWN", "TWIN_ROWS", "PRICE_IN", "PRICE_OUT", "BUDGET",
+        ("SEED", "SHUFFLES", "MAX_PIXELS", "MAX_QUESTIONS", "SHOWN", "PRICE_IN", "PRICE_OUT", "BUDGET",
          "WARMUP", "TEMPERATURE", "BETA"), 0),
     **dict.fromkeys(
         ("TOP_K", "NUM_CANDIDATES", "CANDIDATES", "MAX_TRACES", "CONCURRENCY", "MAX_WORDS", "BATCH_SIZE",
