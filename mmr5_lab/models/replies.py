@@ -67,7 +67,7 @@ def read_reply(body: str) -> Reply:
     Raises ValueError where the body is neither a chat completion nor JSON that says why there is none.
     """
     try:
-        return _judged(json.loads(body))
+        return _judged(json.loads(body.removeprefix("\ufeff")))
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise ValueError(f"the answer is not a chat completion: {visible(body[:80])!r}") from None
 
