@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 
 from mmr5_lab.prompting.prompts import shuffled
 from mmr5_lab.reranking.pages import Pair
-from mmr5_lab.reranking.ranking import Ranker, Ranking
+from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
 
 
 class Strategy(Ranker):
@@ -26,6 +26,17 @@ class Strategy(Ranker):
     def check(self, pairs: Sequence[Pair]) -> None:
         """Raise ValueError for pages that the ranker beneath cannot rank."""
         self.ranker.check(pairs)
+
+    def _rank_turn(
+        self, pairs: Sequence[Pair], due: Sequence[int], mode: str, batch_size: int, failures: dict[int, str]
+    ) -> Iterator[tuple[int, Ranking]]:
+        """Yield (place in `due`, ranking). A pair that fails on a server is noted in `failures`; the others go on."""
+        try:
+            yield from self.ranker.rank_each(pairs, mode, batch_size)
+        except RemoteError as error:
+            failures |= {due[j]: reason for j, reason in error.failures.items()}
+            if error.fatal:
+                raise RemoteError(failures, len(failures), fatal=True) from None
 
 
 class Windows(Strategy):
@@ -54,11 +65,12 @@ class Windows(Strategy):
         orders = [list(range(len(pages))) for _, pages in pairs]
         starts = [window_starts(len(pages), self.size, self.stride) for _, pages in pairs]
         done: list[Ranking | None] = [None] * len(pairs)
+        failures: dict[int, str] = {}
         for turn in range(max(map(len, starts), default=0)):
-            due = [i for i, places in enumerate(starts) if turn < len(places)]
+            due = [i for i, places in enumerate(starts) if turn < len(places) and i not in failures]
             shown = [orders[i][starts[i][turn] : starts[i][turn] + self.size] for i in due]
             window = [(pairs[i][0], [pairs[i][1][k] for k in places]) for i, places in zip(due, shown, strict=True)]
-            for j, ranking in self.ranker.rank_each(window, mode, batch_size):
+            for j, ranking in self._rank_turn(window, due, mode, batch_size, failures):
                 i, start = due[j], starts[due[j]][turn]
                 orders[i][start : start + self.size] = [shown[j][k] for k in ranking.order]
                 before = done[i]
@@ -73,6 +85,8 @@ class Windows(Strategy):
                 if turn == len(starts[i]) - 1:
                     scores = ranking.scores if len(starts[i]) == 1 else None  # of one window only
                     yield i, replace(ranking, order=orders[i], scores=scores, shown=shown[j])
+        if failures:
+            raise RemoteError(failures, len(pairs))
 
 
 def window_starts(n: int, size: int, stride: int) -> list[int]:
@@ -120,17 +134,21 @@ class Consensus(Strategy):
         rankings: list[list[Ranking]] = [[] for _ in pairs]
         orders: list[list[list[int]]] = [[] for _ in pairs]
         open_pairs = list(range(len(pairs)))
+        failures: dict[int, str] = {}
         for turn in range(self.shuffles):
             places = [places_of_turn(len(pairs[i][1]), turn, self.seed, pairs[i][0]) for i in open_pairs]
             shown = [(pairs[i][0], [pairs[i][1][k] for k in p]) for i, p in zip(open_pairs, places, strict=True)]
-            for j, ranking in self.ranker.rank_each(shown, mode, batch_size):
+            for j, ranking in self._rank_turn(shown, open_pairs, mode, batch_size, failures):
                 rankings[open_pairs[j]].append(ranking)
                 orders[open_pairs[j]].append([places[j][k] for k in ranking.order])
+            open_pairs = [i for i in open_pairs if i not in failures]
             turns = self.shuffles - turn - 1  # to come
             ended = [i for i in open_pairs if not turns or (self.early and _settled(orders[i], turns))]
             for i in ended:
                 yield i, self._fused(rankings[i], orders[i])
             open_pairs = [i for i in open_pairs if i not in set(ended)]
+        if failures:
+            raise RemoteError(failures, len(pairs))
 
     def _fused(self, rankings: list[Ranking], orders: list[list[int]]) -> Ranking:
         order, points = fused(orders, self.fusion)

@@ -16,6 +16,7 @@ from PIL import Image
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.ranking import RemoteError
 from mmr5_lab.reranking.remote import RemoteReranker
+from mmr5_lab.reranking.strategies import Consensus, Windows
 
 
 def test_every_passing_fault_is_overcome():
@@ -107,6 +108,37 @@ def test_a_wrong_key_costs_few_requests():
         assert len(server.bodies) <= 8
     assert error.value.fatal
     assert all("Incorrect API key provided" in reason for reason in error.value.failures.values())
+
+
+@pytest.mark.parametrize(
+    "strategy", [lambda r: Windows(r, 2, 1), lambda r: Consensus(r, 3), lambda r: Windows(r, 5, 1)]
+)
+def test_what_fails_under_a_strategy_costs_nothing_else(strategy):
+    """Pairs of one and of three windows; the second and the fourth fail, in their first and in their last turn."""
+    shown = [("short", pages(2)), ("bad", pages(4)), ("long", pages(4)), ("late", pages(4))]
+    turns = {"bad": [400] * 3, "late": [completion("<think>x</think><answer>[2, 1]</answer>"), 400, 400]}
+    with Server(turns) as server:
+        ranker = strategy(RemoteReranker(server.url, "m"))
+        finished = {}
+        with pytest.raises(
+            RemoteError, match=r"\d of 4 requests failed; the first is pair 1: BadRequestError"
+        ) as error:
+            finished.update(ranker.rank_each(shown))
+        turns_each = 1 if isinstance(ranker, Windows) and ranker.size == 5 else 3
+        failed = {1} if turns_each == 1 else {1, 3}
+        assert set(error.value.failures) == failed
+        assert set(finished) == {0, 1, 2, 3} - failed
+        sent = [body["messages"][1]["content"][0]["text"] for body in server.bodies]
+        assert sum(": bad\n" in text for text in sent) == 1, "no further turn of it"
+        assert sum(": long\n" in text for text in sent) == turns_each
+
+
+def test_a_wrong_key_ends_a_strategy_at_once():
+    with Server({"q": [401] * 9}) as server:
+        with pytest.raises(RemoteError, match="AuthenticationError 401") as error:
+            Windows(RemoteReranker(server.url, "m", concurrency=2), 2, 1).rank_many([("q", pages(6))] * 3)
+        assert error.value.fatal
+        assert len(server.bodies) <= 2
 
 
 def test_pages_are_brought_into_a_pixel_budget_before_they_are_sent():
