@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ import psutil
 import torch
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, shapes: Sequence[str] = ()) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="less data, one round")
     parser.add_argument("--json", metavar="OUT", type=Path, help="also write the rows as JSON")
     parser.add_argument("--model", help="model folder (default: the newest run of 03_grpo, else the miniature's base)")
     parser.add_argument("--figure", metavar="FILE", type=Path, help="also draw the rates (where a benchmark can)")
+    if shapes:
+        parser.add_argument(
+            "--shape", choices=shapes, default=shapes[0], help=f"model to measure (default: {shapes[0]})"
+        )
     return parser.parse_args()
 
 

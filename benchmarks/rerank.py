@@ -1,16 +1,18 @@
 """Queries a second of the reranking engine against the released class's way, with the same weights and answers.
 
-    python benchmarks/rerank.py [--quick] [--json OUT] [--model FOLDER] [--figure FILE]
+    python benchmarks/rerank.py [--quick] [--json OUT] [--model FOLDER] [--figure FILE] [--shape real]
 
 Baseline: one query at a time, every page encoded anew, plain `generate` of a model as transformers loads it, as
 `examples/reranker.py` of https://github.com/i2vec/MM-R5 does it, but greedy, so that both must write the same. The
 engine is as `Reranker.from_pretrained` makes it, its page cache empty at the start of each round. Both are given the
 pages' files. The corpus is the miniature's evaluation split: questions in the order of their documents, five BM25
-candidates each.
+candidates each. `--shape real` measures a random model with the shape of the real ones instead (`real_shape.py`).
 """
 
 import io
+import math
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 from common import Peak, Report, arguments, chat_server, interleaved, model_folder
 from matplotlib.figure import Figure
 from PIL import Image
+from real_shape import MEDIUM, QUESTIONS, EndByPrompt, build, document_questions
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmr5_lab.corpus.documents import load_corpus
@@ -26,7 +29,7 @@ from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.reranking.local import Reranker
-from mmr5_lab.reranking.ranking import Ranking
+from mmr5_lab.reranking.ranking import MODES, Ranking
 from mmr5_lab.reranking.remote import RemoteReranker
 from mmr5_lab.retrieval.retrieve import retrieve
 
@@ -34,12 +37,12 @@ NEW_TOKENS = 220
 LATENCY = 0.2  # seconds of the server
 
 
-def released_way(model, processor, query: str, pages: list[bytes]) -> tuple[str, list[int]]:
+def released_way(model, processor, query: str, pages: list[bytes], **options) -> tuple[str, list[int]]:
     images = [Image.open(io.BytesIO(page)).convert("RGB") for page in pages]
     text = processor.apply_chat_template(build_messages(query, len(images)), tokenize=False, add_generation_prompt=True)
-    inputs = processor(text=[text], images=images, padding=True, return_tensors="pt")
+    inputs = processor(text=[text], images=images, padding=True, return_tensors="pt").to(model.device)
     with torch.inference_mode():
-        ids = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        ids = model.generate(**inputs, **{"do_sample": False, "max_new_tokens": NEW_TOKENS, **options})
     written = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
     return written, list(parse_ranking(written, len(images)).order)
 
@@ -73,8 +76,75 @@ def draw(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    given = arguments(__doc__.split("\n")[0])
+class Work:
+    """Counts the tokens that a model's language model reads and the pages that its vision tower encodes."""
+
+    def __init__(self, model):
+        self.tokens = self.pages = 0
+        model.model.language_model.register_forward_pre_hook(self._read, with_kwargs=True)
+        model.model.visual.register_forward_pre_hook(self._encoded, with_kwargs=True)
+
+    def _read(self, module, args, options):
+        self.tokens += math.prod(options["inputs_embeds"].shape[:2])
+
+    def _encoded(self, module, args, options):
+        self.pages += len(options["grid_thw"])
+
+
+def real_shape(given) -> None:
+    """The modes against the released way on a model and pages of the real shape."""
+    documents, alone, rounds = (1, 2, 1) if given.quick else (2, 4, 3)
+    pairs = document_questions(documents)
+    few = pairs[:: len(pairs) // alone][:alone]  # the baseline is slow
+    shown = sum(len(pages) for _, pages in pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder), **MEDIUM)
+        engine = Reranker.from_pretrained(folder, max_new_tokens=400)
+        plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=engine.model.dtype).eval()
+        plain.to(engine.model.device)
+    processor = engine.processor
+    ending = lambda: [EndByPrompt(processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id)]  # noqa: E731
+    engine.generation["logits_processor"] = ending()
+    works = {"baseline": Work(plain), "ours": Work(engine.model)}
+
+    def measured(work: Work, way, queries: int):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        work.tokens = work.pages = 0
+        with Peak() as peak:
+            result = way()
+        megabytes = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else peak.megabytes
+        return result, work.tokens / queries, work.pages / queries, megabytes
+
+    def released():
+        options = {"max_new_tokens": 400, "logits_processor": ending()}
+        return [released_way(plain, processor, *pair, **options)[0] for pair in few]
+
+    def ours(mode: str):
+        engine.page_cache.clear()
+        return [ranking.text for ranking in engine.rank_many(pairs, mode, QUESTIONS)]
+
+    ways = {"baseline": lambda: measured(works["baseline"], released, len(few))}
+    ways |= {mode: lambda mode=mode: measured(works["ours"], lambda: ours(mode), len(pairs)) for mode in MODES}
+    million = plain.num_parameters() / 1e6
+    report = Report(
+        f"Real shape: {million:.0f} M parameters, {len(pairs)} queries of 5 pages, 1,280 visual tokens each"
+    )
+    seconds, results = interleaved(ways, rounds)
+    texts = [results["reason"][0][pairs.index(pair)] for pair in few]
+    same = sum(a == b for a, b in zip(texts, results["baseline"][0], strict=True))
+    scale = [s * len(pairs) / len(few) for s in seconds["baseline"]]
+    for mode in MODES:
+        _, tokens, pages, megabytes = results[mode]
+        note = f"tokens a query {tokens:.0f} ({results['baseline'][1]:.0f}), peak {megabytes:.0f} MB"
+        note += f" ({results['baseline'][3]:.0f}), encoded {pages * len(pairs) / shown:.2f} of the pages"
+        note += f", {same} of {len(few)} texts the same" if mode == "reason" else ""
+        report.add(f"{mode}, batches of {QUESTIONS}", scale, seconds[mode], len(pairs), "queries/s", note)
+    report.finish(given.json)
+
+
+def miniature(given) -> None:
+    """The modes, the page cache and batches on the miniature, and a server."""
     corpus = load_corpus(project_root() / "data/mini/corpus").split("eval")
     run = retrieve(corpus, "bm25", top_k=5)
     rows = corpus.by_id
@@ -125,7 +195,7 @@ def main() -> None:
         seconds, results = interleaved(ways, 1 if given.quick else 3)
         assert [r.order for r in results["cached"]] == [r.order for r in results["plain"]], "the cache changed an order"
         kept, bound = cache.bytes, cache.max_bytes
-        note = f"hit rate {cache.hit_rate:.2f}, {kept / 1e6:.1f} MB kept"
+        note = f"hit rate {cache.hits / (cache.hits + cache.misses):.2f}, {kept / 1e6:.1f} MB kept"
         report.add(
             f"{mode}: page cache against none", seconds["plain"], seconds["cached"], len(five), "queries/s", note
         )
@@ -161,6 +231,11 @@ def main() -> None:
     report.finish(given.json)
     if given.figure:
         draw(report.rows, given.figure)
+
+
+def main() -> None:
+    given = arguments(__doc__.split("\n")[0], ("mini", "real"))
+    (real_shape if given.shape == "real" else miniature)(given)
 
 
 if __name__ == "__main__":

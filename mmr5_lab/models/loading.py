@@ -1,5 +1,6 @@
 """Load a vision-language model and its processor, with device, dtype and pixel budget chosen sensibly."""
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from mmr5_lab.models.cpu_layers import use_onednn
+from mmr5_lab.models.folders import adapter_folder, model_source
+from mmr5_lab.models.probe import TOLERANCE, distance, kept_probe, probe
 
 # peft 0.21 and trl 1.16 ask by the name that transformers 5.24 gave up, trl twice a step
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -41,24 +44,21 @@ def load_model(
     four_bit: bool = False,
     **options: Any,
 ):
-    """A model for image-text-to-text and its processor -> (model, processor).
+    """Return a model for image-text-to-text and its processor.
 
-    model: a folder, or a name on the Hugging Face hub
-    adapter: a PEFT adapter, merged into the weights
+    model: a folder, also that of a finished run (then its merged model), or a name on the Hugging Face hub
+    adapter: a PEFT adapter, merged into the weights; also the folder of a run or an export that has one
     attention: "sdpa", "flash_attention_2", "eager"; None: flash attention on a GPU where it is installed, else what
         transformers chooses
     max_pixels: budget of one page image, in pixels (28 × 28 make one visual token of Qwen2.5-VL); None leaves the
         processor's own
     four_bit: weights in 4-bit NormalFloat (QLoRA, arXiv 2305.14314); needs bitsandbytes and a GPU
 
-    Nothing from the model's repository is executed. Raises FileNotFoundError for a folder that is not a
-    checkpoint, ValueError for a model without images and for `four_bit` where it cannot work.
+    Nothing from the model's repository is executed. Raises FileNotFoundError for a folder that is not a checkpoint or
+    lacks files, ValueError for damaged files, for a model without images, for an adapter that the weights hold already
+    or that belongs to another base, and for `four_bit` where it cannot work.
     """
-    path = Path(model)
-    if path.exists() and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is not a model folder: config.json is missing")
-    if not path.exists() and str(model).startswith((".", "/", "~", "runs/", "data/")):
-        raise FileNotFoundError(f"model folder {path} does not exist")
+    model = model_source(model)
     device = device or best_device()
     config = AutoConfig.from_pretrained(model)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
@@ -69,20 +69,55 @@ def load_model(
         options["attn_implementation"] = attention
     if four_bit:
         options |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
-    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **options)
-    if adapter is not None:
-        from peft import PeftModel
-
-        loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
     processor = AutoProcessor.from_pretrained(model)
+    if not processor.chat_template:
+        raise ValueError(
+            f"{model} has no chat template: copy chat_template.jinja of the model that it was trained from"
+        )
     processor.tokenizer.padding_side = "left"  # generation continues at the right end
-    if max_pixels:
-        set_max_pixels(processor, max_pixels)
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, use_safetensors=True, **options)
     if not four_bit:  # quantised weights are placed when they are loaded
         loaded.to(torch.device(device))  # type: ignore[arg-type]
+    if adapter is not None:
+        loaded = _with_adapter(loaded.eval(), processor, adapter_folder(adapter), model)
+    if max_pixels:
+        set_max_pixels(processor, max_pixels)
     if device == "cpu":
         use_onednn(loaded)
     return loaded.eval(), processor
+
+
+def _with_adapter(loaded, processor, adapter: str | Path, model: str | Path):
+    """Return the model with an adapter merged into it. Raises ValueError for one that does not belong on it."""
+    from peft import PeftModel
+
+    already = f"{model} already holds the adapter {adapter} (already merged): load the model without it"
+    if adapter_fingerprint(adapter) in getattr(loaded.config, "merged_adapters", []):
+        raise ValueError(already)
+    adapted = PeftModel.from_pretrained(loaded, adapter).eval()
+    expected = kept_probe(adapter)
+    if expected is not None:
+        after = distance(probe(adapted, processor), expected)
+        if not after <= TOLERANCE[torch.float32]:  # rounding of 16 bits, or another model
+            with adapted.disable_adapter():
+                before = distance(probe(adapted, processor), expected)
+            if before < after and before <= TOLERANCE[torch.bfloat16]:
+                raise ValueError(already)
+            if not after <= TOLERANCE[torch.bfloat16]:
+                raise ValueError(
+                    f"{adapter} was not trained on {model}: with it the logits differ by {after:.2g} of the largest"
+                    " from those at the end of its training. Load the base that it was trained on"
+                )
+    return adapted.merge_and_unload()
+
+
+def adapter_fingerprint(adapter: str | Path) -> str | None:
+    """Return what names an adapter's weights (SHA-256, 16 digits); None for one that is not in a local folder."""
+    path = Path(adapter) / "adapter_model.safetensors"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _four_bits(device: str) -> BitsAndBytesConfig:

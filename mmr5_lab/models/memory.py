@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from mmr5_lab.models.folders import model_source
 from mmr5_lab.models.loading import best_device, best_dtype, set_max_pixels
 from mmr5_lab.prompting.prompts import build_messages
 
@@ -163,6 +164,7 @@ def plan(
     """
     if not image_sizes:
         raise ValueError("image_sizes is empty: there are no pages to plan for")
+    model = model_source(model)
     config = AutoConfig.from_pretrained(model)
     processor: Any = AutoProcessor.from_pretrained(model)
     if max_pixels:

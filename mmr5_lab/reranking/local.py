@@ -37,7 +37,7 @@ from mmr5_lab.prompting.answers import parse_ranking, with_opening
 from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS
 from mmr5_lab.reranking.inputs import ANSWER_START, Prompt, model_inputs, prompts_of
 from mmr5_lab.reranking.pages import Pages, Pair
-from mmr5_lab.reranking.ranking import MODES, Ranker, Ranking
+from mmr5_lab.reranking.ranking import MODES, Ranker, Ranking, check_decoding
 
 CONTENT_FREE = "N/A"  # the query against which "score" is calibrated
 PAGES_A_QUERY = 4  # pages that "pointwise" reads in one pass for each query of a batch
@@ -50,7 +50,8 @@ class Reranker(Ranker):
         (contextual calibration, arXiv 2102.09690)
     page_cache: the cache that the model was given (`mmr5_lab.models.vision_cache`); None: it has none
 
-    Several threads may use one reranker; their batches take turns.
+    Several threads may use one reranker; their batches take turns. Raises ValueError for a temperature below 0 and for
+    no room for new tokens.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Reranker(Ranker):
         calibrate: bool = False,
         page_cache: PageCache | None = None,
     ):
+        check_decoding(temperature, max_new_tokens)
         self.model, self.processor, self.page_cache = model, processor, page_cache
         self.max_new_tokens, self.seed, self.calibrate = max_new_tokens, seed, calibrate
         # options of `generate` that stand over the model's generation configuration
@@ -94,6 +96,7 @@ class Reranker(Ranker):
 
         page_cache_bytes: bound of the page cache, on the model's device; 0: no cache
         """
+        check_decoding(temperature, max_new_tokens)  # before weights are loaded
         loaded, processor = load_model(model, adapter, **options)
         cache = PageCache(loaded, page_cache_bytes) if page_cache_bytes and PageCache.supports(loaded) else None
         return cls(

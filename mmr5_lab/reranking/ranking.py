@@ -1,5 +1,6 @@
 """What every reranker takes and gives."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,14 @@ class Ranking:
     seconds: float
     shown: list[int] | None = None
     stability: float | None = None
+
+
+def check_decoding(temperature: float, max_new_tokens: int) -> None:
+    """Raise ValueError for settings with which nothing can be decoded."""
+    if not 0 <= temperature < math.inf:  # false for nan, too
+        raise ValueError(f"temperature is {temperature}: 0 decodes greedily, a value above 0 samples")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: an answer needs at least one token")
 
 
 class RemoteError(RuntimeError):

@@ -14,21 +14,16 @@ paper does; "continue" trains the SFT adapter itself on the base. KL is measured
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from PIL import Image
 
 from mmr5_lab.files import results
-from mmr5_lab.models.loading import load_model
-from mmr5_lab.prompting.prompts import build_messages
+from mmr5_lab.models.loading import adapter_fingerprint, load_model
+from mmr5_lab.models.probe import PROBE, TOLERANCE, distance, kept_probe, probe
 
 SFT_ADAPTER = ("merge", "continue")  # what RL does with the adapter of SFT
-PROBE = "probe.npy"
-PROBE_PAGE = (112, 112)  # pixels; a page of one colour looks the same at any pixel budget
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 
 
 def starting_point(sft_run: str | Path, sft_adapter: str) -> tuple[str, str | None]:
@@ -53,44 +48,31 @@ def merge(base: str | Path, folder: Path, processor, dtype: torch.dtype) -> None
     np.save(folder / "adapter" / PROBE, logits)
     merged = adapted.merge_and_unload()
     _compare(probe(merged, processor), logits, dtype, f"the merged weights of {folder}")
+    # Loading compares this list with an adapter's weights, so that no adapter is merged twice.
+    merged.config.merged_adapters = [
+        *getattr(merged.config, "merged_adapters", []), adapter_fingerprint(folder / "adapter")
+    ]  # fmt: skip
     merged.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     shutil.copy(folder / "adapter" / PROBE, folder / "model" / PROBE)
 
 
 def check_logits(model, processor, source: str | Path) -> float | None:
-    """Return the largest difference between `model`'s logits and those kept in `source`, a model or adapter folder.
+    """Return how far `model`'s logits are from those kept in `source`, a model or adapter folder (`distance`).
 
     None where `source` holds no probe (a base model). Raises RuntimeError where the difference is more than rounding.
     """
-    path = Path(source) / PROBE
-    if not path.is_file():
+    expected = kept_probe(source)
+    if expected is None:
         return None
-    return _compare(probe(model, processor), np.load(path), model.dtype, f"the model loaded from {source}")
-
-
-@torch.inference_mode()
-def probe(model, processor) -> np.ndarray:
-    """Return the logits (float32, one a token of the vocabulary) after a fixed question on one grey page."""
-    messages = build_messages("What was the revenue in 2015?", 1)
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    page = Image.new("RGB", PROBE_PAGE, "grey")
-    inputs: Any = processor(text=[text], images=[[page]], return_tensors="pt", add_special_tokens=False)
-    inputs = inputs.to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    training = model.training
-    model.eval()
-    logits = model(**inputs, use_cache=False).logits[0, -1]
-    model.train(training)
-    return logits.float().cpu().numpy()
+    return _compare(probe(model, processor), expected, model.dtype, f"the model loaded from {source}")
 
 
 def _compare(logits: np.ndarray, expected: np.ndarray, dtype: torch.dtype, what: str) -> float:
-    difference = float(np.abs(logits - expected).max())
-    tolerance = TOLERANCE[dtype] * max(1.0, float(np.abs(expected).max()))
-    if not difference <= tolerance:  # not `>`: a difference of nan must fail too
+    difference = distance(logits, expected)
+    if not difference <= TOLERANCE[dtype]:  # not `>`: a difference of nan must fail too
         raise RuntimeError(
-            f"{what} gives logits that differ by {difference:.3g} from those at the end of its training (up to"
-            f" {tolerance:.3g} is rounding): another base, or an adapter that is missing or merged twice"
+            f"{what} gives logits that differ by {difference:.3g} of the largest from those at the end of its training"
+            f" (up to {TOLERANCE[dtype]:g} is rounding): another base, or an adapter that is missing or merged twice"
         )
     return difference

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 
 from mmr5_lab.files import results
 from mmr5_lab.html import html_table
-from mmr5_lab.training.adapters import PROBE
+from mmr5_lab.models.probe import PROBE
 
 STAGES = {"02_sft": "SFT", "03_grpo": "SFT + RL"}  # notebook -> the name of its model in the tables of 05
 

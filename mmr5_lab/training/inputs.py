@@ -10,9 +10,9 @@ from PIL import Image
 from mmr5_lab.files import fingerprint
 from mmr5_lab.images import page_size
 from mmr5_lab.models.memory import text_tokens, visual_tokens
+from mmr5_lab.models.probe import PROBE_PAGE
 from mmr5_lab.prompting.prompts import asked_question, build_messages, content_text
 from mmr5_lab.traces.construction import PromptReader, labelled
-from mmr5_lab.training.adapters import PROBE_PAGE
 
 TRACE_COLUMNS = ("prompt", "completion", "images")
 PROMPT_COLUMNS = ("prompt", "images", "positive_ids", "num_candidates")

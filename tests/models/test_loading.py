@@ -5,9 +5,12 @@ import shutil
 
 import pytest
 import torch
+from helpers.material import SFT, TINY
 from peft import LoraConfig, get_peft_model
 
+from mmr5_lab.mini.model import build_model, build_processor
 from mmr5_lab.models.loading import best_attention, best_dtype, load_model, set_max_pixels
+from mmr5_lab.models.probe import PROBE
 
 
 def test_choices_fit_the_device():
@@ -59,3 +62,53 @@ def test_a_processor_without_a_pixel_budget_is_named(tmp_path):
     _, processor = BUILD["gemma3"]()
     with pytest.raises(ValueError, match=r"Gemma3ImageProcessor.* has no pixel budget to set"):
         set_max_pixels(processor, 1000)
+
+
+@pytest.fixture
+def exported(sft, tmp_path):
+    """The folders as `mmr5 export` writes them, without probes."""
+    folder = shutil.copytree(sft / "model", tmp_path / "exported")
+    shutil.copytree(sft / "adapter", folder / "adapter")
+    for probe in folder.rglob(PROBE):
+        probe.unlink()
+    return folder
+
+
+def test_an_adapter_is_not_merged_twice(sft, exported, tmp_path):
+    unmarked = shutil.copytree(sft / "model", tmp_path / "unmarked")  # as folders were before configurations said it
+    config = json.loads((unmarked / "config.json").read_text())
+    assert len(config.pop("merged_adapters")) == 1
+    (unmarked / "config.json").write_text(json.dumps(config))
+    for model, adapter in [
+        (sft / "model", sft / "adapter"), (sft, sft), (exported, exported / "adapter"), (exported, exported),
+        (unmarked, sft / "adapter"),
+    ]:  # fmt: skip
+        with pytest.raises(
+            ValueError, match=r"already holds the adapter .* \(already merged\): load the model without it"
+        ):
+            load_model(model, adapter)
+
+
+def test_adapters_merged_in_an_earlier_stage_are_known_too(sft, material, tmp_path):
+    from mmr5_lab.training.stages import train_sft
+
+    train_sft(sft / "model", material.traces, tmp_path / "next", **SFT)
+    for adapter in (sft / "adapter", tmp_path / "next" / "adapter"):
+        with pytest.raises(ValueError, match="already merged"):
+            load_model(tmp_path / "next", adapter)
+    load_model(sft / "model", tmp_path / "next" / "adapter")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_loaded_on_its_own_base(material, sft, dtype):
+    load_model(material.model, sft / "adapter", dtype=dtype)
+
+
+def test_an_adapter_on_another_base_is_refused(material, sft, tmp_path):
+    processor = build_processor()
+    build_model(processor, **TINY, seed=1).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"adapter was not trained on .*: with it the logits differ by .* Load the base"
+    ):
+        load_model(tmp_path, sft / "adapter")

@@ -190,6 +190,20 @@ def test_bad_options_are_named(reranker, options, message):
         reranker.rank_many([("q", pages(1))], **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1}, "temperature is -1: 0 decodes greedily"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0: an answer needs"),
+    ],
+)
+def test_settings_that_decode_nothing_are_refused_before_weights_are_loaded(options, message):
+    for ranker in (Reranker.from_pretrained, QueryReranker):
+        with pytest.raises(ValueError, match=message):
+            ranker("a/model-that-is-not-there", **options)
+
+
 def test_the_released_interface_takes_paths_and_gives_a_permutation(tiny_model, tmp_path):
     paths = []
     for k, page in enumerate(pages(3)):

@@ -10,7 +10,8 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmr5_lab.models.loading import load_model
-from mmr5_lab.training.adapters import PROBE, check_logits, probe, starting_point
+from mmr5_lab.models.probe import PROBE, probe
+from mmr5_lab.training.adapters import check_logits, starting_point
 from mmr5_lab.training.stages import finished_log, train_grpo
 
 GRPO = {
@@ -56,7 +57,7 @@ def test_another_base_or_a_second_merge_is_noticed(material, sft):
     base, processor = load_model(material.model)
     with pytest.raises(RuntimeError, match=r"logits that differ by .* another base, or an adapter that is missing"):
         check_logits(base, processor, sft / "adapter")
-    twice, _ = load_model(sft / "model", sft / "adapter")
+    twice = PeftModel.from_pretrained(load_model(sft / "model")[0], sft / "adapter").eval()
     with pytest.raises(RuntimeError, match="merged twice"):
         check_logits(twice, processor, sft / "model")
     assert check_logits(base, processor, material.model) is None, "a base model has no probe"

@@ -1,0 +1,130 @@
+"""Model and adapter folders: which folder is meant, and what is wrong with it, before transformers reads it."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+ADAPTER = "adapter_config.json"
+LFS_POINTER = b"version https://git-lfs"
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def model_source(model: str | Path) -> str | Path:
+    """Return where a model is loaded from: a checked folder, or a name on the Hugging Face hub as it is.
+
+    The folder of a finished run of notebook 02 or 03 stands for its `model/`. Raises FileNotFoundError for a folder
+    that is missing or incomplete, ValueError for an adapter and for damaged files; messages say what to do.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        if str(model).startswith((".", "/", "~", "runs/", "data/")):
+            raise FileNotFoundError(f"model folder {path} does not exist")
+        return model
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: name the model's folder, which holds config.json")
+    path = _of_run(path, "model")
+    if not (path / "config.json").is_file():
+        if (path / ADAPTER).is_file():
+            base = _read_json(path / ADAPTER).get("base_model_name_or_path") or "its base"
+            raise ValueError(
+                f"{path} is a LoRA adapter, not a model: load {base} as the model and this folder as the adapter"
+            )
+        raise FileNotFoundError(f"{path} is not a model folder: config.json is missing")
+    _check_files(path, "model")
+    for what, names in (("tokenizer", TOKENIZERS), ("image processor", PROCESSORS)):
+        if not any((path / name).is_file() for name in names):
+            raise FileNotFoundError(
+                f"{path} has no {what} ({' or '.join(names)}): copy the files of the model that it was trained from"
+            )
+    return path
+
+
+def adapter_folder(adapter: str | Path) -> str | Path:
+    """Return where an adapter is loaded from: a checked folder, or a name on the Hugging Face hub as it is.
+
+    The folder of a finished run or of an export stands for its `adapter/`. Raises as `model_source`.
+    """
+    path = Path(adapter).expanduser()
+    if not path.exists():
+        if str(adapter).startswith((".", "/", "~", "runs/", "data/")):
+            raise FileNotFoundError(f"adapter folder {path} does not exist")
+        return adapter
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: name the adapter's folder, which holds {ADAPTER}")
+    path = _of_run(path, "adapter")
+    if not (path / ADAPTER).is_file():
+        kind = "a model" if (path / "config.json").is_file() else "not an adapter folder"
+        raise FileNotFoundError(f"{path} is {kind}: an adapter's {ADAPTER} is missing")
+    _check_files(path, "adapter_model")
+    return path
+
+
+def _of_run(path: Path, part: str) -> Path:
+    """Return `path`, or its sub-folder `part` where `path` is the folder of a run or an export."""
+    if (path / ("config.json" if part == "model" else ADAPTER)).is_file():
+        return path
+    if (path / part).is_dir() and ((path / "log.csv").is_file() or part == "adapter"):
+        return path / part
+    if (path / "checkpoints").is_dir():
+        raise FileNotFoundError(f"the training in {path} is not finished: run its notebook to the end first")
+    if (path / "manifest.json").is_file():
+        raise FileNotFoundError(f"{path} is a run that trains no model: name a run of 02_sft or 03_grpo")
+    return path
+
+
+def _check_files(folder: Path, weights: str) -> None:
+    """Raise FileNotFoundError for weights that are missing, ValueError for files that are damaged or cut short."""
+    for path in sorted(folder.glob("*.json")):
+        _read_json(path)
+    index = folder / f"{weights}.safetensors.index.json"
+    names = set(_read_json(index)["weight_map"].values()) if index.is_file() else {f"{weights}.safetensors"}
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing and any(folder.glob("*.bin")):
+        raise ValueError(
+            f"{folder} holds its weights as pickles (.bin), which can run code: convert them to safetensors"
+        )
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: download or copy the weights again")
+    for name in sorted(names):
+        _check_safetensors(folder / name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    _refuse_pointer(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): download or copy it again") from None
+
+
+def _check_safetensors(path: Path) -> None:
+    """Raise ValueError where a safetensors file has not the size that its header states.
+
+    Format: 8 bytes with the header's length, a JSON header with each tensor's offsets, the tensors
+    (https://github.com/huggingface/safetensors).
+    """
+    _refuse_pointer(path)
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            [length] = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < size else None
+    except (struct.error, ValueError):
+        header = None
+    if header is None:
+        raise ValueError(f"{path} is not a whole safetensors file ({size:,} bytes): download or copy it again")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise ValueError(f"{path} has {size:,} of {expected:,} bytes: download or copy it again")
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(
+                f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository, or download"
+                " the model with `hf download`"
+            )
