@@ -19,7 +19,7 @@ from mmr5_lab.models.chat import Chat, RequestError, check_address, page_url, wi
 from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.reranking.pages import Pages, Pair
-from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
+from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError, check_decoding
 
 KEPT_URLS = 1024  # pages that are kept as they are sent: a page stands in several questions' candidates
 
@@ -51,6 +51,7 @@ class RemoteReranker(Ranker):
     ):
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}: it must be at least 1")
+        check_decoding(temperature, max_new_tokens)
         check_address(base_url)
         self._open_chat = partial(
             Chat, base_url, model, concurrency=concurrency, timeout=timeout, retries=retries, pause=pause

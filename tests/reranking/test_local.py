@@ -3,6 +3,7 @@
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mmr5_lab.reranking import local
 from mmr5_lab.reranking.inputs import prompt_text
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.ranking import MODES
+from mmr5_lab.reranking.remote import RemoteReranker
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,7 @@ def test_bad_options_are_named(reranker, options, message):
     ],
 )
 def test_settings_that_decode_nothing_are_refused_before_weights_are_loaded(options, message):
-    for ranker in (Reranker.from_pretrained, QueryReranker):
+    for ranker in (Reranker.from_pretrained, QueryReranker, partial(RemoteReranker, "http://localhost:8000/v1")):
         with pytest.raises(ValueError, match=message):
             ranker("a/model-that-is-not-there", **options)
 
