@@ -329,13 +329,14 @@ def swift_text(content: str | list[dict[str, Any]]) -> str:
 
 def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:
     """The page's image as a file below `folder`; returns its path relative to it."""
-    data, kind = corpus.page_file(doc_name, page)
     name = page_id(doc_name, page)
     if len(name) > LONGEST_NAME:  # percent signs triple a name, and file systems take 255 bytes
         name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    relative = Path("pages") / f"{name}.{'jpg' if kind == 'jpeg' else kind}"
     with _PAGE_FILES:
-        if not (folder / relative).exists():
-            with replacing(folder / relative) as new:
-                new.write_bytes(data)
-    return str(relative)
+        for kind in ("jpeg", "png"):
+            if (folder / f"pages/{name}.{kind}").exists():
+                return f"pages/{name}.{kind}"
+        data, kind = corpus.page_file(doc_name, page)
+        with replacing(folder / f"pages/{name}.{kind}") as new:
+            new.write_bytes(data)
+    return f"pages/{name}.{kind}"

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, safe for colour-blind readers; lines and bars also 
 import numbers
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,24 +22,10 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", 
 PALE = "#bbbbbb"
 # hit, then the misses in the order of `errors.MISSES`
 OUTCOMES = ((GREEN, ""), ("#56B4E9", ".."), (GREY, "//"), (PURPLE, "xx"), ("#E69F00", "\\\\"), (ORANGE, "--"))
-
-
-class Style(NamedTuple):
-    """How a series is drawn."""
-
-    colour: str
-    line: str
-    marker: str
-    hatch: str
-
-
-SERIES = [
-    Style(BLUE, "-", "o", ""),
-    Style(ORANGE, "--", "s", "//"),
-    Style(GREEN, ":", "D", ".."),
-    Style(PURPLE, "-.", "^", "xx"),
-    Style(GREY, "-", "v", "\\\\"),
-]
+SERIES = (  # colour, line, marker and hatch of each
+    (BLUE, "-", "o", ""), (ORANGE, "--", "s", "//"), (GREEN, ":", "D", ".."), (PURPLE, "-.", "^", "xx"),
+    (GREY, "-", "v", "\\\\"),
+)  # fmt: skip
 
 
 class Figure(PlainFigure):
@@ -203,10 +189,10 @@ def _curves(log: pd.DataFrame, smooth: int, panels: Sequence[tuple[str, Mapping[
     edge, ends = max(1, len(log) // 4), []
     for axes, (title, columns, top) in zip(grid, panels, strict=True):
         shown = {label: log[column] for label, column in columns.items() if column in log}
-        for (label, values), style in zip(shown.items(), SERIES, strict=False):
-            axes.plot(log["step"], values, color=style.colour, alpha=0.25, linewidth=1)
+        for (label, values), (colour, line, _, _) in zip(shown.items(), SERIES, strict=False):
+            axes.plot(log["step"], values, color=colour, alpha=0.25, linewidth=1)
             mean = values.rolling(smooth, min_periods=1, center=True).mean()
-            axes.plot(log["step"], mean, color=style.colour, linestyle=style.line, label=label)
+            axes.plot(log["step"], mean, color=colour, linestyle=line, label=label)
             ends.append(f"{label or title} {values.head(edge).mean():.2f}, {values.tail(edge).mean():.2f}")
         negative = any((values < 0).any() for values in shown.values())
         axes.set(title=title, xlabel="step", ylim=(None if negative else 0, top))
@@ -223,10 +209,8 @@ def reward_by_rank(rewards: pd.DataFrame) -> Figure:
     """Show rewards (columns) for the one gold page at each rank (index, from 1), and what each rank gained adds."""
     gained = (rewards - rewards.shift(-1)).iloc[:-1]
     figure, (left, right) = _figure(9, 3.2, 1, 2)
-    for name, style in zip(rewards, SERIES, strict=False):
-        left.plot(
-            rewards.index, rewards[name], color=style.colour, linestyle=style.line, marker=style.marker, label=name
-        )
+    for name, (colour, line, marker, _) in zip(rewards, SERIES, strict=False):
+        left.plot(rewards.index, rewards[name], color=colour, linestyle=line, marker=marker, label=name)
     _grouped_bars(right, gained, [f"{rank + 1} to {rank}" for rank in gained.index])
     left.set(title="reward", xlabel="rank of the gold page", ylim=(0, 1.05), xticks=list(rewards.index))
     right.set(title="reward added by moving up a rank", xlabel="from rank to rank")
@@ -376,9 +360,9 @@ def group_bars(tables: dict[str, pd.DataFrame], measure: str = "R@1") -> Figure:
     places = np.arange(len(first))
     axes.scatter(ceiling, places, marker="|", s=400, color="black", label="best order")
     shifts = np.linspace(-0.25, 0.25, len(tables)) if len(tables) > 1 else [0.0]
-    for (name, table), shift, style in zip(tables.items(), shifts, SERIES, strict=False):
+    for (name, table), shift, (colour, _, marker, _) in zip(tables.items(), shifts, SERIES, strict=False):
         whiskers = _whiskers(table, measure) if f"{measure} low" in table else None
-        axes.errorbar(table[measure], places + shift, xerr=whiskers, color=style.colour, fmt=style.marker,
+        axes.errorbar(table[measure], places + shift, xerr=whiskers, color=colour, fmt=marker,
                       markersize=6, elinewidth=1, label=_plain(name), zorder=3)  # fmt: skip
     axes.set_yticks(places, [_plain(f"{group} (n = {n:.0f})") for group, n in first["questions"].items()])
     axes.grid(axis="y", alpha=0.3)
@@ -485,11 +469,11 @@ def _grouped_bars(
     """Draw bars in groups: a group a row of the table, a bar a column; errors: of the first column."""
     width = 0.8 / len(table.columns)
     drawn = []
-    for c, (column, style) in enumerate(zip(table, SERIES, strict=False)):
+    for c, (column, (colour, _, _, hatch)) in enumerate(zip(table, SERIES, strict=False)):
         places = np.arange(len(table)) + (c - (len(table.columns) - 1) / 2) * width
         drawn.append(
             axes.bar(places, table[column], width * 0.94, yerr=None if c else errors, capsize=3, label=column,
-                     color=style.colour, hatch=style.hatch, edgecolor="white")
+                     color=colour, hatch=hatch, edgecolor="white")
         )  # fmt: skip
     axes.set_xticks(range(len(table)), list(names))
     return drawn
