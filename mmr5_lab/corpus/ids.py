@@ -48,7 +48,7 @@ def question_key(identifier: str) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return a remark on the most similar of some names, to be added to a message; "" where none is similar."""
-    similar = difflib.get_close_matches(name, list(names), n=1)
+    similar = difflib.get_close_matches(name, list(names), n=1, cutoff=0.75)
     return f" (the nearest name is {similar[0]!r})" if similar else ""
 
 

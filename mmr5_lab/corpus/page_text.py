@@ -12,9 +12,8 @@ _WORD = re.compile(r"[^\W_]+")
 _BROKEN = re.compile(rf"([\w'’-]*){HYPHEN}(?:[ \t]*\n\s*)?([\w'’-]*)")
 _SOFT_HYPHEN = re.compile("\xad\\s*")  # it is seen only where it breaks a word, at a line's end
 _UNREADABLE = {"Cc", "Cs", "Co", "Cn"}  # control, half of a character, private, not assigned
-_MOST_UNREADABLE, _FEWEST_WITH_VOWEL = 0.2, 0.6  # shares of characters, of words
+_MOST_UNREADABLE, _FEWEST_FREQUENT = 0.2, 0.35  # shares of characters, of letters
 _CHINESE_OR_JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
-_VOWEL = re.compile("[aeiouyàâäáãåæèéêëìíîïòóôöõøœùúûüýÿ]", re.IGNORECASE)
 
 
 def clean_text(text: str) -> str:
@@ -30,15 +29,17 @@ def _is_text(character: str) -> bool:
 def is_garbage(text: str) -> bool:
     """Return whether a text layer's characters are not what the page shows, as where a font names no letters.
 
-    Two signs: more than a fifth of the characters are no text at all, or of at least twenty words in Latin letters
-    fewer than six tenths hold a vowel (on 209 real pages with text, no fewer than nine).
+    Two signs: more than a fifth of the characters are no text at all, or of a hundred Latin letters or more fewer than
+    35 % are among e, t, a, o, i, n, s, r. That is .59 at least on 203 real pages and .18 to .42 where an alphabet is
+    shifted; in Polish .53, in Vietnamese .48, in Welsh .39.
     """
     characters = [c for c in text if not c.isspace() and c != HYPHEN]
     unreadable = sum(c == "\ufffd" or unicodedata.category(c) in _UNREADABLE for c in characters)
     if unreadable > _MOST_UNREADABLE * len(characters):
         return True
-    words = re.findall(r"\b[a-zA-ZÀ-ÖØ-öø-ÿ]{3,}\b", text)
-    return len(words) >= 20 and sum(bool(_VOWEL.search(w)) for w in words) < _FEWEST_WITH_VOWEL * len(words)
+    letters = re.findall("[a-z]", text.lower())
+    frequent = sum(letter in "etaoinsr" for letter in letters)
+    return len(letters) >= 100 and frequent < _FEWEST_FREQUENT * len(letters)
 
 
 def count_words(text: str) -> int:

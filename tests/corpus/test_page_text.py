@@ -89,6 +89,7 @@ def test_a_layer_of_no_text_is_garbage(text):
         "\uf0a7 a list with \uf0a7 bullets of a symbol font",
         "12.5 13.7 (4.2) 2015 2016",
         "XPS PDF HTML CSS JSON",  # too few to judge
+        "Genir pawb yn rhydd ac yn gydradd â'i gilydd mewn urddas a hawliau. " * 3,
         "売上高は増加した。",
         "Strč prst skrz krk, řekl Kryštof čtyřem smrtkám; bylo to v létě, kdy pole voní. " * 3,
         "The following 24 pages hold tables; " * 5,
