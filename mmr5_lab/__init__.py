@@ -8,7 +8,12 @@ A name is loaded when it is first asked for, so importing the package loads neit
 """
 
 import importlib
+import os
 from typing import Any
+
+# Read when PyTorch is loaded, so it stands before anything that loads it. Threads that spin while they wait for others
+# make a small model ten times slower beside any other work on the machine (docs/log.md, 2026-11-26).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HOMES = {  # module -> the names it gives; a module that gives its own name is meant itself
     "files": ["results"],

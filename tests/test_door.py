@@ -1,6 +1,8 @@
 """The public door: every promised name comes from the package itself, which loads nothing heavy by itself."""
 
 import importlib
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +53,28 @@ def test_the_package_is_imported_at_once_and_loads_no_library():
     seconds, *loaded = done.stdout.split()
     assert loaded == []
     assert float(seconds) < 0.1
+
+
+def test_threads_wait_without_spinning_in_every_process_that_loads_the_package(monkeypatch):
+    """Set before PyTorch is loaded; a value of the user's own stays, and processes that are started inherit it."""
+    code = "import sys, os, mmr5_lab; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    nested = f"import mmr5_lab, subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for program in (code, nested):
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert run.stdout.split() == ["PASSIVE", "False"]
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["ACTIVE", "False"]
+
+
+def test_notebooks_load_the_package_before_pytorch():
+    """A kernel reads the policy when it loads PyTorch."""
+    for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+        source = "\n".join("".join(cell["source"]) for cell in cells)
+        loads = [
+            m[0] for m in re.finditer(r"^(?:import|from) (?:mmr5_lab|torch|transformers|trl)\b", source, re.MULTILINE)
+        ]
+        assert loads, path
+        assert loads[0].endswith("mmr5_lab"), path
