@@ -280,6 +280,7 @@ COMMANDS: list[tuple] = [
         arg("--per-minute", type=_amount, metavar="N", help="calls a minute at most"),
         arg("--timeout", type=_amount, default=120.0, metavar="S", help="seconds a call (default: 120)"),
         arg("--max-pixels", type=_positive, metavar="N", help="pixels of a page at most, for the server"),
+        arg("--max-tokens", type=_positive, default=300, metavar="N", help="tokens of an answer (default: 300)"),
         arg("--budget", type=_amount, metavar="MONEY", help="stop before all calls together cost more"),
         arg("--price-in", type=_amount, default=0.0, metavar="MONEY", help="of a million prompt tokens"),
         arg("--price-out", type=_amount, default=0.0, metavar="MONEY", help="of a million written tokens"),

@@ -37,7 +37,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_PAUSE = 60.0  # seconds between two tries, where the server does not say how long
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; beyond that the work ends
 
-_FATAL = (401, 402, 403, 404)  # a wrong key, an empty account, a forbidden or unknown model or path
+_FATAL = (401, 402, 403, 404, 405)  # a wrong key, an empty account, a forbidden or unknown model or path
 _FATAL_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "invalid_api_key"}
 _OPTIONS = ("max_tokens", "top_p", "temperature", "seed")  # that some models do not take
 _NOT_TAKEN = re.compile(
@@ -147,6 +147,8 @@ class Chat:
                 wait = failed.wait
                 with self._lock:
                     self._not_before = max(self._not_before, time.monotonic() + wait)
+                if wait > 30:
+                    logger.warning("%s; going on in %.0f s", failed, wait)
             if self._ended.wait(wait):
                 raise failed
 
@@ -289,11 +291,8 @@ def _retry_after(headers: Any) -> float | None:
     try:
         return max(0.0, float(text))
     except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
+        date = email.utils.parsedate_tz(text)
+        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
 
 
 def _line(text: str) -> str:

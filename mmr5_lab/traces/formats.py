@@ -51,7 +51,7 @@ def export_traces(path: str | Path, out: str | Path, form: str) -> Path:
     if not traces:
         raise ValueError(f"{path} holds no traces: nothing to export")
     if form == "datasets":
-        rows = [_trl(trace, [str(path.parent / image) for image in trace["images"]]) for trace in traces]
+        rows = [_shaped(form, trace, [str(path.parent / image) for image in trace["images"]]) for trace in traces]
         data = datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
         out.mkdir(parents=True, exist_ok=True)
         count = -(-len(data) // SHARD)
@@ -62,8 +62,7 @@ def export_traces(path: str | Path, out: str | Path, form: str) -> Path:
         card = dataset_card(traces, read_traces(rejected_path(path)), path.stem)
         (out / "README.md").write_text(card, encoding="utf-8")
         return out
-    shape = {"swift": _swift, "vlm-r1": _vlm_r1, "trl": _trl}[form]
-    write_lines(out, (shape(trace, _moved(trace["images"], path.parent, out.parent)) for trace in traces))
+    write_lines(out, (_shaped(form, trace, _moved(trace["images"], path.parent, out.parent)) for trace in traces))
     return out
 
 
@@ -96,32 +95,17 @@ def _check(form: str) -> None:
         raise ValueError(f"unknown format {form!r}: choose one of {', '.join(FORMATS)}")
 
 
-def _own(trace: dict[str, Any]) -> dict[str, Any]:
-    return {name: trace[name] for name in OWN}
-
-
-def _swift(trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
-    return {"messages": trace["messages"], "images": images, **_own(trace)}
-
-
-def _vlm_r1(trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
-    """What is rewarded stands in the answer: the right ids. The reasoning stays beside it."""
-    return {
-        "id": trace["query_id"],
-        "image": images,
-        "conversations": [
-            {"from": "human", "value": trace["messages"][1]["content"]},
-            {"from": "gpt", "value": str(trace["positive_ids"])},
-        ],
-        "completion": trace["messages"][-1]["content"],
-        **_own(trace),
-    }
-
-
-def _trl(trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
-    completion = [{"role": "assistant", "content": [{"type": "text", "text": trace["messages"][-1]["content"]}]}]
-    prompt = build_messages(trace["query"], len(images))
-    return {"prompt": prompt, "completion": completion, "images": images, **_own(trace)}
+def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
+    """A trace as a record of a format, with our own fields beside it."""
+    own = {name: trace[name] for name in OWN}
+    prompt, completion = trace["messages"][1]["content"], trace["messages"][-1]["content"]
+    if form == "swift":
+        return {"messages": trace["messages"], "images": images} | own
+    if form == "vlm-r1":  # rewards the gold pages' ids; the reasoning stands beside them
+        turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": str(trace["positive_ids"])}]
+        return {"id": trace["query_id"], "image": images, "conversations": turns, "completion": completion} | own
+    answer = [{"role": "assistant", "content": [{"type": "text", "text": completion}]}]
+    return {"prompt": build_messages(trace["query"], len(images)), "completion": answer, "images": images} | own
 
 
 def _trace(form: str, record: dict[str, Any], source: Path, out: Path) -> dict[str, Any]:

@@ -67,11 +67,13 @@ def open_teacher(
     price_out: float = 0.0,
     budget: float | None = None,
     max_pixels: int | None = None,
+    max_tokens: int = 300,
     offline: Teacher | None = None,
 ) -> "Iterator[Teacher]":
     """Open the teacher `model` on a server (see `Chat`, `Account`), or without both the one that works `offline`.
 
     max_pixels: pages with more are made smaller before they are sent; None: they keep their size
+    max_tokens: of an answer; a teacher that thinks needs more than its words take
     offline: by default a `QuoteTeacher`
 
     Raises ValueError where only one of server and model is given, and like `Chat` and `Account`.
@@ -84,7 +86,8 @@ def open_teacher(
     chat = Chat(server, model, concurrency=concurrency, per_minute=per_minute, timeout=timeout)
     account = Account(answers, price_in=price_in, price_out=price_out, budget=budget)
     try:
-        yield ServerTeacher(corpus, chat, account, max_pixels=max_pixels)
+        options = {"max_tokens": max_tokens, "temperature": 0.0}
+        yield ServerTeacher(corpus, chat, account, options=options, max_pixels=max_pixels)
     finally:
         chat.close()
         account.close()
@@ -184,7 +187,7 @@ class ServerTeacher:
         except RequestError as error:
             raise (TeacherGoneError if error.fatal else TeacherError)(str(error)) from None
         if reply.problem:
-            raise TeacherError(reply.reason)
+            raise TeacherError(reply.reason + (f"; max_tokens is {self._most}" if reply.problem == "cut" else ""))
         return reply.answer
 
     def _booked(self, key: str, prompt: str, shown: bool, send: Callable[[], Reply]) -> Reply:
