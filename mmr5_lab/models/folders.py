@@ -11,10 +11,13 @@ TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-def model_source(model: str | Path) -> str | Path:
+def model_source(model: str | Path, weights: bool = True) -> str | Path:
     """Return where a model is loaded from: a checked folder, or a name on the Hugging Face hub as it is.
 
-    The folder of a finished run of notebook 02 or 03 stands for its `model/`. Raises FileNotFoundError for a folder
+    The folder of a finished run of notebook 02 or 03 stands for its `model/`.
+    weights: whether they are needed and checked
+
+    Raises FileNotFoundError for a folder
     that is missing or incomplete, ValueError for an adapter and for damaged files; messages say what to do.
     """
     path = Path(model).expanduser()
@@ -32,7 +35,7 @@ def model_source(model: str | Path) -> str | Path:
                 f"{path} is a LoRA adapter, not a model: load {base} as the model and this folder as the adapter"
             )
         raise FileNotFoundError(f"{path} is not a model folder: config.json is missing")
-    _check_files(path, "model")
+    _check_files(path, "model" if weights else None)
     for what, names in (("tokenizer", TOKENIZERS), ("image processor", PROCESSORS)):
         if not any((path / name).is_file() for name in names):
             raise FileNotFoundError(
@@ -74,10 +77,12 @@ def _of_run(path: Path, part: str) -> Path:
     return path
 
 
-def _check_files(folder: Path, weights: str) -> None:
+def _check_files(folder: Path, weights: str | None) -> None:
     """Raise FileNotFoundError for weights that are missing, ValueError for files that are damaged or cut short."""
     for path in sorted(folder.glob("*.json")):
         _read_json(path)
+    if weights is None:
+        return
     index = folder / f"{weights}.safetensors.index.json"
     names = set(_read_json(index)["weight_map"].values()) if index.is_file() else {f"{weights}.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
