@@ -15,6 +15,7 @@ from mmr5_lab.corpus.rankings import read_trec
 from mmr5_lab.experiments.notebooks import chain_run
 from mmr5_lab.experiments.runs import FOLDER, inside_project, open_run, project_root
 from mmr5_lab.files import results
+from mmr5_lab.models.loading import best_device
 from mmr5_lab.traces.construction import rl_dataset, sft_dataset, training_candidates
 from mmr5_lab.training.adapters import starting_point
 from mmr5_lab.training.prompt_selection import select_prompts
@@ -34,26 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("notebook", choices=["02_sft", "03_grpo"])
     parser.add_argument("--profile", type=Path, required=True, metavar="FILE", help="parameters of every notebook")
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
-    parser.add_argument("--vllm", choices=["colocate", "server"], default="", help="03_grpo: let vLLM sample")
     options = parser.parse_args(argv)
     try:
         parameters, folder = chain_run(options.notebook, options.profile, options.runs)
     except (ValueError, OSError) as error:  # an unknown parameter, a missing run
         print(f"mmr5_lab.experiments.launch: error: {error}", file=sys.stderr)
         return 2
-    PartialState(timeout=timedelta(hours=6))  # the other processes wait while one merges
-    if PartialState().is_main_process:
+    # Without `cpu` each of several processes on CPUs would train alone. The others wait while one merges, for hours.
+    devices = PartialState(cpu=best_device() == "cpu", timeout=timedelta(hours=6))
+    if devices.is_main_process:
         open_run(options.notebook, {**parameters, FOLDER: str(inside_project(folder))})
-    PartialState().wait_for_everyone()
+    devices.wait_for_everyone()
     settings = training_settings(parameters)
     if options.notebook == "02_sft":
         data = sft_dataset(Path(parameters["DATA_RUN"]) / "traces.jsonl")
         train_sft(parameters["MODEL"], data, folder, **settings)
     else:
         model, adapter, prompts = grpo_material(parameters, folder)
-        train_grpo(model, prompts, folder, adapter=adapter, vllm=options.vllm, **settings)
-    if PartialState().is_main_process:
-        print(f"{options.notebook} is trained, in {inside_project(folder)}")
+        train_grpo(model, prompts, folder, adapter=adapter, **settings)
+    if devices.is_main_process:
+        count = f"{devices.num_processes} processes ({devices.backend})" if devices.num_processes > 1 else "one process"
+        print(f"{options.notebook} is trained, by {count}, in {inside_project(folder)}")
     return 0
 
 
@@ -77,8 +79,8 @@ def grpo_material(parameters: Mapping[str, Any], folder: Path) -> tuple[str, str
     candidates = training_candidates(corpus, ranking, parameters["NUM_CANDIDATES"], shuffles=0)
     prompts = select_prompts(
         candidates, corpus, parameters["SELECTION"], parameters["MAX_PROMPTS"], folder, model, adapter=adapter,
-        temperature=parameters["TEMPERATURE"], max_completion=parameters["MAX_COMPLETION"],
-        max_pixels=parameters["MAX_PIXELS"], seed=parameters["SEED"],
+        temperature=parameters["TEMPERATURE"], sample_top_k=parameters["SAMPLE_TOP_K"],
+        max_completion=parameters["MAX_COMPLETION"], max_pixels=parameters["MAX_PIXELS"], seed=parameters["SEED"],
     )  # fmt: skip
     return model, adapter, rl_dataset(corpus, prompts, parameters["SEED"])
 

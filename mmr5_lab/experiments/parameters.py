@@ -21,14 +21,17 @@ CHOICES = {
     "TRACKER": ("", "trackio", "tensorboard", "wandb", "mlflow"),
     "SFT_ADAPTER": ("merge", "continue"),
     "SELECTION": ("all", "balanced", "pass_rate"),
+    "SCHEDULE": ("cosine", "linear", "constant", "constant_with_warmup"),
+    "IMPORTANCE_SAMPLING_LEVEL": ("token", "sequence"),
     "REWARDS": ("strict", "ndcg", "released"),
     "MODE": ("reason", "direct", "score", "pointwise"),
     "SYSTEMS": ("base", "SFT", "SFT + RL", "RL only"),
 }
 LEAST = {
     **dict.fromkeys(
-        ("SEED", "SHUFFLES", "MAX_PIXELS", "MAX_QUESTIONS", "SHOWN", "PRICE_IN", "PRICE_OUT", "BUDGET",
-         "WARMUP", "TEMPERATURE", "BETA"), 0),
+        ("SEED", "SHUFFLES", "MAX_PIXELS", "MAX_QUESTIONS", "SHOWN", "PRICE_IN", "PRICE_OUT", "BUDGET", "WARMUP",
+         "TEMPERATURE", "BETA", "LORA_DROPOUT", "WEIGHT_DECAY", "ADAM_BETA2", "WORKERS", "SAMPLE_TOP_K",
+         "EPSILON_HIGH", "STOP_MARGIN"), 0),
     **dict.fromkeys(
         ("TOP_K", "NUM_CANDIDATES", "CANDIDATES", "MAX_TRACES", "CONCURRENCY", "MAX_WORDS", "BATCH_SIZE",
          "ACCUMULATION", "LORA_RANK", "LORA_ALPHA", "MAX_LENGTH", "SAVE_STEPS", "PROBES", "MAX_PROMPTS", "ITERATIONS",
@@ -37,7 +40,7 @@ LEAST = {
     "MAX_STEPS": -1,  # one pass over the prompts
 }  # fmt: skip
 POSITIVE = ("LEARNING_RATE", "LORAPLUS_RATIO", "EPOCHS", "TOP_ENTROPY")
-SHARES = ("WARMUP", "TOP_ENTROPY")  # at most 1
+SHARES = ("WARMUP", "TOP_ENTROPY", "LORA_DROPOUT", "ADAM_BETA2")  # at most 1
 
 
 class NotebookError(ValueError):

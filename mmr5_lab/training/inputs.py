@@ -56,11 +56,14 @@ def _tokens_around_a_page(processor) -> int:
     return len(inputs["input_ids"][0]) - text_tokens(processor, text) - page
 
 
-def check_prompts(prompts: datasets.Dataset, completions: int, generations: int) -> None:
-    """Raise ValueError where prompts lack a column or a positive, or are too few for one step.
-
-    completions: of a step on all devices; generations: of a prompt
-    """
+def check_prompts(prompts: datasets.Dataset, batch_size: int, accumulation: int, generations: int) -> None:
+    """Raise ValueError where prompts lack a column or a positive, or do not fill a step with whole groups."""
+    completions = batch_size * accumulation
+    if completions % generations:
+        raise ValueError(
+            f"{batch_size} × {accumulation} completions a step (BATCH_SIZE × ACCUMULATION) are not a multiple of the"
+            f" group size {generations} (GENERATIONS)"
+        )
     _check_columns(prompts, PROMPT_COLUMNS, "prompts", "rl_dataset")
     without = [number for number, row in enumerate(_rows(prompts), 1) if not len(row["positive_ids"])]
     if without:

@@ -37,6 +37,7 @@ def select_prompts(
     adapter: str | Path | None = None,
     samples: int = 4,
     temperature: float = 1.0,
+    sample_top_k: int = 0,
     max_completion: int = 2048,
     max_pixels: int = 0,
     seed: int = 0,
@@ -66,6 +67,8 @@ def select_prompts(
         temperature=temperature,
         max_new_tokens=max_completion,
     )
+    # As GRPO will sample. The penalty is the model's own default otherwise, 1.05 for Qwen2.5-VL.
+    ranker.generation |= {"top_k": sample_top_k, "repetition_penalty": 1.0}
     rates = pass_rates(ranker, corpus, [candidates[i] for i in order], Path(folder), samples, count, seed)
     kept = set(rates.loc[rates["passes"].between(1, samples - 1), "query_id"].head(count))
     if not kept:

@@ -47,8 +47,10 @@ def cannot_share(model: torch.nn.Module) -> str | None:
 class SharedPrefixGRPOTrainer(GRPOTrainer):
     """trl's GRPOTrainer for Qwen's vision-language models, which encodes each prompt once a group.
 
-    Arguments and results are GRPOTrainer's, but for the order within a batch: whole groups are shuffled, so that the
-    completions of a prompt stay in one pass. The model must be one that can share (`cannot_share`).
+    Arguments and results are GRPOTrainer's, with two differences. The completions of a step are not shuffled among its
+    passes, so that those of a prompt stay together: a step's gradient is the same. And a top share of uncertain tokens
+    (`top_entropy_quantile`) is taken of each pass on each device, not of a pass on all devices, so that several devices
+    train what one does. The model must be one that can share (`cannot_share`).
     """
 
     _buffered_inputs: Any
@@ -59,14 +61,22 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch):
         """As trl's, which shuffles single completions and would tear groups apart."""
-        args, model, size = cast(Any, self.args), cast(Any, self.model), cast(int, self.num_generations)
+        args, model = cast(Any, self.args), cast(Any, self.model)
         if not model.training:
             return super()._prepare_inputs(generation_batch)
         if self._step % (args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
-            whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
-            batches: Any = split_tensor_dict(_shuffled_by_group(whole, size), args.steps_per_generation)
+            whole: Any = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            torch.randperm(len(whole["completion_ids"]))  # trl's draw, so that what is sampled next is the same
+            batches: Any = split_tensor_dict(whole, args.steps_per_generation)
             self._buffered_inputs = [unsplit_pixel_values_by_grid(batch) for batch in batches]
         return self._buffered_inputs[self._step % args.steps_per_generation]
+
+    def get_high_entropy_mask(self, entropies: torch.Tensor, mask: torch.Tensor, threshold: float) -> torch.Tensor:
+        """Return which tokens of this pass are at or above the quantile `threshold` of its entropies."""
+        kept = entropies[mask.bool()].float()
+        if not len(kept):  # every completion was cut and masked
+            return mask.bool()
+        return (entropies >= torch.quantile(kept, threshold)) & mask.bool()
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **options: Any
@@ -202,21 +212,6 @@ def _mask(segments: torch.Tensor) -> torch.Tensor:
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     return (seen & causal)[:, None]
-
-
-def _shuffled_by_group(batch: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return a generation batch with its groups of `size` rows in another order, the rows within a group in theirs."""
-    # The same draw as in trl's own shuffle, so that whatever is sampled afterwards is the same.
-    order = torch.randperm(len(batch["completion_ids"])) // size
-    groups = list(dict.fromkeys(order.tolist()))
-    places = [group * size + i for group in groups for i in range(size)]
-
-    def moved(value):
-        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0):
-            return value
-        return value[places] if isinstance(value, torch.Tensor) else [value[i] for i in places]
-
-    return {key: moved(value) for key, value in batch.items()}
 
 
 def _share_in_generation(model) -> None:

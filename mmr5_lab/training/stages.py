@@ -15,10 +15,10 @@ a notebook, and the notebook, run afterwards, finds the training done (docs/full
         --profile notebooks/profiles/paper.yaml --runs runs/paper
 """
 
+import gc
 import logging
-import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,18 +29,20 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig, PeftModel
 from peft.optimizers import create_loraplus_optimizer
-from transformers import PrinterCallback, TrainerCallback, TrainerState
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import AutoConfig, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from mmr5_lab.files import check_settings, replacing
+from mmr5_lab.files import check_settings
 from mmr5_lab.models.loading import best_dtype, load_model
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.prompting.answers import with_opening
 from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.rewards import REWARD_SETS
 from mmr5_lab.traces.construction import PromptReader
-from mmr5_lab.training.adapters import check_logits, merge
+from mmr5_lab.training.adapters import check_logits
+from mmr5_lab.training.checkpoints import KeepBest, finished_log, train_to_the_end
 from mmr5_lab.training.inputs import check_prompts, check_traces, data_fingerprint
 from mmr5_lab.training.monitoring import (
     ReportProgress,
@@ -50,16 +52,29 @@ from mmr5_lab.training.monitoring import (
     logging_completions,
     tracker_options,
 )
-from mmr5_lab.training.shared_prefix import SharedPrefixGRPOTrainer, cannot_share
+from mmr5_lab.training.shared_prefix import SUPPORTED, SharedPrefixGRPOTrainer, cannot_share
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
-LOG = "log.csv"
 SETTINGS = "settings.json"
-NOT_LEARNT = ("data", "folder", "save_steps", "tracker", "vllm", "share_prefix")  # may change while a stage is made
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
+SAMPLING_LEVELS = ("token", "sequence")
+NOT_LEARNT = ("data", "folder", "save_steps", "workers", "tracker", "share_prefix")  # these may change on resuming
 
 logger = logging.getLogger(__name__)
 
 
+@contextmanager
+def _freed() -> Iterator[None]:
+    """Free a stage's model when the stage ends, or the next one would stand beside it in the GPU's memory."""
+    try:
+        yield
+    finally:
+        gc.collect()  # trainer, model and page cache refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@_freed()
 def train_sft(
     model: str | Path,
     data: datasets.Dataset,
@@ -74,8 +89,12 @@ def train_sft(
     lora_dropout: float = 0.0,
     loraplus_ratio: float = 1.0,
     warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    adam_beta2: float = 0.999,
     max_length: int = 32_768,
     max_pixels: int = 0,
+    four_bit: bool = False,
+    workers: int = 0,
     save_steps: int = 50,
     tracker: str = "",
     seed: int = 0,
@@ -87,6 +106,8 @@ def train_sft(
     batch_size: traces a device and pass; `accumulation`: passes a step, shared among the devices
     max_length: tokens of prompt and completion together
     max_pixels: pixel budget of a page image; 0: the processor's own
+    four_bit: hold the base in 4 bits while training (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes
+    workers: processes that read and scale pages for the next pass; 0: none
     tracker: where the log goes as well, one of `monitoring.TRACKERS`; "": nowhere
 
     Running again resumes from the last checkpoint; a finished stage returns its log at once.
@@ -98,27 +119,32 @@ def train_sft(
     if (log := _finished(folder, settings)) is not None:
         return log
     arguments = SFTConfig(
-        **_common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed),
+        **_common_arguments(folder, accumulation, workers, save_steps, tracker, seed),
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=warmup,  # below 1: a share of all steps
+        weight_decay=weight_decay,
+        adam_beta2=adam_beta2,
         num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
         max_length=max_length,
     )
-    loaded, processor = _load(model, max_pixels)
+    loaded, processor = _load(model, max_pixels, four_bit)
     check_traces(data, processor, max_length)
-    trainer = SFTTrainer(
+    trainer = LoraPlusTrainer(
         loaded,
         args=arguments,
         train_dataset=data,
         processing_class=processor,
         peft_config=lora(lora_rank, lora_alpha, lora_dropout),
         callbacks=[StopWhenBroken(), ReportProgress(folder, "SFT step")],
+        loraplus_ratio=loraplus_ratio,
     )
-    if loraplus_ratio != 1:
-        trainer.optimizer = create_loraplus_optimizer(
-            cast(PeftModel, trainer.model), torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=loraplus_ratio
-        )
-    return _run(trainer, processor, folder, model)
+    _keep_full_precision(trainer)
+    return train_to_the_end(trainer, processor, folder, model)
 
 
+@_freed()
 def train_grpo(
     model: str | Path,
     data: datasets.Dataset,
@@ -133,21 +159,29 @@ def train_grpo(
     max_steps: int = -1,
     iterations: int = 1,
     temperature: float = 1.0,
+    sample_top_k: int = 0,
     beta: float = 0.0,
     epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    importance_sampling_level: str = "token",
     top_entropy: float = 1.0,
     loss_type: str = "dapo",
     scale_rewards: str = "group",
     rewards: str | Reward | Sequence[Reward] = "strict",
     reward_weights: Sequence[float] | None = None,
     max_completion: int = 2048,
+    mask_truncated_completions: bool = False,
+    keep_best: bool = False,
+    stop_margin: float = 0.0,
     lora_rank: int,
     lora_alpha: int | None = None,
     lora_dropout: float = 0.0,
     warmup: float = 0.0,
+    schedule: str = "cosine",
     max_pixels: int = 0,
+    four_bit: bool = False,
     share_prefix: bool = True,
-    vllm: str = "",
+    workers: int = 0,
     save_steps: int = 5,
     tracker: str = "",
     seed: int = 0,
@@ -159,16 +193,22 @@ def train_grpo(
         completions a step. `generations` of them (G, a group) answer the same prompt
     max_steps: optimisation steps; -1: as many as `epochs` passes over the prompts take
     iterations: optimisation steps a batch of completions (mu)
+    temperature, sample_top_k: of sampling, from the likeliest tokens alone; 0: from all
     beta: weight of the KL divergence to the starting model; 0 keeps no reference model, and logs no KL
+    epsilon: how far a token's probability ratio may go from 1 before it is clipped, which matters only where
+        `iterations` is above 1; `epsilon_high`: upwards (DAPO, arXiv 2503.14476); None: as far as downwards
+    importance_sampling_level: "token", or "sequence" for one ratio a completion (GSPO, arXiv 2507.18071)
     top_entropy: share of the tokens, the most uncertain ones, that the loss is of (arXiv 2506.01939). Of the others the
         model is sure, and moving them is mostly noise
     loss_type: as in trl; "grpo" divides by each completion's length and so favours long wrong answers
     rewards: a name of `REWARD_SETS`, or one or more functions of the signature in `mmr5_lab.rewards`, summed with
         `reward_weights` (1 each). A function may return None for a completion, or for all, that it does not apply to
-    max_completion: tokens
+    max_completion: tokens; `mask_truncated_completions` leaves those that reach it out of the loss
+    keep_best: end with the checkpoint of the best mean reward over `monitoring.WINDOW` steps, not with the last
+    stop_margin: stop when that mean is this far below its best, and keep the best; 0: never
     lora_alpha: None: twice the rank
+    schedule: of the learning rate after the warm-up, one of `SCHEDULES`
     share_prefix: encode a prompt once for its group, where the model can (`training.shared_prefix`)
-    vllm: "colocate" or "server": sample with vLLM, as trl runs it (docs/full_size.md); "": with transformers
     save_steps: rounded up to whole batches of completions, so that a resumed run need not sample again
 
     The other arguments are those of `train_sft`. `mmr5_lab.training.monitoring` says what is logged; it reads the
@@ -185,58 +225,74 @@ def train_grpo(
     folder, settings = Path(folder), locals()  # all arguments
     if (log := _finished(folder, settings)) is not None:
         return log
-    save_steps = -(-save_steps // iterations) * iterations
-    common = _common(folder, learning_rate, batch_size, accumulation, warmup, save_steps, tracker, seed)
-    passes = common["gradient_accumulation_steps"]
-    if (batch_size * passes) % generations:
-        raise ValueError(
-            f"{batch_size} × {passes} completions a step (on each device) are not a multiple of the group size"
-            f" {generations}: a group stays on one device"
-        )
-    check_prompts(data, batch_size * accumulation, generations)
+    check_prompts(data, batch_size, accumulation, generations)
     arguments = GRPOConfig(
-        **common,
+        **_common_arguments(folder, accumulation, workers, -(-save_steps // iterations) * iterations, tracker, seed),
+        learning_rate=learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=warmup,  # below 1: a share of all steps
+        per_device_train_batch_size=batch_size,
         num_train_epochs=epochs,
         max_steps=max_steps,
         num_generations=generations,
         num_iterations=iterations,
         temperature=temperature,
+        top_k=sample_top_k,
         beta=beta,
         epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        importance_sampling_level=importance_sampling_level,
         top_entropy_quantile=top_entropy,
         loss_type=loss_type,
         scale_rewards=scale_rewards,
         reward_weights=list(reward_weights) if reward_weights else None,
         max_completion_length=max_completion,
-        use_vllm=bool(vllm),
-        vllm_mode=vllm or "colocate",
+        mask_truncated_completions=mask_truncated_completions,
         log_completions=True,
         num_completions_to_print=0,
         log_multimodal=False,
     )
-    loaded, processor = _load(model, max_pixels)
+    loaded, processor = _load(model, max_pixels, four_bit, share_prefix)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
-    prompt = processor.apply_chat_template(build_messages("q", 1), tokenize=False, add_generation_prompt=True)
-    first, *others = functions
-    reason = cannot_share(loaded) if share_prefix else None
-    if reason:
-        logger.warning("%s: a prompt is encoded anew for each of its completions", reason)
-    trainer_class = SharedPrefixGRPOTrainer if share_prefix and not reason else GRPOTrainer
-    trainer = trainer_class(
+    trainer = _grpo_trainer_class(loaded, share_prefix)(
         loaded,
-        reward_funcs=[
-            for_trl(function, processor.tokenizer, with_opening("", prompt))
-            for function in (logging_completions(first), *others)
-        ],
+        reward_funcs=_reward_funcs(functions, processor),
         args=arguments,
         train_dataset=data,
         processing_class=processor,
         peft_config=None if adapter else lora(lora_rank, lora_alpha or 2 * lora_rank, lora_dropout),
         callbacks=[NewOrders(data), StopWhenBroken(), ReportProgress(folder, "GRPO step")],
     )
-    check_logits(trainer.model, processor, adapter or model)
-    return _run(trainer, processor, folder, model)
+    if keep_best or stop_margin:
+        trainer.add_callback(KeepBest(folder, stop_margin))
+    _keep_full_precision(trainer)
+    if not four_bit:  # 4-bit weights give other logits
+        check_logits(trainer.model, processor, adapter or model)
+    return train_to_the_end(trainer, processor, folder, model)
+
+
+class LoraPlusTrainer(SFTTrainer):
+    """trl's SFTTrainer with LoRA+ as its optimizer where `loraplus_ratio` is not 1."""
+
+    def __init__(self, *args: Any, loraplus_ratio: float, **options: Any):
+        self.loraplus_ratio = loraplus_ratio
+        super().__init__(*args, **options)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Return the optimizer. It is made here since transformers drops one that was made before under DeepSpeed."""
+        if self.loraplus_ratio == 1 or self.optimizer is not None:
+            return super().create_optimizer(model)
+        arguments = cast(SFTConfig, self.args)
+        self.optimizer = create_loraplus_optimizer(
+            cast(PeftModel, self.model if model is None else model),
+            torch.optim.AdamW,
+            lr=arguments.learning_rate,
+            loraplus_lr_ratio=self.loraplus_ratio,
+            loraplus_weight_decay=arguments.weight_decay,
+            betas=(arguments.adam_beta1, arguments.adam_beta2),
+        )
+        return self.optimizer
 
 
 class NewOrders(TrainerCallback):
@@ -262,6 +318,25 @@ def reward_functions(rewards: str | Reward | Sequence[Reward]) -> list[Reward]:
     return functions
 
 
+def _reward_funcs(functions: list[Reward], processor) -> list[Any]:
+    """Return reward functions as trl calls them; the first one also logs the completions."""
+    prompt = processor.apply_chat_template(build_messages("q", 1), tokenize=False, add_generation_prompt=True)
+    first, *others = functions
+    return [
+        for_trl(function, processor.tokenizer, with_opening("", prompt))
+        for function in (logging_completions(first), *others)
+    ]
+
+
+def _grpo_trainer_class(loaded, share_prefix: bool) -> type[GRPOTrainer]:
+    if not share_prefix:
+        return GRPOTrainer
+    if reason := cannot_share(loaded):
+        logger.warning("%s: a prompt is encoded anew for each of its completions", reason)
+        return GRPOTrainer
+    return SharedPrefixGRPOTrainer
+
+
 def _finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
     """Return the log of the stage that is finished in `folder`, or None where there is still something to train.
 
@@ -276,13 +351,7 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
     return finished_log(folder)
 
 
-def finished_log(folder: str | Path) -> pd.DataFrame | None:
-    """Return the log of the stage that is finished in `folder`, or None."""
-    path = Path(folder) / LOG
-    return pd.read_csv(path) if path.is_file() else None
-
-
-def _load(model: str | Path, max_pixels: int):
+def _load(model: str | Path, max_pixels: int, four_bit: bool, share_prefix: bool = False):
     """Load the model onto this process's device, or onto the CPU where FSDP will spread its weights over all."""
     if is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -290,7 +359,16 @@ def _load(model: str | Path, max_pixels: int):
         )
     sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
     device = "cpu" if sharded else str(PartialState().device)
-    loaded, processor = load_model(model, device=device, dtype=_dtype(), max_pixels=max_pixels or None)
+    # Sharing prefixes saves more than flash attention, which takes no mask of its own.
+    sharing = share_prefix and AutoConfig.from_pretrained(model).model_type in SUPPORTED
+    loaded, processor = load_model(
+        model,
+        device=device,
+        dtype=best_dtype(str(PartialState().device)),
+        attention="sdpa" if sharing else None,
+        max_pixels=max_pixels or None,
+        four_bit=four_bit,
+    )
     # The vision tower is frozen, so a page is encoded once, not once an epoch and completion. Where the weights are
     # sharded every process must take part in each encoding, so none may skip it.
     if PageCache.supports(loaded) and not sharded:
@@ -298,8 +376,16 @@ def _load(model: str | Path, max_pixels: int):
     return loaded.train(), processor
 
 
-def _dtype() -> torch.dtype:
-    return best_dtype(str(PartialState().device))
+def _keep_full_precision(trainer) -> None:
+    """Let FSDP2 compute in bf16, but leave outputs and sums of gradients in float32.
+
+    accelerate's default rounds log-probabilities to bf16, which halves a KL divergence of .002.
+    """
+    plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and isinstance(plugin.mixed_precision_policy, MixedPrecisionPolicy):
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            plugin.mixed_precision_policy.param_dtype, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
 
 
 def lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
@@ -314,18 +400,11 @@ def lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
     )
 
 
-def _common(
-    folder: Path,
-    learning_rate: float,
-    batch_size: int,
-    accumulation: int,
-    warmup: float,
-    save_steps: int,
-    tracker: str,
-    seed: int,
+def _common_arguments(
+    folder: Path, accumulation: int, workers: int, save_steps: int, tracker: str, seed: int
 ) -> dict[str, Any]:
     """Return the arguments of both stages' trainers. Raises ValueError where devices cannot share the passes evenly."""
-    gpu, processes = PartialState().device.type == "cuda", PartialState().num_processes
+    device, processes = PartialState().device.type, PartialState().num_processes
     if accumulation % processes:
         raise ValueError(
             f"{accumulation} passes a step (ACCUMULATION) cannot be shared evenly among {processes} devices"
@@ -333,11 +412,7 @@ def _common(
     return {
         **tracker_options(tracker, folder),
         "output_dir": str(folder / "checkpoints"),
-        "learning_rate": learning_rate,
-        "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": accumulation // processes,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": warmup,  # below 1, transformers takes it as a share of all steps
         "save_steps": save_steps,
         "save_total_limit": 1,
         "logging_steps": 1,
@@ -345,52 +420,10 @@ def _common(
         "disable_tqdm": True,  # ReportProgress shows the bar
         "seed": seed,
         "data_seed": seed,
-        "bf16": gpu,
-        "activation_checkpointing": gpu,
-        "dataloader_pin_memory": gpu,
+        "use_cpu": device == "cpu",
+        "bf16": device == "cuda",
+        "activation_checkpointing": device == "cuda",
+        "dataloader_num_workers": workers,
+        "dataloader_pin_memory": device == "cuda",
         "ddp_find_unused_parameters": False,  # every pass uses all that LoRA trains
     }
-
-
-def _run(trainer, processor, folder: Path, base: str | Path) -> pd.DataFrame:
-    """Train to the end, from the last checkpoint on, then write the adapter, the merged model and the log."""
-    trainer.remove_callback(PrinterCallback)
-    output, wait_for_everyone = Path(trainer.args.output_dir), trainer.accelerator.wait_for_everyone
-    last = _last_checkpoint(output)
-    if last is None or not _is_final(last):  # resumed after its last step, transformers would take another one
-        trainer.train(resume_from_checkpoint=last and str(last))
-        wait_for_everyone()  # the final checkpoint is written
-        last = _last_checkpoint(output)
-    assert last is not None  # the last step always writes one
-    rows = [row for row in _state(last).log_history if "loss" in row]
-    rows = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
-    log = pd.DataFrame(rows).drop(columns="num_tokens", errors="ignore")  # trl counts them anew after an interruption
-    if trainer.is_world_process_zero():
-        (folder / "adapter").mkdir(exist_ok=True)
-        for file in last.glob("adapter_*"):
-            shutil.copy(file, folder / "adapter")
-        merge(base, folder, processor, _dtype())
-        with replacing(folder / LOG) as new:
-            log.to_csv(new, index=False)
-    wait_for_everyone()
-    return log
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint: `trainer_state.json` is written last. Others are written again."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
-        try:
-            _state(checkpoint)
-        except (OSError, ValueError):
-            continue
-        return checkpoint
-    return None
-
-
-def _state(checkpoint: Path) -> TrainerState:
-    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
-
-def _is_final(checkpoint: Path) -> bool:
-    state = _state(checkpoint)
-    return state.global_step >= state.max_steps

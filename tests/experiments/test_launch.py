@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -17,22 +18,14 @@ from mmr5_lab.experiments.launch import main, training_settings
 from mmr5_lab.experiments.notebooks import chain_run, run_notebook
 from mmr5_lab.experiments.parameters import default_parameters
 from mmr5_lab.experiments.runs import open_run, project_root
+from mmr5_lab.training.checkpoints import finished_log
 from mmr5_lab.training.monitoring import completions
-from mmr5_lab.training.stages import finished_log, train_grpo, train_sft
+from mmr5_lab.training.stages import train_grpo, train_sft
 
 ROOT = project_root()
 SCRIPT = [ROOT / "tests" / "helpers" / "same_draws.py", "2"]
-TWO = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-TWO += [
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-    "--main_process_port",
-    "0",
-    "--num_cpu_threads_per_process",
-    "1",
-]
+# `accelerate launch --cpu --num_processes 2` would start a single process
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +35,30 @@ def profile(material, tmp_path_factory):
     corpus = {"CORPUS": str(material.folder / "corpus")}
     parameters = {
         "01_data_construction": {**corpus, "SPLITS": ["sft", "rl"], "MAX_TRACES": 8},
-        "02_sft": {"MODEL": str(material.model), "EPOCHS": 1.0, "BATCH_SIZE": 1, "ACCUMULATION": 2, "LORA_RANK": 4},
+        "02_sft": {
+            "MODEL": str(material.model), "EPOCHS": 1.0, "BATCH_SIZE": 1, "ACCUMULATION": 2, "LORA_RANK": 4,
+            "LORAPLUS_RATIO": 4.0, "PROBES": 1,
+        },
         "03_grpo": {
             "MAX_STEPS": 2, "GENERATIONS": 2, "BATCH_SIZE": 4, "ACCUMULATION": 2, "MAX_COMPLETION": 8,
-            "LORA_RANK": 4,
+            "LORA_RANK": 4, "TOP_ENTROPY": 0.3,
         },
     }  # fmt: skip
     (folder / "profile.yaml").write_text(yaml.safe_dump(parameters))
     return folder / "profile.yaml"
 
 
-def trained(profile, runs, start) -> tuple:
-    """Run folders of SFT and GRPO in `runs`, trained by the command that `start` begins."""
+def trained(profile, runs, start, by) -> tuple:
+    """Run folders of SFT and GRPO in `runs`, trained by the command that `start` begins, which says by how many."""
     given = ["--profile", str(profile), "--runs", str(runs)]
     parameters, sft = chain_run("02_sft", profile, runs)
     run = open_run("02_sft", {**parameters, "RUN": str(sft)})
     run.finish({"base": parameters["MODEL"], "model": str(sft / "model")})  # as notebook 02 leaves it
     command = [sys.executable, *start, *SCRIPT, "02_sft", *given, ",", "03_grpo", *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    on_cpus = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=on_cpus, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("is trained, in") == 2, "one process speaks"
+    assert done.stdout.count(f"is trained, by {by}, in") == 2, "one process speaks"
     return sft, chain_run("03_grpo", profile, runs)[1]
 
 
@@ -69,7 +66,9 @@ def test_two_processes_train_what_one_trains(profile):
     one, two = profile.parent / "one", profile.parent / "two"
     run_notebook("01_data_construction", yaml.safe_load(profile.read_text())["01_data_construction"], one)
     shutil.copytree(one / "01_data_construction", two / "01_data_construction")
-    for alone, together in zip(trained(profile, one, []), trained(profile, two, TWO), strict=True):
+    by_one = trained(profile, one, [], "one process")
+    by_two = trained(profile, two, TWO, "2 processes (gloo)")
+    for alone, together in zip(by_one, by_two, strict=True):
         log, other = finished_log(alone), finished_log(together)
         assert len(log) == len(other) > 1
         assert other["loss"].tolist() == pytest.approx(log["loss"].tolist(), abs=1e-4)
@@ -82,6 +81,13 @@ def test_two_processes_train_what_one_trains(profile):
     assert completions(together)["advantage"].tolist() == pytest.approx(
         completions(alone)["advantage"].tolist(), abs=1e-4
     )
+    sft = by_two[0]
+    (sft / "results.json").unlink()
+    written = (sft / "log.csv").stat().st_mtime_ns
+    [data_run] = (two / "01_data_construction").iterdir()
+    parameters = yaml.safe_load(profile.read_text())["02_sft"]
+    assert run_notebook("02_sft", {**parameters, "DATA_RUN": str(data_run)}, two) == sft
+    assert (sft / "log.csv").stat().st_mtime_ns == written, "the notebook finds the training done"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP"), ("deepspeed", "DEEPSPEED")])

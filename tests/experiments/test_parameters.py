@@ -81,9 +81,11 @@ def test_choices_are_what_the_rooms_take():
     from mmr5_lab.training.adapters import SFT_ADAPTER
     from mmr5_lab.training.monitoring import TRACKERS
     from mmr5_lab.training.prompt_selection import SELECTIONS
+    from mmr5_lab.training.stages import SAMPLING_LEVELS, SCHEDULES
 
     taken = {
         "METHOD": METHODS, "EXPORT": FORMATS, "TRACKER": ("", *TRACKERS), "SFT_ADAPTER": SFT_ADAPTER,
+        "SCHEDULE": SCHEDULES, "IMPORTANCE_SAMPLING_LEVEL": SAMPLING_LEVELS,
         "SELECTION": SELECTIONS, "REWARDS": REWARD_SETS, "MODE": MODES, "SYSTEMS": ("base", *RUN_OF_SYSTEM),
     }  # fmt: skip
     assert {name: sorted(choices) for name, choices in CHOICES.items()} == {k: sorted(v) for k, v in taken.items()}
@@ -91,8 +93,8 @@ def test_choices_are_what_the_rooms_take():
 
 def test_every_number_of_the_shipped_notebooks_has_a_range():
     defaults = {k: v for path in NOTEBOOKS.glob("*.ipynb") for k, v in default_parameters(path).items()}
-    numbers = {name for name, value in defaults.items() if isinstance(value, (int, float)) and value is not True}
-    assert numbers - {"REFINED"} <= {*LEAST, *POSITIVE}
+    numbers = {name for name, value in defaults.items() if type(value) in (int, float)}
+    assert numbers <= {*LEAST, *POSITIVE}
 
 
 @pytest.mark.parametrize("profile", sorted((NOTEBOOKS / "profiles").glob("*.yaml")), ids=lambda path: path.stem)

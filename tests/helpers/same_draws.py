@@ -1,9 +1,10 @@
-"""Runs `mmr5_lab.experiments.launch` with draws that depend on a completion's place in its group alone, not on the
-process.
+"""Run `mmr5_lab.experiments.launch` so that one process and several can be compared.
 
-For comparing one process with several: each has random numbers of its own, so with plain sampling they write different
-completions. Everything else is as it is. `python tests/same_draws.py GROUP_SIZE NOTEBOOK ARGUMENTS…`, notebooks one
-after another where "," stands between them.
+Each process has random numbers of its own, so with plain sampling they write different completions: here draws depend
+on a completion's place in its group alone. The strict rewards, of which a random model earns none, become one that
+differs within a group. Everything else is as it is.
+
+    python tests/helpers/same_draws.py GROUP_SIZE NOTEBOOK ARGUMENTS…     (several notebooks: with "," between them)
 """
 
 import itertools
@@ -13,6 +14,7 @@ import torch
 from transformers import GenerationMixin
 
 from mmr5_lab.experiments.launch import main
+from mmr5_lab.rewards import REWARD_SETS, completion_texts
 
 
 def same_draws(group: int) -> None:
@@ -37,7 +39,12 @@ def same_draws(group: int) -> None:
     torch.multinomial = multinomial
 
 
+def letters(completions, **columns):
+    return [float(sum(map(ord, text)) % 7) for text in completion_texts(completions)]
+
+
 if __name__ == "__main__":
+    REWARD_SETS["strict"] = (letters,)
     size, *given = sys.argv[1:]
     same_draws(int(size))
     codes = [main(list(part)) for comma, part in itertools.groupby(given, lambda word: word == ",") if not comma]

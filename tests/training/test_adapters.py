@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmr5_lab.models.loading import load_model
 from mmr5_lab.models.probe import PROBE, probe
 from mmr5_lab.training.adapters import check_logits, starting_point
-from mmr5_lab.training.stages import finished_log, train_grpo
+from mmr5_lab.training.checkpoints import finished_log
+from mmr5_lab.training.stages import train_grpo
 
 GRPO = {
     "learning_rate": 1e-3, "batch_size": 4, "generations": 2, "max_steps": 1, "beta": 0.1, "lora_rank": 4,

@@ -79,8 +79,8 @@ def test_traces_without_a_column_and_without_rows_are_refused(material):
 
 
 def test_enough_prompts_pass(material):
-    check_prompts(material.prompts, completions=2 * len(material.prompts), generations=2)
-    check_prompts(own_prompts(2), completions=4, generations=2)
+    check_prompts(material.prompts, batch_size=len(material.prompts), accumulation=2, generations=2)
+    check_prompts(own_prompts(2), batch_size=4, accumulation=1, generations=2)
 
 
 def test_a_fingerprint_stands_for_rows_their_order_and_their_pages(material, tmp_path):

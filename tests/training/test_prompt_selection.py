@@ -9,6 +9,7 @@ import pytest
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.traces.construction import training_candidates
+from mmr5_lab.training import prompt_selection
 from mmr5_lab.training.prompt_selection import balanced, image_sizes, pass_rates, select_prompts, size_bin
 
 
@@ -73,6 +74,20 @@ def test_pass_rates_tell_what_is_learnt_from(found, tmp_path):
     third = Answers(corpus, passes)
     pass_rates(third, corpus, candidates, tmp_path)
     assert third.asked == [], "finished work is not done again"
+
+
+def test_pass_rates_are_sampled_as_grpo_samples(found, tiny_model, tmp_path, monkeypatch):
+    """The model's own repetition penalty would count otherwise: 1.05 for Qwen2.5-VL."""
+    corpus, candidates = found
+    seen = {}
+
+    def keep(ranker, *given):
+        seen.update(ranker.generation)
+        return pd.DataFrame({"query_id": [candidates[0].question["question_id"]], "passes": [1]})
+
+    monkeypatch.setattr(prompt_selection, "pass_rates", keep)
+    select_prompts(candidates, corpus, "pass_rate", 2, tmp_path, tiny_model, temperature=0.7, sample_top_k=50)
+    assert seen == {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0}
 
 
 def test_prompts_are_kept_by_pass_rate_with_a_real_model(found, tiny_model, tmp_path):

@@ -1,10 +1,12 @@
 """Training on trl with a tiny random model: what is trained, what is kept, how a killed run goes on."""
 
+import gc
 import logging
 import multiprocessing
 import os
 import shutil
 import signal
+import weakref
 
 import pandas as pd
 import pytest
@@ -14,10 +16,14 @@ from helpers.material import SFT, Material
 from safetensors.torch import load_file
 from transformers import Trainer
 
+from mmr5_lab.files import read_object
+from mmr5_lab.models import loading
 from mmr5_lab.rewards import completion_texts, format_reward, rank_reward
+from mmr5_lab.training import checkpoints
 from mmr5_lab.training import stages as training
+from mmr5_lab.training.checkpoints import finished_log
 from mmr5_lab.training.monitoring import StopWhenBroken, completions
-from mmr5_lab.training.stages import finished_log, train_grpo, train_sft
+from mmr5_lab.training.stages import train_grpo, train_sft
 
 GRPO = {
     "learning_rate": 1e-3, "batch_size": 4, "generations": 2, "iterations": 2, "max_steps": 6, "save_steps": 1,
@@ -135,19 +141,104 @@ def test_what_the_chat_template_opened_is_before_the_completion(material, tmp_pa
     assert log["faults/no_think"].tolist() == [0.0]
 
 
+def stopped_before_training(monkeypatch) -> dict:
+    """A trainer as a stage makes it, under "trainer"."""
+    made = {}
+
+    def keep(trainer, processor, folder, base):
+        made["trainer"] = trainer
+
+    monkeypatch.setattr(training, "train_to_the_end", keep)
+    return made
+
+
 def test_lora_plus_gives_b_a_higher_rate(material, tmp_path, monkeypatch):
-    rates = {}
+    made = stopped_before_training(monkeypatch)
+    settings = {**SFT, "loraplus_ratio": 16.0, "weight_decay": 0.1, "adam_beta2": 0.95}
+    train_sft(material.model, material.traces, tmp_path, **settings)
+    made["trainer"].create_optimizer()  # as transformers calls it, under DeepSpeed after setting it to None
+    names = {id(parameter): name for name, parameter in made["trainer"].model.named_parameters()}
+    rates: dict[str, set] = {}
+    for group in made["trainer"].optimizer.param_groups:
+        for parameter in group["params"]:
+            kept = (group["lr"], group["weight_decay"], group["betas"])
+            rates.setdefault(names[id(parameter)].split(".")[-3], set()).add(kept)
+    assert rates == {"lora_A": {(1e-2, 0.1, (0.9, 0.95))}, "lora_B": {(0.16, 0.1, (0.9, 0.95))}}
 
-    def run(trainer, processor, folder, base):
-        trainer.create_optimizer()
-        names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
-        for group in trainer.optimizer.param_groups:
-            for parameter in group["params"]:
-                rates.setdefault(names[id(parameter)].split(".")[-3], set()).add(group["lr"])
 
-    monkeypatch.setattr(training, "_run", run)
-    train_sft(material.model, material.traces, tmp_path, **SFT, loraplus_ratio=16.0)
-    assert rates == {"lora_A": {1e-2}, "lora_B": {0.16}}
+def test_settings_of_grpo_reach_trl(material, tmp_path, monkeypatch):
+    made = stopped_before_training(monkeypatch)
+    settings = {"epsilon_high": 0.28, "importance_sampling_level": "sequence", "mask_truncated_completions": True,
+                "sample_top_k": 50, "accumulation": 2}  # fmt: skip
+    train_grpo(material.model, material.prompts, tmp_path, **GRPO, **settings, schedule="linear", workers=2)
+    arguments = made["trainer"].args
+    assert {name: getattr(arguments, name) for name in ("epsilon_high", "importance_sampling_level", "top_k")} == {
+        "epsilon_high": 0.28, "importance_sampling_level": "sequence", "top_k": 50
+    }  # fmt: skip
+    assert arguments.mask_truncated_completions
+    assert arguments.lr_scheduler_type == "linear"
+    assert (arguments.dataloader_num_workers, arguments.gradient_accumulation_steps) == (2, 2)
+
+
+def test_a_stage_s_model_is_freed_when_the_stage_ends(material, tmp_path, monkeypatch):
+    alive = []
+
+    def keep(trainer, *given):
+        alive.append(weakref.ref(trainer.model.get_base_model()))
+
+    monkeypatch.setattr(training, "train_to_the_end", keep)
+    gc.disable()
+    try:
+        train_sft(material.model, material.traces, tmp_path / "sft", **SFT)
+        train_grpo(material.model, material.prompts, tmp_path / "grpo", **GRPO)
+    finally:
+        gc.enable()
+    assert [model() for model in alive] == [None, None]
+
+
+def test_shared_prefixes_come_before_flash_attention(material, tmp_path, monkeypatch):
+    """A kernel that takes no mask of its own would switch sharing off."""
+    monkeypatch.setattr(loading, "best_attention", lambda device, dtype: "eager")  # as if it were installed
+    made = stopped_before_training(monkeypatch)
+    for share, kernel in ((True, "sdpa"), (False, "eager")):
+        train_grpo(material.model, material.prompts, tmp_path / kernel, **GRPO, share_prefix=share)
+        assert made["trainer"].model.config.get_text_config()._attn_implementation == kernel
+
+
+def test_four_bits_need_a_gpu(material, tmp_path):
+    with pytest.raises(ValueError, match="4-bit weights need a GPU"):
+        train_sft(material.model, material.traces, tmp_path, **SFT, four_bit=True)
+
+
+def test_worker_processes_train_the_same(material, sft, tmp_path):
+    log = train_sft(material.model, material.traces, tmp_path, **SFT, workers=1)
+    pd.testing.assert_frame_equal(log[["step", "loss"]], finished_log(sft)[["step", "loss"]])
+
+
+def rising_then_falling(completions, trainer_state, **columns):
+    """.1, .2, .3, .4, .5 in the first five steps, then .1; a little more for every second completion."""
+    step = trainer_state.global_step
+    mean = 0.1 * step + 0.1 if step < 5 else 0.1
+    return [mean + 0.01 * (-1) ** i for i in range(len(completions))]
+
+
+def test_a_run_that_gets_worse_stops_and_keeps_its_best(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "WINDOW", 2)
+    settings = {**GRPO, "max_steps": 9, "iterations": 1, "rewards": rising_then_falling, "beta": 0.04}
+    log = train_grpo(material.model, material.prompts, tmp_path, **settings, stop_margin=0.1)
+    # means of two steps: .15, .25, .35, .45, .3, the last of which is .15 below the best
+    assert log["reward"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.1])
+    best = read_object(tmp_path / "best" / "best.json")[0]
+    assert best == {"step": 5, "reward": pytest.approx(0.45), "stopped": 6}
+    kept, last = (
+        load_file(path / "adapter_model.safetensors")
+        for path in (tmp_path / "adapter", tmp_path / "checkpoints" / "checkpoint-6")
+    )
+    assert all(torch.equal(kept[name], value) for name, value in
+               load_file(tmp_path / "best" / "adapter_model.safetensors").items())  # fmt: skip
+    assert any(not torch.equal(kept[name], value) for name, value in last.items())
+    (tmp_path / "log.csv").unlink()  # killed before the end: it has stopped, and does not go on
+    assert len(train_grpo(material.model, material.prompts, tmp_path, **settings, stop_margin=0.1)) == 6
 
 
 def test_grpo_keeps_every_completion_with_its_parts_and_rewards(grpo):
@@ -223,11 +314,11 @@ def while_a_checkpoint_is_written():
 
 
 def while_it_merges():
-    training.merge = kill
+    checkpoints.merge = kill
 
 
 def before_it_is_marked_as_done():
-    training.replacing = kill
+    checkpoints.replacing = kill
 
 
 def killed(stage, material: Material, folder, when) -> None:

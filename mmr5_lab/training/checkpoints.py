@@ -1,0 +1,105 @@
+"""From checkpoints to a finished stage: resume from the last, keep the best, write adapter, merged model and log."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from transformers import PrinterCallback, TrainerCallback, TrainerState
+
+from mmr5_lab.files import read_object, replacing, write_json
+from mmr5_lab.models.loading import best_dtype
+from mmr5_lab.training.adapters import merge
+from mmr5_lab.training.monitoring import WINDOW
+
+LOG = "log.csv"
+BEST = "best"  # of a stage's folder: the best adapter so far, and which it is
+BEST_OF = "best.json"
+
+
+def finished_log(folder: str | Path) -> pd.DataFrame | None:
+    """Return the log of the stage that is finished in `folder`, or None."""
+    path = Path(folder) / LOG
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def train_to_the_end(trainer, processor, folder: Path, base: str | Path) -> pd.DataFrame:
+    """Train from the last checkpoint to the end, then write the adapter, the merged model and the log.
+
+    Returns the log. The adapter is that of the last checkpoint, or the best one where `KeepBest` kept it.
+    """
+    trainer.remove_callback(PrinterCallback)
+    output, wait_for_everyone = Path(trainer.args.output_dir), trainer.accelerator.wait_for_everyone
+    last = _last_checkpoint(output)
+    if last is None or not _is_final(last, folder):  # resumed after its last step, transformers would take another one
+        trainer.train(resume_from_checkpoint=last and str(last))
+        wait_for_everyone()  # the final checkpoint is written
+        last = _last_checkpoint(output)
+    assert last is not None  # the last step always writes one
+    rows = [row for row in _state(last).log_history if "loss" in row]
+    rows = [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    log = pd.DataFrame(rows).drop(columns="num_tokens", errors="ignore")  # trl counts them anew after an interruption
+    if trainer.is_world_process_zero():
+        (folder / "adapter").mkdir(exist_ok=True)
+        for file in (folder / BEST if (folder / BEST / BEST_OF).is_file() else last).glob("adapter_*"):
+            shutil.copy(file, folder / "adapter")
+        merge(base, folder, processor, best_dtype(str(trainer.accelerator.device)))
+        with replacing(folder / LOG) as new:
+            log.to_csv(new, index=False)
+    wait_for_everyone()
+    return log
+
+
+class KeepBest(TrainerCallback):
+    """Keep the adapter of the checkpoint with the best mean reward of the last `WINDOW` steps.
+
+    With a `margin` above 0 the run stops when that mean falls further than this below its best.
+    """
+
+    def __init__(self, folder: Path, margin: float = 0.0):
+        self.folder, self.margin = folder / BEST, margin
+
+    def on_log(self, args, state, control, **kwargs):
+        means = _mean_rewards(state)
+        if self.margin and max(means) - means[-1] > self.margin:
+            control.should_training_stop = control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        mean = _mean_rewards(state)[-1]
+        best = read_object(self.folder / BEST_OF)[0] or {"reward": -math.inf}
+        if mean > best["reward"]:
+            self.folder.mkdir(exist_ok=True)
+            for file in Path(args.output_dir, f"checkpoint-{state.global_step}").glob("adapter_*"):
+                shutil.copy(file, self.folder)
+            write_json(self.folder / BEST_OF, best := {"step": state.global_step, "reward": float(mean)})
+        if control.should_training_stop and state.global_step < state.max_steps:
+            write_json(self.folder / BEST_OF, {**best, "stopped": state.global_step})
+
+
+def _mean_rewards(state: TrainerState) -> list[float]:
+    """Return the mean of each `WINDOW` consecutive steps' rewards; [-inf] where there are fewer steps."""
+    # A step that learns again from the completions before it (`iterations`) has none, nor has one without any reward.
+    rewards = [row["reward"] for row in state.log_history if row.get("reward") is not None]
+    return pd.Series(rewards, dtype=float).rolling(WINDOW).mean().dropna().tolist() or [-math.inf]
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint: `trainer_state.json` is written last. Others are written again."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            _state(checkpoint)
+        except (OSError, ValueError):
+            continue
+        return checkpoint
+    return None
+
+
+def _state(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def _is_final(checkpoint: Path, folder: Path) -> bool:
+    state, best = _state(checkpoint), read_object(folder / BEST / BEST_OF)[0] or {}
+    return state.global_step >= state.max_steps or best.get("stopped") == state.global_step
