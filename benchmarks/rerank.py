@@ -111,10 +111,12 @@ def real_shape(given) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         work.tokens = work.pages = 0
+        started = time.process_time()  # what others do on the machine does not change it
         with Peak() as peak:
             result = way()
+        processor_seconds = (time.process_time() - started) / queries
         megabytes = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else peak.megabytes
-        return result, work.tokens / queries, work.pages / queries, megabytes
+        return result, work.tokens / queries, work.pages / queries, megabytes, processor_seconds
 
     def released():
         options = {"max_new_tokens": 400, "logits_processor": ending()}
@@ -135,9 +137,10 @@ def real_shape(given) -> None:
     same = sum(a == b for a, b in zip(texts, results["baseline"][0], strict=True))
     scale = [s * len(pairs) / len(few) for s in seconds["baseline"]]
     for mode in MODES:
-        _, tokens, pages, megabytes = results[mode]
+        _, tokens, pages, megabytes, processor_seconds = results[mode]
         note = f"tokens a query {tokens:.0f} ({results['baseline'][1]:.0f}), peak {megabytes:.0f} MB"
-        note += f" ({results['baseline'][3]:.0f}), encoded {pages * len(pairs) / shown:.2f} of the pages"
+        note += f" ({results['baseline'][3]:.0f}), CPU s a query {processor_seconds:.1f} ({results['baseline'][4]:.1f})"
+        note += f", encoded {pages * len(pairs) / shown:.2f} of the pages"
         note += f", {same} of {len(few)} texts the same" if mode == "reason" else ""
         report.add(f"{mode}, batches of {QUESTIONS}", scale, seconds[mode], len(pairs), "queries/s", note)
     report.finish(given.json)

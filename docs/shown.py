@@ -38,8 +38,8 @@ THUMBNAIL = (200, 150)  # pixels at most
 # words in the description of the figure that stands for a notebook; the last figure where it has none such
 CHOSEN = {
     "00_tour": "Candidate pages",
-    "01_data_construction": "candidate pages",
-    "03_grpo": "rank_reward",
+    "01_data_construction": "Candidate pages",
+    "03_grpo": "rank reward",
     "04_inference": "Recall@1 against",
     "05_evaluation": "Micro recall",
     "06_error_analysis": "by group",

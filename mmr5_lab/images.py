@@ -169,13 +169,15 @@ def _without_notes(data: bytes) -> bytes:
     """A PNG without its texts and colour profile: Pillow refuses a picture for more than 1 MB of them."""
     if not data.startswith(_PNG):
         return data
-    kept, start = [_PNG], len(_PNG)
+    kept, notes, start = [slice(0, len(_PNG))], False, len(_PNG)
     while start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, kind, content, checksum
-        if data[start + 4 : start + 8] not in _PNG_NOTES:
-            kept.append(data[start:end])
+        if data[start + 4 : start + 8] in _PNG_NOTES:
+            notes = True
+        else:
+            kept.append(slice(start, end))
         start = end
-    return b"".join(kept)
+    return b"".join(data[part] for part in kept) if notes else data
 
 
 def _orientation(image: Image.Image) -> int:

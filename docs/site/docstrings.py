@@ -9,6 +9,7 @@ from typing import Any
 
 import griffe
 
+FENCE = "```\n"
 ITEM = re.compile(r" {0,2}(\*{0,2}[a-z_]\w*(?:, \*{0,2}[a-z_]\w*)*): (.*)")
 
 
@@ -23,22 +24,30 @@ class Docstrings(griffe.Extension):
 def as_markdown(text: str) -> str:
     """Markdown that looks like a docstring's plain text.
 
-    >>> print(as_markdown("Sums.\\n\\na: one\\nb: another,\\n  <tag>"))
+    >>> print(as_markdown("Sums.\\n\\na: one\\nb: another,\\n  <tag>\\n\\n    1 + 1"))
     Sums.
     <BLANKLINE>
     - `a`: one
     - `b`: another,
         &lt;tag>
+    <BLANKLINE>
+    ```
+    1 + 1
+    ```
     """
     lines: list[str] = []
     in_list = in_code = False
-    for line in text.splitlines():
+    for line in [*text.splitlines(), ""]:
         before = lines[-1] if lines else ""
         item = ITEM.fullmatch(line)
         if not line.strip():
+            line = FENCE * in_code
             in_list = in_code = False
-        elif in_code or (line.startswith("    ") and not before.strip()):
-            in_code = True
+        elif in_code:
+            line = line[4:]
+        elif line.startswith("    ") and not before.strip():
+            lines.append(FENCE.strip())  # by indentation alone it would be a part of the list before it
+            line, in_code = line[4:], True
         elif item and (in_list or not before.strip()):
             line, in_list = f"- `{item[1]}`: {_escaped(item[2])}", True
         elif line.startswith("- "):
@@ -48,7 +57,7 @@ def as_markdown(text: str) -> str:
         else:
             line = "    " * (in_list and line.startswith(" ")) + _escaped(line.strip())
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip("\n")
 
 
 def _escaped(text: str) -> str:

@@ -25,10 +25,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 IMAGES = sorted((ROOT / "docs" / "images").rglob("*.png"))
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in (ROOT / "mmr5_lab").rglob("*.py")
-    if path.name != "__init__.py"
+PACKAGE = ROOT / "mmr5_lab"
+MODULES = sorted(  # a room's __init__.py counts where there is code in it
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py" or "def " in path.read_text(encoding="utf-8")
 )
 SITE = {  # file of the repository -> page of the site
     **TEXTS,

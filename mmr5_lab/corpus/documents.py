@@ -74,16 +74,20 @@ class Corpus:
         names = self.documents["doc_name"].tolist()
         return {name_key(name): name for name in names} | {name: name for name in names}
 
+    def _name(self, doc_name: str) -> str:
+        """Return the corpus's own spelling of a document's name."""
+        name = self._spellings.get(doc_name) or self._spellings.get(name_key(doc_name))
+        if name is None:
+            raise CorpusError(f"{self.folder} has no document {doc_name!r}{nearest(doc_name, self._rows)}")
+        return name
+
     def rows(self, doc_name: str) -> range:
         """Return the rows of a document's pages in the page file.
 
         Names of documents are understood here and below whatever their capitals and the form of their accents, and
         with or without `.pdf`. Raises CorpusError, with the nearest name, for an unknown document.
         """
-        name = self._spellings.get(doc_name) or self._spellings.get(name_key(doc_name))
-        if name is None:
-            raise CorpusError(f"{self.folder} has no document {doc_name!r}{nearest(doc_name, self._rows)}")
-        return self._rows[name]
+        return self._rows[self._name(doc_name)]
 
     def num_pages(self, doc_name: str) -> int:
         """Return the number of pages of a document. Raises CorpusError for an unknown one."""
@@ -150,7 +154,8 @@ class Corpus:
 
         Raises CorpusError if the layout file is missing, lacks columns, or does not fit the annotations.
         """
-        pages, store = range(self.num_pages(doc_name)), self._layout_store
+        doc_name, store = self._name(doc_name), self._layout_store
+        pages = range(self.num_pages(doc_name))
         if page is not None and page not in pages:
             raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {pages[-1]}")
         [extra] = self.documents.loc[self.documents["doc_name"] == doc_name, "extra"]
@@ -188,8 +193,7 @@ class Corpus:
 
     def subset(self, doc_names: Iterable[str]) -> "Corpus":
         """Return the corpus restricted to some documents, in its order. Raises CorpusError for unknown names."""
-        names = [self._spellings.get(name) or self._spellings.get(name_key(name), name) for name in doc_names]
-        documents = self._select(self.documents, "doc_name", names, "document")
+        documents = self._select(self.documents, "doc_name", map(self._name, doc_names), "document")
         questions = self.questions[self.questions["doc_name"].isin(documents["doc_name"])].reset_index(drop=True)
         return replace(self, documents=documents, questions=questions)
 

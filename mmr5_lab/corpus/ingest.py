@@ -216,7 +216,9 @@ def _follow_renamed(labels: list[Label], digests: dict[str, str], reports: dict[
     for label in labels:
         old = label.record["doc_name"]
         if name := renamed.get(old):
-            logger.warning("%s is %s now: its %d questions go with it", old, name, len(label.record["questions"]))
+            logger.warning(
+                "%s is %s now: its %d questions go with it", old, name, len(label.record.get("questions") or [])
+            )
             label.record["doc_name"] = name
 
 
@@ -276,13 +278,17 @@ def _fitting_record(labels: list[Label], name: str, num_pages: int) -> dict[str,
     record = {key: value for key, value in record.items() if key not in ("page_indices", "layout_indices")}
     record["doc_name"] = name
     if not passed:
-        questions = [
-            question for label in labels if REPLACED not in label.record for question in label.record["questions"]
-        ]
-        questions = without_repeats(questions)
-        record["questions"] = [q for q in questions if all(page < num_pages for page in q["page_id"])]
+        questions = without_repeats(question for label in labels for question in label.record.get("questions") or [])
+        record["questions"] = [question for question in questions if _belongs(question, num_pages)]
     parse_document(record | {"page_indices": [0, num_pages - 1]}, where)
     return record
+
+
+def _belongs(question: Any, num_pages: int) -> bool:
+    """Return whether a question that the corpus held or set aside is to be in it: not replaced, about pages there."""
+    pages = question.get("page_id") if isinstance(question, dict) else None
+    beyond = isinstance(pages, list) and any(type(page) is int and page >= num_pages for page in pages)
+    return not beyond and not (isinstance(question, dict) and REPLACED in question)
 
 
 def _labels_without_place(
@@ -291,12 +297,13 @@ def _labels_without_place(
     """Return, as records, the questions that the corpus does not hold: of no PDF, or replaced by passed ones."""
     kept = {document.name: document.record["questions"] for document in documents}
     homeless = [label for name, labels in matched.items() if name not in kept for label in labels]
-    others = [
-        record | ({REPLACED: True} if matched[name][0].passed else {})
-        for name, questions in kept.items()
-        for record in not_among(matched[name], questions)
-    ]
-    return not_among([*unmatched, *homeless]) + others
+    records = not_among([*unmatched, *homeless])
+    for name, questions in kept.items():
+        for record in not_among(matched[name], questions):
+            if matched[name][0].passed:
+                record["questions"] = [question | {REPLACED: True} for question in record["questions"]]
+            records.append(record)
+    return records
 
 
 def _earlier_run(out: Path) -> tuple[Corpus | None, dict[str, dict[str, Any]]]:
@@ -363,7 +370,8 @@ def _report(
         logger.warning("%d files are no PDFs and are left out: %s", len(contents.others), _listed(contents.others))
     if aside:
         names = [f"{entry['doc_name']} ({entry['questions']})" for entry in report["set_aside"]]
-        names = [name + nearest(record["doc_name"], contents.pdfs) for name, record in zip(names, aside, strict=True)]
+        for number, record in enumerate(aside[:_MOST_NAMES]):  # to compare all names with all would take minutes
+            names[number] += nearest(record["doc_name"], contents.pdfs)
         logger.warning("questions without a place here are set aside in %s: %s", out / SET_ASIDE, _listed(names))
     for what, key in (
         ("cannot be rendered and are kept without a picture", "pages_without_picture"),

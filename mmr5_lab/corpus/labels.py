@@ -14,7 +14,7 @@ from mmr5_lab.corpus.ids import name_key
 from mmr5_lab.files import write_lines
 
 SET_ASIDE = "set_aside.jsonl"
-REPLACED = "replaced"  # marks a record in whose place the corpus has another: it does not return by itself
+REPLACED = "replaced"  # key of a question in whose place passed annotations had others: it does not return by itself
 
 
 class Label(NamedTuple):

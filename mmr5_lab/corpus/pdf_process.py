@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 from mmr5_lab.corpus.pdf import PdfError, Rendering, make_page, open_pdf, write_page
 
-_SECONDS = 600  # that a request may take; OCR of a page ends after 300
+_SECONDS = 1800  # that a request may take; a long page is read by OCR in up to 40 strips
 _ATTEMPTS = 2  # a process may also die because others took all memory
 
 Item = TypeVar("Item")
@@ -68,6 +69,7 @@ class PdfProcesses:
         """Return the result that this thread's process answers to a request; both are lines of JSON."""
         for _ in range(_ATTEMPTS):
             process = self._process()
+            started = time.monotonic()
             timer = threading.Timer(_SECONDS, process.kill)
             timer.start()
             line = ""
@@ -82,6 +84,8 @@ class PdfProcesses:
                     raise PdfError(answer["error"])
                 return answer["result"]
             _end(process)
+            if time.monotonic() - started >= _SECONDS:
+                break
         what = f"page {request['page']}" if "page" in request else "it"
         raise PdfError(f"{what} makes PDFium crash, take all memory, or run for more than {_SECONDS // 60} minutes")
 

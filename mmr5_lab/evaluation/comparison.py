@@ -113,7 +113,7 @@ def presented(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
 
 
 def _measured(
-    name: str, runs: PagesByQuestion | Sequence[PagesByQuestion], corpus: CorpusTables, *asked: Any
+    name: str, runs: PagesByQuestion | Sequence[PagesByQuestion], corpus: CorpusTables, *columns: Any
 ) -> list[pd.DataFrame]:
     """Measure each seed's rankings question by question; errors name the system and the seed."""
     seeds: list[Any] = [runs] if isinstance(runs, Mapping) else list(runs) if isinstance(runs, Sequence) else []
@@ -124,7 +124,7 @@ def _measured(
     frames = []
     for number, rankings in enumerate(seeds):
         try:
-            frames.append(with_ceilings(rankings, corpus, *asked))
+            frames.append(with_ceilings(rankings, corpus, *columns))
         except ValueError as error:
             raise ValueError(f"system {name!r}{f', seed {number}' * (len(seeds) > 1)}: {error}") from None
     return frames

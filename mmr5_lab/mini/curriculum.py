@@ -10,12 +10,13 @@ Eight lessons in an order found by trial (docs/log.md); the exercises of the lan
 5. ``judge``    mostly: is all that is asked for on a page? Which pages are these?
 6. ``point``    with a second loss on the choice among ids: name the images that were just described.
 7. ``more``     the same again, with a fresh optimizer: after 850 steps in all, the ids come right at once.
-8. ``answer``   1 to 12 images in the form of the released answer: sort, list, judge, explain first or answer at once.
+8. ``answer``   the form of the released answer: sort, list, judge, explain first or answer at once.
 
 A checkpoint is written every ``--save-every`` steps; a run that was stopped goes on from there.
 """
 
 import argparse
+import json
 import math
 import random
 import time
@@ -27,7 +28,6 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
-from mmr5_lab.files import appending
 from mmr5_lab.mini.documents import (
     CELL,
     DOMAINS,
@@ -49,42 +49,50 @@ READING = {"describe": 0.35, "compare": 0.45, "list": 0.15, "repeat": 0.05}
 JUDGING = {"judge": 0.6, "compare": 0.2, "describe": 0.2}
 POINTING = {"judge": 0.5, "list": 0.3, "compare": 0.1, "describe": 0.1}
 ANSWERING = {
-    "keep": 0.3,
-    "sort": 0.25,
+    "keep": 0.45,
+    "sort": 0.15,
     "judge": 0.15,
     "list": 0.1,
-    "sentence": 0.1,
+    "sentence": 0.08,
     "compare": 0.04,
-    "describe": 0.04,
-    "repeat": 0.02,
+    "describe": 0.02,
+    "repeat": 0.01,
 }
+
+POINTED = ("verdicts", "judgements", "ids")
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """steps, peak learning rate, pages of a batch, shares of the exercises, most images of an exercise; and whether
-    ids are a choice with a loss of its own."""
+    """rate: peak learning rate; pages: of a batch; shares: of the exercises; counts: images an exercise may have, drawn
+    evenly; choices: keys of `CHOICES` that have a loss of their own"""
 
     name: str
     steps: int
     rate: float
     pages: int
     shares: dict[str, float] | None
-    most: int = 5
-    ids: bool = False
+    counts: Sequence[int] = (1, 2, 3, 4, 5)
+    choices: tuple[str, ...] = ("verdicts", "judgements")
 
 
 LESSONS = [
-    Lesson("verdicts", 110, 1.5e-3, 112, {"compare": 1.0}),
-    Lesson("text", 1200, 1.5e-3, 84, READING, most=3),
+    Lesson("verdicts", 110, 1.5e-3, 112, {"compare": 1.0}, counts=[2]),
+    Lesson("text", 1200, 1.5e-3, 84, READING, counts=(1, 2, 3)),
     Lesson("vision", 800, 2e-3, 48, None),
     Lesson("images", 900, 8e-4, 40, READING),
     Lesson("judge", 450, 5e-4, 40, JUDGING),
-    Lesson("point", 350, 7e-4, 40, POINTING, ids=True),
-    Lesson("more", 1000, 7e-4, 40, POINTING, ids=True),
-    Lesson("answer", 1200, 7e-4, 48, ANSWERING, most=12, ids=True),
+    Lesson("point", 350, 7e-4, 40, POINTING, choices=POINTED),
+    Lesson("more", 1000, 7e-4, 40, POINTING, choices=POINTED),
+    Lesson("answer", 900, 6e-4, 40, ANSWERING, counts=(1, 2, 3, 4, 4, 5, 5, 5), choices=(*POINTED, "ends", "starts")),
 ]
-DIGITS = tuple("0123456789")
+CHOICES = {  # tokens between which an exercise asks to choose
+    "verdicts": VERDICTS,
+    "judgements": JUDGEMENTS,
+    "ids": tuple("0123456789"),
+    "ends": (",", "]</answer>"),  # without it answers end an id too early
+    "starts": ("Image ", "</think>"),  # without it "Answer at once." is ignored: one token in a hundred hangs on it
+}
 COUNTING = ("Image ", "\nImage ")  # an id that follows these only counts on and is no choice
 CHOICE_WEIGHT = 2.0  # of each kind of choice, beside the loss of all tokens
 CLEAN = 200  # first steps of the text lesson, where a page holds each of its words once
@@ -110,7 +118,7 @@ def random_page(rng: random.Random) -> tuple[PageContent, DrawnPage]:
 
 def lesson_batch(lesson: Lesson, processor, rng: random.Random, step: int) -> dict[str, torch.Tensor]:
     """One batch of a language lesson, all its exercises with equally many pages: little padding."""
-    count = 2 if lesson.name == "verdicts" else rng.randint(1, lesson.most)
+    count = rng.choice(lesson.counts)
     exercises = [
         draw_exercise(rng, lesson.shares or {}, count, processor.tokenizer) for _ in range(lesson.pages // count)
     ]
@@ -253,8 +261,7 @@ def train(lesson: Lesson, model, processor, folder: Path, save_every: int) -> No
     if first == lesson.steps:
         return
     vision = Vision(model, processor) if lesson.name == "vision" else None
-    choices = {"verdicts": VERDICTS, "judgements": JUDGEMENTS} | ({"ids": DIGITS} if lesson.ids else {})
-    choice_ids = {name: token_ids(processor.tokenizer, texts) for name, texts in choices.items()}
+    choice_ids = {name: token_ids(processor.tokenizer, CHOICES[name]) for name in lesson.choices}
     counting = token_ids(processor.tokenizer, COUNTING)
     averages: dict[str, float] = {}
     started = time.monotonic()
@@ -280,8 +287,8 @@ def train(lesson: Lesson, model, processor, folder: Path, save_every: int) -> No
         if (step + 1) % save_every == 0 or step + 1 == lesson.steps:
             save(checkpoint, model, optimizer, step + 1)
             record = {"lesson": lesson.name, "step": step + 1, "seconds": round(time.monotonic() - started), **averages}
-            with appending(folder / "progress.jsonl") as append:
-                append(record)
+            with (folder / "progress.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
 
 
 def save(path: Path, model, optimizer, step: int) -> None:

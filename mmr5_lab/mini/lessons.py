@@ -25,8 +25,8 @@ from mmr5_lab.prompting.prompts import SYSTEM_PROMPT, build_messages, completion
 
 VERDICTS = (" (wrong)", " (right)")  # on a word of a page
 JUDGEMENTS = (" It does not help.", " It answers the question.")  # on a page
-AT_ONCE = 0.25  # share of the orders that are answered without reasoning
-ANY_ORDER = 0.2  # share of the answers to questions of fact in an order drawn at random
+AT_ONCE = 0.25  # share of the orders that are asked for without reasoning
+ANY_ORDER = 0.3  # share of the answers to questions of fact in an order drawn at random
 
 
 def _another_kind(kind: str, page: PageContent) -> bool:
@@ -115,8 +115,7 @@ def sort(rng: random.Random, pages: list[PageContent], pools) -> Exercise:
     """Order all images by something else than relevance, in the form of an answer."""
     text, key = rng.choice(list(ORDERS.items()))
     order = sorted(range(1, len(pages) + 1), key=lambda i: key(pages[i - 1]))
-    think = "" if rng.random() < AT_ONCE else lines(pages)
-    return Exercise(build_messages(text, len(pages)), completion_text(think, order), pages)
+    return answer(rng, text, lines(pages), order, pages)
 
 
 def keep_order(rng: random.Random, pages: list[PageContent], pools) -> Exercise:
@@ -125,8 +124,14 @@ def keep_order(rng: random.Random, pages: list[PageContent], pools) -> Exercise:
     order = list(range(1, len(pages) + 1))
     if rng.random() < ANY_ORDER:
         rng.shuffle(order)
-    think = "" if rng.random() < AT_ONCE else lines(pages, asked, judged=True)
-    return Exercise(build_messages(question(rng, asked), len(pages)), completion_text(think, order), pages)
+    return answer(rng, question(rng, asked), lines(pages, asked, judged=True), order, pages)
+
+
+def answer(rng: random.Random, text: str, think: str, order: list[int], pages: list[PageContent]) -> Exercise:
+    """An answer in the released form, with its reasoning or, where the question asks for that, at once."""
+    if rng.random() < AT_ONCE:
+        text, think = f"{text} Answer at once.", ""
+    return Exercise(build_messages(text, len(pages)), completion_text(think, order), pages)
 
 
 KIND_OF_EXERCISE = {

@@ -20,7 +20,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -181,13 +181,14 @@ class Chat:
         except openai.APIConnectionError as error:
             raise self._no_answer(error) from None
         except ValueError as error:
-            raise RequestError(f"unreadable: {self.address}: {error}", billable=True, passing=True) from None
+            message = f"unreadable: {self.address}: {_line(str(error))}"
+            raise RequestError(message, billable=True, passing=True) from None
         except RuntimeError:
             if not self._ended.is_set():
                 raise
             raise RequestError(self._why_ended, billable=True, fatal=True) from None  # the client closed meanwhile
         self._reached = True
-        return reply
+        return replace(reply, detail=_line(reply.detail))
 
     def _refusal(self, error: openai.APIStatusError) -> RequestError:
         """What an HTTP error says."""
@@ -201,8 +202,9 @@ class Chat:
         wait = _retry_after(error.response.headers)
         if wait is not None and wait > LONGEST_WAIT:
             fatal, message = True, f"it asks to wait {wait / 3600:.1f} hours, start again then: {message}"
+        option = _option_not_taken(message, error.param) if status in (400, 422) else None
         if status == 413 or (status == 400 and _TOO_LONG.search(message)):
-            message = f"too much for it, lower the pixels of a page (max_pixels) or send fewer pages: {message}"
+            option, message = None, f"too much for it, lower the pixels of a page (max_pixels) or send fewer: {message}"
         if status == 404:
             message = f"it has no such path or model: {message}"
         return RequestError(
@@ -210,7 +212,7 @@ class Chat:
             passing=not fatal and (status in (408, 409, 429) or status >= 500),
             fatal=fatal,
             wait=wait,
-            option=_option_not_taken(message, error.param) if status in (400, 422) else None,
+            option=option,
         )
 
     def _no_answer(self, error: openai.APIConnectionError) -> RequestError:
@@ -307,8 +309,6 @@ def _key() -> str:
     key = os.environ.get(KEY_VARIABLE) or "none"
     for place, character in enumerate(key, 1):
         if not "!" <= character <= "~":
-            name = {"\n": "a line break", "\r": "a line break", " ": "a space"}.get(
-                character, f"U+{ord(character):04X}"
-            )
-            raise ValueError(f"{KEY_VARIABLE} is not a key: character {place} of {len(key)} is {name}. Set it again")
+            what = "a line break" if character in "\r\n" else f"{character!r} (U+{ord(character):04X})"
+            raise ValueError(f"{KEY_VARIABLE} is not a key: character {place} of {len(key)} is {what}. Set it again")
     return key

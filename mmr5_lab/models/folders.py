@@ -11,20 +11,18 @@ TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-def model_source(model: str | Path) -> str | Path:
+def model_source(model: str | Path, weights: bool = True) -> str | Path:
     """Return where a model is loaded from: a checked folder, or a name on the Hugging Face hub as it is.
 
-    The folder of a finished run of notebook 02 or 03 stands for its `model/`. Raises FileNotFoundError for a folder
-    that is missing or incomplete, ValueError for an adapter and for damaged files; messages say what to do.
+    The folder of a finished run of notebook 02 or 03 stands for its `model/`.
+    weights: whether they are needed and checked
+
+    Raises FileNotFoundError for a folder that is missing or incomplete, ValueError for an adapter and for damaged
+    files; messages say what to do.
     """
-    path = Path(model).expanduser()
-    if not path.exists():
-        if str(model).startswith((".", "/", "~", "runs/", "data/")):
-            raise FileNotFoundError(f"model folder {path} does not exist")
+    path = _local(model, "model", "config.json")
+    if path is None:
         return model
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file: name the model's folder, which holds config.json")
-    path = _of_run(path, "model")
     if not (path / "config.json").is_file():
         if (path / ADAPTER).is_file():
             base = _read_json(path / ADAPTER).get("base_model_name_or_path") or "its base"
@@ -32,7 +30,7 @@ def model_source(model: str | Path) -> str | Path:
                 f"{path} is a LoRA adapter, not a model: load {base} as the model and this folder as the adapter"
             )
         raise FileNotFoundError(f"{path} is not a model folder: config.json is missing")
-    _check_files(path, "model")
+    _check_files(path, "model" if weights else None)
     for what, names in (("tokenizer", TOKENIZERS), ("image processor", PROCESSORS)):
         if not any((path / name).is_file() for name in names):
             raise FileNotFoundError(
@@ -46,14 +44,9 @@ def adapter_folder(adapter: str | Path) -> str | Path:
 
     The folder of a finished run or of an export stands for its `adapter/`. Raises as `model_source`.
     """
-    path = Path(adapter).expanduser()
-    if not path.exists():
-        if str(adapter).startswith((".", "/", "~", "runs/", "data/")):
-            raise FileNotFoundError(f"adapter folder {path} does not exist")
+    path = _local(adapter, "adapter", ADAPTER)
+    if path is None:
         return adapter
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file: name the adapter's folder, which holds {ADAPTER}")
-    path = _of_run(path, "adapter")
     if not (path / ADAPTER).is_file():
         kind = "a model" if (path / "config.json").is_file() else "not an adapter folder"
         raise FileNotFoundError(f"{path} is {kind}: an adapter's {ADAPTER} is missing")
@@ -61,9 +54,16 @@ def adapter_folder(adapter: str | Path) -> str | Path:
     return path
 
 
-def _of_run(path: Path, part: str) -> Path:
-    """Return `path`, or its sub-folder `part` where `path` is the folder of a run or an export."""
-    if (path / ("config.json" if part == "model" else ADAPTER)).is_file():
+def _local(name: str | Path, part: str, config: str) -> Path | None:
+    """Return the folder of a model or an adapter, `part` of it where it is that of a run or an export; None: a name."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        if str(name).startswith((".", "/", "~", "runs/", "data/")):
+            raise FileNotFoundError(f"{part} folder {path} does not exist")
+        return None
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: name the {part}'s folder, which holds {config}")
+    if (path / config).is_file():
         return path
     if (path / part).is_dir() and ((path / "log.csv").is_file() or part == "adapter"):
         return path / part
@@ -74,10 +74,12 @@ def _of_run(path: Path, part: str) -> Path:
     return path
 
 
-def _check_files(folder: Path, weights: str) -> None:
+def _check_files(folder: Path, weights: str | None) -> None:
     """Raise FileNotFoundError for weights that are missing, ValueError for files that are damaged or cut short."""
     for path in sorted(folder.glob("*.json")):
         _read_json(path)
+    if weights is None:
+        return
     index = folder / f"{weights}.safetensors.index.json"
     names = set(_read_json(index)["weight_map"].values()) if index.is_file() else {f"{weights}.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())

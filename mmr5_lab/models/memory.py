@@ -4,9 +4,9 @@
     print(budget)
     budget.check()          # ValueError, with settings that would fit, where it does not
 
-Only the model's configuration and processor are read. Memory counts weights and the cache of keys and values, which
-follow from the configuration; activations come on top and are not known beforehand. `plan_training` estimates them, and
-time, for LoRA training.
+Only the model's configuration and processor are read. Weights, keys and values, page features and pixels follow from
+them; what a pass through the vision tower and the reading of the prompts hold at once is estimated.
+`plan_training` estimates memory and time of LoRA training.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mmr5_lab.models.folders import model_source
 from mmr5_lab.models.loading import best_device, best_dtype, set_max_pixels
+from mmr5_lab.models.vision_cache import PIXELS_AT_ONCE
 from mmr5_lab.prompting.prompts import build_messages
 
 GIB = 1 << 30
+PAGE_CACHE = GIB  # bytes that `PageCache` may take
 
 
 def visual_tokens(processor, image_sizes: Sequence[tuple[int, int]]) -> list[int]:
@@ -89,8 +91,11 @@ class Budget:
     """What one batch takes.
 
     page_tokens: visual tokens of each page; text_tokens: of the prompt's words; new_tokens: room for the answer
-    context: positions of the model (None: not stated); weights, cache, memory: bytes (cache: of the whole batch;
-    memory: free on the device)
+    context: positions of the model (None: not stated)
+    weights, memory: bytes of the model, and free on the device
+    cache, features, prefill: bytes of the whole batch: keys and values, pages after the vision tower, and what one
+        layer holds while the prompts are read
+    vision: bytes while pages are encoded, a bounded number at once
     fitting_pixels: a max_pixels with which the pages would fit the context; None: they fit, or none would
     """
 
@@ -102,6 +107,9 @@ class Budget:
     parameters: int
     weights: int
     cache: int
+    features: int
+    prefill: int
+    vision: int
     memory: int
     fitting_pixels: int | None
 
@@ -110,30 +118,34 @@ class Budget:
         """Tokens of one query: pages, text and answer."""
         return sum(self.page_tokens) + self.text_tokens + self.new_tokens
 
+    def needed(self, batch_size: int) -> int:
+        """Bytes at once with a batch of this size."""
+        share = batch_size / self.batch_size
+        return self.weights + round(share * self.features + max(share * (self.cache + self.prefill), self.vision))
+
     def problems(self) -> list[str]:
-        """What does not fit, each with the settings that would; empty where all fits."""
-        found = []
+        """Return what does not fit, each with the settings that would; empty where all fits."""
+        problems = []
         problem = overfull(self.page_tokens, self.text_tokens, self.new_tokens, self.context)
         if problem and self.context is not None:
-            left = self.context - self.text_tokens - self.new_tokens
+            room = self.context - self.text_tokens - self.new_tokens
             most = max(self.page_tokens)
-            advice = [f"at most {left // most} such pages"] if left >= most else []
+            advice = [f"at most {room // most} such pages"] if room >= most else []
             advice += [f"max_pixels={self.fitting_pixels}"] if self.fitting_pixels else []
-            found.append(f"{problem}. What would fit: {' or '.join(advice) or 'a shorter answer (max_new_tokens)'}")
-        if self.weights + self.cache > self.memory:
-            each = self.cache // self.batch_size
-            batch = (self.memory - self.weights) // max(1, each)
-            advice = [f"batch_size={batch}"] if batch >= 1 else ["a smaller model, 4-bit weights or more memory"]
-            found.append(
-                f"weights take {self.weights / GIB:.1f} GiB and keys and values of {self.batch_size} queries"
-                f" {self.cache / GIB:.1f} GiB, but {self.memory / GIB:.1f} GiB are free. What would fit: {advice[0]}"
+            problems.append(f"{problem}. What would fit: {' or '.join(advice) or 'a shorter answer (max_new_tokens)'}")
+        if self.needed(self.batch_size) > self.memory:
+            batch = next((n for n in range(self.batch_size, 0, -1) if self.needed(n) <= self.memory), 0)
+            advice = [f"batch_size={batch}" if batch else "a smaller model, 4-bit weights or more memory"]
+            problems.append(
+                f"weights take {self.weights / GIB:.1f} GiB and a batch of {self.batch_size} queries"
+                f" {(self.needed(self.batch_size) - self.weights) / GIB:.1f} GiB, but {self.memory / GIB:.1f} GiB are"
+                f" free. What would fit: {advice[0]}"
             )
-        return found
+        return problems
 
     def check(self) -> None:
-        """Raises ValueError, naming numbers and settings that would fit, where the request does not."""
-        problems = self.problems()
-        if problems:
+        """Raise ValueError, naming numbers and settings that would fit, where the request does not."""
+        if problems := self.problems():
             raise ValueError("this does not fit: " + "; ".join(problems))
 
     def __str__(self) -> str:
@@ -141,8 +153,37 @@ class Budget:
             f"{len(self.page_tokens)} pages: {sum(self.page_tokens)} visual tokens, {self.text_tokens} of text,"
             f" {self.new_tokens} for the answer: {self.tokens} of {self.context or 'an unknown number of'} positions\n"
             f"{self.parameters / 1e6:.1f} million parameters: {self.weights / GIB:.2f} GiB; keys and values of"
-            f" {self.batch_size} queries: {self.cache / GIB:.2f} GiB; free: {self.memory / GIB:.2f} GiB"
+            f" {self.batch_size} queries: {self.cache / GIB:.2f} GiB; at once:"
+            f" {self.needed(self.batch_size) / GIB:.2f} GiB; free: {self.memory / GIB:.2f} GiB"
         )
+
+
+def _layer_bytes(hidden: int, inner: int, dtype: torch.dtype) -> int:
+    """Return what one token holds within a layer of inference: residual, normed input, and three of the MLP's width."""
+    return (2 * hidden + 3 * inner) * dtype.itemsize
+
+
+def _vision_bytes(
+    config, image_sizes: Sequence[tuple[int, int]], tokens: Sequence[int], dtype: torch.dtype, device: str
+) -> int:
+    """Return bytes while `PIXELS_AT_ONCE` are encoded: pixels and one layer.
+
+    On a CPU the processor's own copies count, about four of the pixels in float32 (measured: docs/log.md, 2026-11-26).
+    """
+    vision = config.vision_config
+    merged = getattr(vision, "spatial_merge_size", 2) ** 2  # patches a token
+    hidden = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL calls its output hidden_size
+    inner = getattr(vision, "intermediate_size", None) or int(hidden * getattr(vision, "mlp_ratio", 4))
+    pixels = (
+        6 * vision.patch_size**2 if isinstance(vision.patch_size, int) else 6 * 14**2
+    )  # two frames of three colours
+    most = 0
+    for size, count in zip(image_sizes, tokens, strict=True):
+        patches = count * merged
+        pages = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+        a_patch = pixels * (16 if device == "cpu" else dtype.itemsize) + _layer_bytes(hidden, inner, dtype)
+        most = max(most, min(pages, len(tokens)) * patches * a_patch)
+    return most
 
 
 def plan(
@@ -164,7 +205,7 @@ def plan(
     """
     if not image_sizes:
         raise ValueError("image_sizes is empty: there are no pages to plan for")
-    model = model_source(model)
+    model = model_source(model, weights=False)
     config = AutoConfig.from_pretrained(model)
     processor: Any = AutoProcessor.from_pretrained(model)
     if max_pixels:
@@ -172,10 +213,12 @@ def plan(
     device = device or best_device()
     dtype = dtype or best_dtype(device)
     pages = visual_tokens(processor, image_sizes)
-    text = processor.apply_chat_template(build_messages(query, len(pages)), tokenize=False, add_generation_prompt=True)
-    words = text_tokens(processor, text)
+    messages = build_messages(query, len(pages))
+    words = text_tokens(processor, processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     with torch.device("meta"):
         parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
+    text = config.get_text_config()
+    read = (sum(pages) + words) * batch_size
     context = context_length(config)
     room = None if context is None else context - words - max_new_tokens
     return Budget(
@@ -187,6 +230,9 @@ def plan(
         parameters=parameters,
         weights=parameters * dtype.itemsize,
         cache=cache_bytes_a_token(config, dtype) * (sum(pages) + words + max_new_tokens) * batch_size,
+        features=2 * sum(pages) * batch_size * text.hidden_size * dtype.itemsize,  # each page's own, and joined
+        prefill=read * _layer_bytes(text.hidden_size, text.intermediate_size, dtype),
+        vision=_vision_bytes(config, image_sizes, pages, dtype, device),
         memory=_free(device) if memory is None else memory,
         fitting_pixels=None if room is None or sum(pages) <= room else _fitting(processor, image_sizes, room),
     )
@@ -196,9 +242,10 @@ def plan(
 class TrainingBudget:
     """What LoRA training takes on one device, estimated; bytes, and floating-point operations of one example.
 
-    An example is a trace (SFT) or a completion (GRPO). adapter: LoRA's weights with gradients and Adam's two moments in
-    float32, 16 bytes a parameter; activations: with checkpointing, of one pass; cache: keys and values while a pass's
-    completions are sampled; operations: of learning, sampled_tokens: written one after another for a pass
+    An example is a trace (SFT) or a completion (GRPO). adapter: LoRA's weights with gradients and Adam's two moments
+    in float32, 16 bytes a parameter; activations: with checkpointing, of one pass; sampling: keys and values while a
+    step's completions are sampled; pages: the page cache at its bound, and a step's pixels in float32; operations: of
+    learning; sampled_tokens: written one after another; accumulation: passes a step
     """
 
     request: Budget
@@ -206,6 +253,9 @@ class TrainingBudget:
     activations: int
     operations: float
     sampled_tokens: int
+    sampling: int
+    pages: int
+    accumulation: int
 
     @property
     def adapter(self) -> int:
@@ -214,26 +264,25 @@ class TrainingBudget:
     @property
     def memory(self) -> int:
         """Bytes at once: learning and sampling take turns."""
-        cache = self.request.cache if self.sampled_tokens else 0
-        return self.request.weights + self.adapter + max(self.activations, cache)
+        return self.request.weights + self.adapter + self.pages + max(self.activations, self.sampling)
 
     def hours(self, examples: int, devices: int = 1, operations: float = 4e14, bandwidth: float = 2e12) -> float:
         """Hours for so many examples, with devices that reach so many operations and bytes of memory a second.
 
-        A sampled token of a batch reads all weights once: with transformers it is bandwidth that counts.
+        A sampled token reads all weights once for all rows of a step, whose number on each device more devices lower:
+        with transformers it is bandwidth that counts, and more devices hardly sample faster.
         """
-        learning = examples * self.operations / operations
-        passes = examples / self.request.batch_size
-        sampling = passes * self.sampled_tokens * (self.request.weights + self.request.cache / 2) / bandwidth
-        return (learning + sampling) / devices / 3600
+        steps = examples / (self.request.batch_size * self.accumulation)
+        sampling = steps * self.sampled_tokens * (self.request.weights + self.sampling / devices / 2) / bandwidth
+        return (examples * self.operations / operations / devices + sampling) / 3600
 
     def __str__(self) -> str:
         parts = {
             "weights": self.request.weights, "adapter": self.adapter, "activations": self.activations,
-            "keys and values": self.request.cache if self.sampled_tokens else 0, "at once": self.memory,
+            "pages": self.pages, "keys and values": self.sampling, "at once": self.memory,
         }  # fmt: skip
-        told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
-        return f"{self.request.tokens} tokens an example; GiB on a device: {told}"
+        sizes = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+        return f"{self.request.tokens} tokens an example; GiB on a device: {sizes}"
 
 
 def plan_training(
@@ -243,6 +292,7 @@ def plan_training(
     lora_rank: int,
     completion: int,
     batch_size: int,
+    accumulation: int = 1,
     generations: int = 0,
     iterations: int = 1,
     max_pixels: int | None = None,
@@ -251,13 +301,14 @@ def plan_training(
 ) -> TrainingBudget:
     """Estimate LoRA training on prompts with pages of these (height, width); weights on every device, as with DDP.
 
-    completion: tokens of a completion; batch_size: examples a device and pass; generations: 0 for SFT, else G of GRPO
+    completion: tokens of a completion; batch_size: examples a device and pass; accumulation: passes a step, whose
+    completions trl samples all at once; generations: 0 for SFT, else G of GRPO
     with a KL term; shared: a prompt is encoded once for its group (`mmr5_lab.training.shared_prefix`)
 
     A token costs 2 operations a parameter and pass. Learning takes three passes through the language model (forward,
     its repetition by checkpointing, gradients of activations; those of frozen weights are not computed) and one
-    through the frozen vision tower. Activations: each layer's input, and 34 × hidden size bytes a token for the layer
-    that is repeated (arXiv 2205.05198, table 2, without the attention's matrix).
+    through the frozen vision tower. Activations: each layer's input, and 72 × hidden size bytes a token for the layer
+    that is repeated: 68 to 76 in 16 bits for a gated MLP (arXiv 2205.05198, table 2, has 34 for a plain one).
     """
     request = plan(
         model,
@@ -283,9 +334,12 @@ def plan_training(
     return TrainingBudget(
         request=request,
         adapter_parameters=sum(lora_rank * (layer.in_features + layer.out_features) for layer in linear),
-        activations=round(batch_size * learnt * text.hidden_size * (text.num_hidden_layers * dtype.itemsize + 34)),
+        activations=round(batch_size * learnt * text.hidden_size * (text.num_hidden_layers * dtype.itemsize + 72)),
         operations=2 * weights * learnt * passes + 2 * seeing * 4 * sum(request.page_tokens) / group,
         sampled_tokens=completion if generations else 0,
+        sampling=request.cache * accumulation if generations else 0,
+        accumulation=accumulation,
+        pages=PAGE_CACHE + sum(request.page_tokens) * batch_size * accumulation * 4 * 6 * 14**2 * 4,
     )
 
 

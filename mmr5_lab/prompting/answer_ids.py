@@ -41,9 +41,11 @@ WORDS_OF_ANSWERS = _IMAGE | _PAGE | _RANK | _SCORE | _OTHER | {"text", "st", "nd
 _TOKEN = re.compile(r"[^\W\d_]++|(?<![0-9A-Za-z_])[-−](?=[0-9])|(?P<id>[0-9]++)(?P<no>(?:\.[0-9]++)++|[ ]?%|/100?\b)?+")
 _WORD = re.compile(r"[^\W\d_]++")
 _AFTER_WORD = re.compile(r"[ \t\"'`*_#:=\[({\\.-]*+")  # between a word and the number that it describes
-_JOIN = re.compile(r"[ \t\"'`*\[\]]*+(?:(?:[,;>&]|and\b|then\b)[\s\"'`*\[\]]*+)*+")  # between ids of one list
+_JOIN = re.compile(
+    r"[ \t\"'`*\[\]]*+(?:(?:[,;>&]|(?:and|then|followed)\b)[\s\"'`*\[\]]*+)*+"
+)  # between ids of one list
 _LEAD = re.compile(
-    r"(?:st|nd|rd|th)?+[\s\"'`*]*+(?:[-=]>|[.):|=→–-])++[\s\"'`*\[({|]*+"
+    r"(?:st|nd|rd|th)?+[\s\"'`*]*+(?:[-=]>|[.):|=→–-])*+[\s\"'`*\[({|]*+"
 )  # between a list number and its id
 _CLEAN_LIST = re.compile(r"\[\s*+[0-9]++(?:\s*+,\s*+[0-9]++)*+\s*+\]")
 _BRACKETS = re.compile(r"\[[^\[\]]*+(?:\]|\Z)")
@@ -181,11 +183,13 @@ def _of_pairs(text: str, numbers: list[Number], n: int, cut: bool) -> list[Numbe
     """The ids among numbers that come in pairs, as in `1. 3` or `{"1": 3, "2": 1}`; all numbers where they do not."""
     paired = numbers[:-1] if cut and len(numbers) % 2 else numbers  # the last may be the first of a pair
     gaps = [text[a.end : b.digits] for a, b in pairwise(paired)]
-    marks = {_NO_MARK.sub("", gap) for gap in gaps[::2]}
-    if not paired or len(paired) % 2 or len(marks) > 1 or not _PAIR_MARK.search(min(marks)):
+    inner, outer = gaps[::2], gaps[1::2]
+    if not paired or len(paired) % 2 or len({_NO_MARK.sub("", gap) for gap in inner}) > 1:
         return numbers
-    if any(gap.strip() == gaps[0].strip() for gap in gaps[1::2]):
-        return numbers  # 3. 1. 2. 4
+    tuples = all(")" in gap and "(" in gap for gap in outer) and not _are_ids(numbers, n)  # (3, 9), (1, 8)
+    marked = all(_PAIR_MARK.search(gap) and not re.search(r"[,;\n]", gap) for gap in inner)
+    if not (tuples or marked) or any(gap.strip() == inner[0].strip() for gap in outer):  # 3. 1. 2. 4
+        return numbers
     firsts, seconds = paired[::2], paired[1::2]
     if _counts_up(firsts) and _are_ids(seconds, n):
         return seconds  # rank: id

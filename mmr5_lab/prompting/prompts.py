@@ -17,7 +17,7 @@ import operator
 import random
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -78,8 +78,6 @@ POINTWISE_TEMPLATE = (
 )
 POINTWISE_ANSWERS = ("True", "False")
 
-QUESTION_TEMPLATES = {"inference": INFERENCE_QUESTION_TEMPLATE, "sft": SFT_QUESTION_TEMPLATE}
-
 _ALL_TEXTS = (
     SYSTEM_PROMPT,
     INFERENCE_QUESTION_TEMPLATE,
@@ -117,31 +115,23 @@ def neutralise(text: str) -> str:
     return _CONTROL_TEXT.sub("< ", text)
 
 
-def build_messages(
-    query: str, num_candidates: int, *, variant: Literal["inference", "sft"] = "inference"
-) -> list[dict[str, Any]]:
+def build_messages(query: str, num_candidates: int) -> list[dict[str, Any]]:
     """Return the chat messages that ask a model to rank `num_candidates` pages for `query`.
 
     Returns `[system, user]`. The content of both is a list (trl needs that of every message): text parts
     `{"type": "text", "text": ...}` and, in candidate order, one `{"type": "image"}` placeholder a page. Read
     in order, the user's parts give the released inference text: the question, then "\\nImage i: " and image
-    i, cut into parts as the release cuts it.
+    i, cut into parts as the release cuts it. SFT, RL and inference use it alike; the release's SFT text
+    (`SFT_QUESTION_TEMPLATE`) lacks one newline.
 
-    `variant="sft"` is the release's SFT text, which lacks the newline before the first image line. Data made
-    here uses the default for SFT, RL and inference alike; "sft" is for reading and comparing released data.
-
-    Raises ValueError for a blank query, one that is not valid Unicode text (a lone surrogate), fewer than one
-    candidate, or an unknown variant, and TypeError for a query that is not a string.
+    Raises ValueError for a blank query, one that is not valid Unicode text (a lone surrogate), or fewer than one
+    candidate, and TypeError for a query that is not a string.
     """
-    if variant not in QUESTION_TEMPLATES:
-        raise ValueError(f"unknown prompt variant {variant!r}: choose one of {sorted(QUESTION_TEMPLATES)}")
     count = operator.index(num_candidates)
     if count < 1:
         raise ValueError(f"num_candidates is {count}: a prompt needs at least one page to rank")
     question = _checked("query", query)
-    text = QUESTION_TEMPLATES[variant].format(
-        Question=question, question=question, image_num=count, image_num_end=count
-    )
+    text = INFERENCE_QUESTION_TEMPLATE.format(Question=question, image_num=count, image_num_end=count)
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
     for i in range(1, count + 1):
         content += [{"type": "text", "text": IMAGE_PREFIX.format(i=i)}, {"type": "image"}]

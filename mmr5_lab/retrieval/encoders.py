@@ -62,6 +62,8 @@ class _ImageEncoder:
     model_class: Any
     padding_side: str | None = "left"
     reads = IMAGE
+    _page_inputs: Any  # list of images -> what the model takes
+    _query_inputs: Any  # list of texts -> what the model takes
 
     def __init__(self, model: str | Path, *, device: str | None = None):
         self.device = device or best_device()
@@ -80,12 +82,6 @@ class _ImageEncoder:
     def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
         # Otherwise a Qwen tokenizer could see a special token in a question, such as an image's.
         return self._vectors(self._query_inputs([query.replace("<|", "< |") for query in queries]).to(self.device))
-
-    def _page_inputs(self, pages: list[Image.Image]) -> Any:
-        raise NotImplementedError
-
-    def _query_inputs(self, queries: list[str]) -> Any:
-        raise NotImplementedError
 
     def _vectors(self, inputs: Any) -> list[np.ndarray]:
         return _single(self.model.model(**inputs).last_hidden_state[:, -1])

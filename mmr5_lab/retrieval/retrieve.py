@@ -66,7 +66,11 @@ def retrieve(
         encoder = load_encoder(method, model, **options)
         page_vectors = encode_corpus(corpus, encoder, vectors, batch_size=batch_size, source=source)
         return rank_documents(corpus, encoder, page_vectors, top_k)
-    wordless = []
+    return _bm25(corpus, top_k, source, stopwords)
+
+
+def _bm25(corpus: Corpus, top_k: int, source: str, stopwords: str | list[str]) -> Rankings:
+    wordless: list[str] = []
 
     def scores() -> Iterator[tuple[str, np.ndarray]]:
         for doc_name, questions in corpus.questions.groupby("doc_name", sort=False):
@@ -78,27 +82,14 @@ def retrieve(
             yield from zip(questions["question_id"], by_query, strict=True)
 
     run = rank_by_score(scores(), top_k)
-    if wordless:
-        logger.warning(
-            "%d documents have no words in %s, their pages are ranked by page order: %s",
-            len(wordless),
-            source,
-            _first(wordless),
-        )
-    in_wordless = set(corpus.questions.loc[corpus.questions["doc_name"].isin(wordless), "question_id"])
-    if unmatched := [question for question in run.unmatched if question not in in_wordless]:
-        logger.warning(
-            "%d of %d questions have no match: no word of theirs is in their document, whose pages are ranked by page "
-            "order: %s",
-            len(unmatched),
-            len(corpus.questions),
-            _first(unmatched),
-        )
+    unmatched = [question for question in run.unmatched if corpus.by_id[question]["doc_name"] not in wordless]
+    for names, what in (
+        (wordless, f"documents have no words in {source}, their pages are ranked by page order"),
+        (unmatched, "questions have no match: no word of theirs is in their document, whose pages are in page order"),
+    ):
+        if names:
+            logger.warning("%d %s: %s", len(names), what, ", ".join(names[:5]) + (", …" if len(names) > 5 else ""))
     return run
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def retrieve_to_file(

@@ -167,7 +167,7 @@ def reward_curves(
     """Show GRPO's mean rewards, share of groups whose rewards are all equal (they teach nothing), completion length."""
     return _curves(log, smooth, [
         ("mean reward", {name.replace("_", " "): f"rewards/{name}/mean" for name in rewards}, 1.02),
-        ("share of groups with equal rewards", {"": "frac_reward_zero_std"}, 1.02),
+        ("share of groups without variance", {"": "frac_reward_zero_std"}, 1.02),
         ("completion length (tokens)", {"": "completions/mean_length"}, None),
     ])  # fmt: skip
 
@@ -271,7 +271,7 @@ def exploits(batteries: Mapping[str, pd.DataFrame]) -> Figure:
 def reward_bars(summary: pd.DataFrame) -> Figure:
     """Show rewards replayed on saved completions (`reward_lab.summary`): what each misses and gets right."""
     shown = summary[["no_variance", "best_right", "agreement"]].set_axis(
-        ["groups with equal rewards", "best-rewarded answer is right", f"agreement with {summary.index[0]}"], axis=1
+        ["groups without variance", "best-rewarded answer is right", f"agreement with {summary.index[0]}"], axis=1
     )
     figure, axes = _figure(9, 3)
     for bars in _grouped_bars(axes, shown, map(_plain, summary.index)):

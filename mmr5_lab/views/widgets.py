@@ -9,7 +9,6 @@ of the one selected. All texts are escaped and control characters made visible, 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,15 +41,6 @@ from mmr5_lab.views.details import (
 )
 
 NONE = "(none)"
-SAME = "the same"
-
-
-@dataclass(frozen=True)
-class _System:
-    """A run: its outcomes (`classify`), and its rows by question, with lists as lists."""
-
-    outcomes: pd.DataFrame
-    rows: dict[str, dict[str, Any]]
 
 
 def reasoning_browser(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> Browser:
@@ -67,12 +57,12 @@ def reasoning_browser(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> Brows
     """
     systems = _systems(corpus, runs)
     filters: dict[str, list[list[str]]] = {}
-    for name, system in systems.items():
+    for name, outcomes in systems.items():
         outcome, fault = ("Outcome", "Fault") if len(systems) == 1 else (f"{name}: outcome", f"{name}: fault")
-        filters[outcome] = [[word] for word in system.outcomes["outcome"]]
-        filters[fault] = [list(faults) or [NONE] for faults in system.outcomes["faults"]]
+        filters[outcome] = [[word] for word in outcomes["outcome"]]
+        filters[fault] = [list(faults) or [NONE] for faults in outcomes["faults"]]
         if len(systems) == 1:
-            filters["Against the retriever"] = [[_sign(c, "gain", "loss")] for c in system.outcomes["change"]]
+            filters["Against the retriever"] = [[_sign(change, "gain", "loss")] for change in outcomes["change"]]
     return _run_browser(
         f"Reasoning of {' and '.join(systems)}", corpus, systems, filters, lambda _, *of: run_cards(*of)
     )
@@ -95,17 +85,17 @@ def run_comparison(
     first = next(iter(runs)) if baseline is None else baseline
     if first not in systems:
         raise ValueError(f"the baseline {first!r} is not among the runs: {', '.join(map(repr, runs))}")
-    recall = {name: system.outcomes["R@1"] for name, system in systems.items()}
+    recall = {name: outcomes["R@1"] for name, outcomes in systems.items()}
     others = [name for name in systems if name != first]
     filters = {
         f"{name} against {first}": [[_sign(change, "better", "worse")] for change in recall[name] - recall[first]]
         for name in others
     }
-    part = corpus.with_questions(systems[first].rows)
+    part = corpus.with_questions(systems[first]["question_id"])
     tables = "".join(_crossed(recall, first, name) for name in others)
     if len(set(part.questions["doc_name"])) > 1:
         rankings = {
-            name: {question: row["pages"] for question, row in system.rows.items()} for name, system in systems.items()
+            name: {row["question_id"]: row["pages"] for row in outcomes["row"]} for name, outcomes in systems.items()
         }
         table = compare(rankings, part, first, samples=samples)
         shown = presented(table).filter(regex="^micro|interval|difference|^p$")
@@ -249,19 +239,20 @@ def trace_browser(
     return Browser(title, facets, list(map(row, traces)), render, corpus)
 
 
-def _systems(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> dict[str, _System]:
+def _systems(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The outcomes of each run (`classify`), of the same questions, with its rows of generations as column "row"."""
     if not runs:
         raise ValueError("there are no runs to look at: pass {name: generations, …}")
-    systems = {}
+    systems: dict[str, pd.DataFrame] = {}
     for name, frame in runs.items():
         try:
             outcomes = classify(frame, corpus.with_questions(frame.get("question_id", ())))
         except ValueError as error:
             raise ValueError(f"run {name!r}: {error}") from None
-        systems[name] = _System(outcomes, {row["question_id"]: row for row in records(frame)})
-    (first, one), *others = systems.items()
-    for name, other in others:
-        if apart := [q for q in {**one.rows, **other.rows} if (q in one.rows) != (q in other.rows)]:
+        rows = {row["question_id"]: row for row in records(frame)}
+        systems[name] = outcomes.assign(row=[rows[question] for question in outcomes["question_id"]])
+        first = next(iter(systems))
+        if apart := sorted(set(systems[first]["question_id"]) ^ set(outcomes["question_id"])):
             raise ValueError(f"only one of {first!r} and {name!r} has the questions {first_few(apart)}: rank the same")
     return systems
 
@@ -269,30 +260,27 @@ def _systems(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> dict[str, _Sys
 def _run_browser(
     title: str,
     corpus: Corpus,
-    systems: Mapping[str, _System],
+    systems: Mapping[str, pd.DataFrame],
     filters: Mapping[str, Sequence[list[str]]],
     pages: Callable[[str, pd.Series, dict[str, Any]], str],
     heading: str = "",
 ) -> Browser:
     """A browser of questions, with a section for each run in which `pages` (of name, question, row) shows its order."""
-    questions = [corpus.by_id[name] for name in next(iter(systems.values())).outcomes["question_id"]]
+    questions = [corpus.by_id[name] for name in next(iter(systems.values()))["question_id"]]
 
     def row(k: int, question: pd.Series) -> Row:
-        outcomes = [system.outcomes["outcome"][k] for system in systems.values()]
-        texts = [system.rows[question["question_id"]]["text"] for system in systems.values()]
-        mark = OUTCOME_MARKS.get(outcomes[-1], "bad")  # the last run is the one that is looked at
-        return _question_row(question, mark, " → ".join(outcomes), texts, [values[k] for values in filters.values()])
+        words = [outcomes["outcome"][k] for outcomes in systems.values()]
+        texts = [outcomes["row"][k]["text"] for outcomes in systems.values()]
+        mark = OUTCOME_MARKS.get(words[-1], "bad")  # the last run is the one that is looked at
+        return _question_row(question, mark, " → ".join(words), texts, [values[k] for values in filters.values()])
 
     def render(k: int) -> str:
-        question = questions[k]
-        rows = {name: system.rows[question["question_id"]] for name, system in systems.items()}
-        strips = {
-            name: strip(question, row["candidates"], "Candidates in the retriever's order")
-            for name, row in rows.items()
-        }
+        question, rows = questions[k], {name: outcomes["row"][k] for name, outcomes in systems.items()}
+        title = "Candidates in the retriever's order"
+        strips = {name: strip(question, row["candidates"], title) for name, row in rows.items()}
         shared = next(iter(strips.values())) if len(set(strips.values())) == 1 else ""  # shown once if all had the same
         sections = "".join(
-            f"<section>{run_head(name, row, systems[name].outcomes.loc[k])}{'' if shared else strips[name]}"
+            f"<section>{run_head(name, row, systems[name].loc[k])}{'' if shared else strips[name]}"
             f"{pages(name, question, row)}{as_written(row['text'])}</section>"
             for name, row in rows.items()
         )
@@ -319,7 +307,7 @@ def _question_row(
 
 
 def _sign(change: float, more: str, less: str) -> str:
-    return more if change > 0 else less if change < 0 else SAME
+    return more if change > 0 else less if change < 0 else "the same"
 
 
 def _crossed(recall: Mapping[str, pd.Series], first: str, other: str) -> str:

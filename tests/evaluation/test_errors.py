@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.evaluation.errors import HIT, MISSES, classify, count_outcomes, gains_and_losses
+from mmr5_lab.evaluation.errors import HIT, MISSES, classify, cost, count_outcomes, gains_and_losses, pages_by_question
 from mmr5_lab.prompting.answers import parse_ranking
 
 
@@ -169,3 +169,28 @@ def test_every_question_has_one_outcome(corpus, data):
 def test_generations_that_cannot_be_classified_are_named(corpus, change, message):
     with pytest.raises(ValueError, match=message):
         classify(change(with_answers()), corpus)
+
+
+def test_scores_and_faults_that_are_missing_are_none(corpus):
+    rows = with_answers().assign(scores=float("nan"), faults=None)
+    assert classify(rows, corpus)["faults"].tolist() == [()] * 7
+
+
+def test_a_question_twice_or_without_pages_is_named(corpus):
+    rows = pd.DataFrame({"question_id": ["a", "b"], "pages": [[1], None]})
+    with pytest.raises(ValueError, match="rows without pages: b"):
+        pages_by_question(rows)
+    with pytest.raises(ValueError, match="questions twice: a"):
+        pages_by_question(pd.concat([rows[:1], rows[:1]]))
+
+
+def test_costs_are_of_the_same_questions(corpus):
+    frame = with_answers().assign(tokens=10, seconds=[1.0, 2.0] + [0.5] * 5)
+    table = cost({"all": frame}, corpus, samples=50)
+    assert table.loc["all", ["tokens a query", "seconds a query", "questions"]].tolist() == [10, 5.5 / 7, 7]
+    with pytest.raises(ValueError, match=r"some: the run lacks questions of the corpus: a\.pdf:q0"):
+        cost({"all": frame, "some": frame[1:]}, corpus)
+    with pytest.raises(ValueError, match=r"all: no tokens or seconds for a\.pdf:q1"):
+        cost({"all": frame.assign(tokens=[1, None, *[1] * 5])}, corpus)
+    with pytest.raises(ValueError, match=r"all: these rows hold questions twice: a\.pdf:q0"):
+        cost({"all": pd.concat([frame, frame[:1]])}, corpus)

@@ -260,11 +260,37 @@ def test_long_lists_of_questions_are_cut():
         ([("q1", "a.pdf", "Laws", [0]), ("q1", "a.pdf", "Laws", [1])], "repeats question ids q1"),
         ([("q1", "a.pdf", "macro", [0])], "named like summary rows"),
         ([("q1", "a.pdf", None, [0])], "without a domain: q1"),
+        ([("q1", "a.pdf", "Laws", [2.5])], "gold pages that are not lists of whole page numbers: q1"),  # was read as 2
+        ([("q1", "a.pdf", "Laws", [float("nan")])], "not lists of whole page numbers: q1"),
+        ([("q1", "a.pdf", "Laws", None)], "not lists of whole page numbers: q1"),
+        (
+            [("q1", "a.pdf", "Laws", [1, 10])],
+            "page 10 of question q1; they seem to count from 1, but pages are 0-based",
+        ),
     ],
 )
 def test_corpora_that_cannot_be_averaged_are_named(rows, message):
     with pytest.raises(ValueError, match=message):
         evaluate({"q1": [0]}, tables(rows))
+
+
+def test_repeated_documents_are_named():
+    corpus = Tables(TOY.questions, pd.concat([TOY.documents, TOY.documents[:1]]))
+    with pytest.raises(ValueError, match=r"repeats documents: a\.pdf"):
+        evaluate(TOY_RUN, corpus)
+
+
+def test_pages_that_count_from_1_are_told():
+    with pytest.raises(ValueError, match="page 10 of question q4; they seem to count from 1, but pages are 0-based"):
+        evaluate({"q1": [1, 5], "q2": [3, 4], "q3": [1], "q4": [9, 10]}, TOY)
+
+
+def test_domains_and_types_that_are_missing_are_not_left_out():
+    with pytest.raises(ValueError, match="without a domain: q2"):
+        breakdown(TOY_RUN, Tables(TOY.questions.assign(domain=["Laws", None, "News", "News"]), TOY.documents), "domain")
+    types = ["Chart", None, float("nan"), ()]
+    table = breakdown(TOY_RUN, Tables(TOY.questions.assign(type=types), TOY.documents), "type")
+    assert table["questions"].to_dict() == {"Chart": 1, "(none)": 3, "all": 4}
 
 
 def test_documents_that_are_missing_are_named():

@@ -205,6 +205,13 @@ def test_candidates_may_come_from_a_parquet_file(corpus, run, tmp_path):
     assert orders["candidates"][0] == run.pages[orders["question_id"][0]]
 
 
+def test_an_order_with_a_question_twice_is_refused(by_place, corpus):
+    with pytest.raises(ValueError, match="questions twice"):
+        order_runs(pd.concat([by_place, by_place[:1]]))
+    with pytest.raises(ValueError, match="no drawn orders"):
+        position_bias(by_place[by_place["turn"] == 0], corpus)
+
+
 def test_an_audit_needs_two_orders(corpus, run, tmp_path):
     with pytest.raises(ValueError, match="at least two orders"):
         order_audit(First(), corpus, run, tmp_path, shuffles=1)

@@ -21,7 +21,7 @@ def processor():
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_an_interrupted_lesson_goes_on_as_if_it_had_not_been(lesson, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(curriculum, "POOL", 12)
-    lesson = replace(lesson, steps=4, pages=6, most=min(lesson.most, 6))
+    lesson = replace(lesson, steps=4, pages=6)
 
     def train(folder):
         model = build_model(processor, **TINY)

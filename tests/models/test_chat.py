@@ -97,11 +97,16 @@ def test_a_closed_chat_asks_nothing():
 
 def test_a_key_that_the_server_repeats_is_not_shown(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-7")
-    with Server({"q": [(401, failure("wrong key secret-7"))]}) as server:
+    says = failure("wrong key secret-7")
+    with Server({"q": [(401, says)], "in a 200": [says.encode()], "odd": [b"secret-7"]}) as server:
         error = refused(Chat(server.url, "m"))
         assert len(server.bodies) == 1
+        reply = Chat(server.url, "m").ask(prompt("in a 200"))
+        unreadable = refused(Chat(server.url, "m", retries=0), "odd")
     assert error.fatal
     assert str(error) == f"AuthenticationError 401: {server.url}: wrong key (key)"
+    assert reply.detail == "wrong key (key)"
+    assert "secret-7" not in str(unreadable)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +210,8 @@ def test_each_try_is_passed_to_whoever_books_it():
     [
         ("sk-a\nb", "character 5 of 6 is a line break"),
         ("sk-ab\n", "character 6 of 6 is a line break"),
-        ("sk–ab", "character 3 of 5 is U\\+2013"),
-        ("sk ab", "character 3 of 5 is a space"),
+        ("sk–ab", r"character 3 of 5 is '–' \(U\+2013\)"),
+        ("sk ab", r"character 3 of 5 is ' ' \(U\+0020\)"),
     ],
 )
 def test_a_key_that_no_header_holds_is_named(monkeypatch, key, message):

@@ -8,9 +8,18 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.mini.model import build_processor
 from mmr5_lab.models.loading import load_model
-from mmr5_lab.models.memory import GIB, cache_bytes_a_token, patch_grid, plan, plan_training, visual_tokens
+from mmr5_lab.models.memory import (
+    GIB,
+    TrainingBudget,
+    cache_bytes_a_token,
+    patch_grid,
+    plan,
+    plan_training,
+    visual_tokens,
+)
 from mmr5_lab.prompting.prompts import build_messages
 
+TIGHT = 32 << 20  # bytes: weights and some, not all, of 64 queries
 SIZES = [(168, 140), (300, 90), (56, 56), (1000, 800)]
 
 
@@ -68,12 +77,12 @@ def test_what_does_not_fit_the_context_is_refused_with_what_would(tiny_model):
 
 
 def test_what_does_not_fit_memory_is_refused_with_what_would(tiny_model):
-    tight = plan(tiny_model, SIZES, batch_size=64, memory=4 << 20)
+    tight = plan(tiny_model, SIZES, batch_size=64, memory=TIGHT)
     with pytest.raises(ValueError, match=r"but 0.0 GiB are free. What would fit: batch_size=\d+") as error:
         tight.check()
     batch = int(str(error.value).split("batch_size=")[1])
-    assert not plan(tiny_model, SIZES, batch_size=batch, memory=4 << 20).problems()
-    assert plan(tiny_model, SIZES, batch_size=batch + 1, memory=4 << 20).problems()
+    assert not plan(tiny_model, SIZES, batch_size=batch, memory=TIGHT).problems()
+    assert plan(tiny_model, SIZES, batch_size=batch + 1, memory=TIGHT).problems()
     assert "a smaller model" in plan(tiny_model, SIZES, memory=1000).problems()[0]
 
 
@@ -113,16 +122,23 @@ def test_training_at_full_size_is_as_the_docs_say(seven):
     assert sft.request.page_tokens == [1218] * 5
     assert sft.request.parameters == 8_292_166_656, "the published 8.29 billion"
     assert sft.adapter_parameters == 20_185_088, "7 matrices of 28 layers, rank × (in + out)"
-    grpo = plan_training(seven, pages, lora_rank=64, batch_size=4, generations=4, iterations=2, **budget)
-    told = (project_root() / "docs" / "full_size.md").read_text()
-    for start, planned, examples, cache in (
-        ("SFT, `paper` (7,200 traces, rank 8)", sft, 7200, ""),
-        ("GRPO, `paper` (12,000 completions)", grpo, 12000, f"{grpo.request.cache / GIB:.1f}"),
+    grpo = plan_training(
+        seven, pages, lora_rank=64, batch_size=4, accumulation=4, generations=4, iterations=2, **budget
+    )
+    text = (project_root() / "docs" / "full_size.md").read_text(encoding="utf-8")
+    for start, planned, examples in (
+        ("SFT, `paper` (7,200 traces, rank 8)", sft, 7200),
+        ("GRPO, `paper` (12,000 completions)", grpo, 12000),
     ):
-        sizes = [f"{size / GIB:.1f}" for size in (planned.request.weights, planned.adapter, planned.activations)]
-        hours = [f"{planned.hours(examples, devices):.1f}" for devices in (1, 4)]
-        row = [start, *sizes, cache, f"{planned.memory / GIB:.1f} GiB", *hours]
-        assert "| " + " | ".join(row).replace("|  |", "| |") + " |" in told
+        assert row(start, planned, examples) in text
+
+
+def row(start: str, planned: TrainingBudget, examples: int) -> str:
+    """Return the line of a stage in the table of docs/full_size.md."""
+    parts = (planned.request.weights, planned.adapter, planned.activations, planned.pages, planned.sampling)
+    sizes = [f"{size / GIB:.1f}" if size else "" for size in parts]
+    hours = [f"{planned.hours(examples, devices):.1f}" for devices in (1, 4)]
+    return f"| {' | '.join([start, *sizes, f'{planned.memory / GIB:.1f} GiB', *hours])} |".replace("|  |", "| |")
 
 
 def test_sharing_a_prompt_saves_most_of_a_completion_s_work(tiny_model):

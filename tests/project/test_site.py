@@ -1,6 +1,7 @@
 """The site, built from the documents, notebooks and docstrings as they are: whole, offline, readable on a phone."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -105,7 +106,8 @@ def test_every_document_notebook_and_module_has_its_page(pages):
     names = {path.name for path in pages}
     sources = [*(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert {f"{path.stem}.html" for path in sources} <= names
-    assert {f"mmr5_lab.{path.stem}.html" for path in (ROOT / "mmr5_lab").glob("[a-z]*.py")} <= names
+    modules = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "mmr5_lab").rglob("[a-z]*.py")]
+    assert {f"{'.'.join(module.parts)}.html" for module in modules} | {"mmr5_lab.html.html"} <= names
     assert {"index.html", "changes.html", "contributing.html"} <= names
 
 
@@ -131,6 +133,11 @@ def test_a_notebook_that_was_not_run_says_so(page):
 def test_docstrings_are_lists_where_they_list_arguments(page):
     shown = page("reference/mmr5_lab.models.loading.html")
     assert "<li><code>adapter</code>: a PEFT adapter, merged into the weights</li>" in shown
+
+
+def test_an_example_after_a_list_is_code(page):
+    shown = page("reference/mmr5_lab.experiments.history.html")
+    assert re.search(r"<code>.*flat.*table\.SFT\.valid", shown, re.DOTALL)
 
 
 def test_links_of_the_readme_lead_to_pages_of_the_site(pages):

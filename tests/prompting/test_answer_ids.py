@@ -47,6 +47,13 @@ BLOCKS = {
     "two rows of ids": ("[3, 1,\n2, 4]", [3, 1, 2, 4], False),
     "Chinese": ("图3、图1", [3, 1], False),
     "files": ("image_3.png, image_1.png", [3, 1], False),
+    "list numbers without a mark": ("1 Image 3, 2 Image 1", [3, 1], True),
+    "pairs of id and score": ("[(3, 9), (1, 8), (2, 5)]", [3, 1, 2], True),
+    "pairs of ids": ("(3, 1), (2, 4)", [3, 1, 2, 4], False),
+    "remarks after ids": ("3: most, 1: some, 2: no, 4: no", [3, 1, 2, 4], False),
+    "places": ("Image 1: 2nd, Image 2: 3rd, Image 3: 1st", [3, 1, 2], True),
+    "followed by": ("Most relevant is image 3, followed by 1 and 2", [3, 1, 2], False),
+    "XML": ("<image>3</image><image>1</image>", [3, 1], False),
     "nothing": ("the first one", [], False),
 }
 

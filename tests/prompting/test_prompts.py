@@ -56,10 +56,9 @@ def test_inference_messages_read_as_the_released_prompt(n):
     }
 
 
-def test_sft_variant_reads_as_the_released_sft_prompt():
+def test_the_released_sft_prompt_lacks_a_newline():
     expected = RELEASED["sft_question_template"].format(question="Which year?", image_num=3)
     expected += "".join(RELEASED["sft_image_line"].format(i=i) for i in (1, 2, 3))
-    assert flat(build_messages("Which year?", 3, variant="sft")) == expected
     # "differences" of the reference: one newline before Image 1, where inference has two.
     assert flat(build_messages("Which year?", 3)) == expected.replace("\nImage 1", "\n\nImage 1")
 
@@ -144,8 +143,6 @@ def test_other_bad_input_is_refused():
         build_messages(None, 5)
     with pytest.raises(ValueError, match="lone surrogate at 1"):
         build_messages("a\ud800", 5)
-    with pytest.raises(ValueError, match="unknown prompt variant 'rl'"):
-        build_messages("Which year?", 5, variant="rl")
 
 
 def test_teacher_prompts():

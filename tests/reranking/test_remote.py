@@ -76,6 +76,14 @@ def test_reasoning_that_a_server_gives_apart_is_put_back(name):
     ] * len(others)
 
 
+def test_a_whole_answer_in_thinking_that_never_closes_is_read_with_a_fault():
+    with Server({"q": [completion(None, reasoning="Image 2 fits. <answer>[2, 1]</answer>")]}) as server:
+        ranking = RemoteReranker(server.url, "m").rank("q", pages(2))
+    assert (ranking.order, ranking.reasoning) == ([1, 0], "Image 2 fits. ")
+    assert ranking.faults
+    assert not ranking.faults & {"truncated", "no_answer"}
+
+
 def test_what_is_no_answer_is_named_by_kind_and_asked_again_by_the_next_call():
     turns = {
         "failed": completion(ANSWER[:30], "error"),

@@ -59,7 +59,7 @@ GROUPS = pd.DataFrame(
         (lambda: plots.answer_curves(ANSWERS), "valid 0.50, 1.00; missing 0.50, 0.00; Kendall tau 0.00, 0.10"),
         (
             lambda: plots.reward_bars(REPLAYED),
-            "equal rewards 0.25, best-rewarded answer is right 1.00, agreement with strict 1.00; mine groups",
+            "without variance 0.25, best-rewarded answer is right 1.00, agreement with strict 1.00; mine groups",
         ),
         (
             lambda: plots.reward_by_rank(PAID),
