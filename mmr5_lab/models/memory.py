@@ -307,8 +307,9 @@ def plan_training(
 
     A token costs 2 operations a parameter and pass. Learning takes three passes through the language model (forward,
     its repetition by checkpointing, gradients of activations; those of frozen weights are not computed) and one
-    through the frozen vision tower. Activations: each layer's input, and 72 × hidden size bytes a token for the layer
-    that is repeated: 68 to 76 in 16 bits for a gated MLP (arXiv 2205.05198, table 2, has 34 for a plain one).
+    through the frozen vision tower. Activations: each layer's input, and for the layer that is repeated 8 numbers of
+    the hidden size and 5 of the gated MLP's width a token (69 × hidden size bytes in 16 bits for 7B; arXiv 2205.05198,
+    table 2, has 34 for a plain MLP of 4 times the width).
     """
     request = plan(
         model,
@@ -330,11 +331,12 @@ def plan_training(
     group = generations if generations and shared else 1
     prompt = (request.tokens - completion) / group
     learnt = prompt + completion  # tokens an example, where a prompt's are shared
+    stored = (text.num_hidden_layers + 8) * text.hidden_size + 5 * text.intermediate_size  # numbers a token
     passes = 3 * iterations + (2 if generations else 0)  # the starting model's probabilities, and those when sampled
     return TrainingBudget(
         request=request,
         adapter_parameters=sum(lora_rank * (layer.in_features + layer.out_features) for layer in linear),
-        activations=round(batch_size * learnt * text.hidden_size * (text.num_hidden_layers * dtype.itemsize + 72)),
+        activations=round(batch_size * learnt * stored * dtype.itemsize),
         operations=2 * weights * learnt * passes + 2 * seeing * 4 * sum(request.page_tokens) / group,
         sampled_tokens=completion if generations else 0,
         sampling=request.cache * accumulation if generations else 0,

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
 from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.mini.model import build_processor
-from mmr5_lab.models.loading import load_model
+from mmr5_lab.models.loading import load_model, set_max_pixels
 from mmr5_lab.models.memory import (
     GIB,
     TrainingBudget,
@@ -39,6 +39,18 @@ def test_tokens_are_those_of_the_processor(tiny_model, loaded):
     assert budget.text_tokens == int((ids != image_token).sum())
     assert budget.tokens == ids.numel() + 100
     assert visual_tokens(processor, SIZES[:1]) == [30], "10 × 12 patches in groups of four"
+
+
+@pytest.mark.parametrize("max_pixels", [1_003_520, 12_845_056])
+@pytest.mark.parametrize(
+    "size", [(1164, 824), (2339, 1654), (1080, 1920), (768, 1024), (3000, 400), (8500, 227), (30, 20)]
+)
+def test_a4_slides_and_receipts_make_the_processor_s_tokens(size, max_pixels):
+    processor = build_processor()
+    set_max_pixels(processor, max_pixels)
+    page = Image.new("RGB", (size[1], size[0]))
+    ids = processor(text=[processor.image_token], images=[[page]], return_tensors="pt")["input_ids"]
+    assert visual_tokens(processor, [size]) == [ids.numel()]
 
 
 def test_a_page_is_cut_into_patches(loaded, architecture):
