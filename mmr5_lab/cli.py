@@ -122,17 +122,38 @@ def _ingest(out: str, workers: int | None, **options: Any) -> str:
     )
 
 
-def _traces(corpus, split, run, out, candidates, seed, shuffles, max_traces, refine, max_words, answers, **teacher):
+def _traces(
+    corpus,
+    split,
+    run,
+    out,
+    candidates,
+    seed,
+    shuffles,
+    max_traces,
+    max_per_domain,
+    refine,
+    max_words,
+    answers,
+    **teacher,
+):
     from mmr5_lab.corpus.documents import load_corpus
     from mmr5_lab.corpus.rankings import read_trec
     from mmr5_lab.mini.teacher import evidence_teacher
-    from mmr5_lab.traces.construction import make_traces, read_traces, rejected_path, training_candidates
+    from mmr5_lab.traces.construction import (
+        make_traces,
+        read_traces,
+        rejected_path,
+        training_candidates,
+        within_quota,
+    )
     from mmr5_lab.traces.quality import dataset_card, report
     from mmr5_lab.traces.teachers import ServerTeacher, open_teacher
     from mmr5_lab.views.widgets import trace_browser
 
     part, out = load_corpus(corpus, split), Path(out)
-    chosen = training_candidates(part, read_trec(run, part), candidates, seed, shuffles)[:max_traces]
+    chosen = training_candidates(part, read_trec(run, part), candidates, seed, shuffles)
+    chosen = within_quota(chosen, max_traces or len(chosen), max_per_domain)
     answers, offline = answers or out.with_suffix(".sqlite"), evidence_teacher(part)
     with open_teacher(part, answers=answers, offline=offline, **teacher) as opened:
         try:
@@ -186,7 +207,7 @@ def _ask(corpus: str, question: str, out: str, document: str | None, candidates:
     return f"{as_text(answer)}\n\n{write_page(answer, whole, out)}"
 
 
-CORPUS = arg("corpus", metavar="CORPUS", help="corpus folder")
+CORPUS = arg("corpus", metavar="CORPUS", help="corpus folder, or mmdocir or mmdocir-train from the hub")
 RANKING = arg("run", metavar="RUN", help="TREC run with the candidates")
 SPLIT = arg("--split", metavar="NAME", help="only the documents of this split")
 RUNS = arg("--runs", dest="root", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")
@@ -275,6 +296,8 @@ COMMANDS: list[tuple] = [
             help="orders of a question's pages, a trace each; 0: the run's order (default: 1)"),
         arg("--seed", type=_count, default=0, metavar="N", help="of the shuffles (default: 0)"),
         arg("--max-traces", type=_positive, metavar="N", help="traces at most"),
+        arg("--max-per-domain", type=_count, default=0, metavar="N",
+            help="traces at most of each domain, or training subset of MMDocIR (default: no limit)"),
         arg("--max-words", type=_positive, default=60, metavar="N", help="words on a page (default: 60)"),
         arg("--concurrency", type=_positive, default=16, metavar="N", help="calls at once (default: 16)"),
         arg("--per-minute", type=_amount, metavar="N", help="calls a minute at most"),

@@ -24,7 +24,7 @@ from PIL import Image
 
 from mmr5_lab.corpus.annotations import is_pair, parse_document, read_annotations
 from mmr5_lab.corpus.ids import CorpusError, has_words, name_key, nearest, page_id
-from mmr5_lab.corpus.page_store import PageStore
+from mmr5_lab.corpus.page_store import JoinedStores, PageStore
 from mmr5_lab.images import open_page, plain_file
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Corpus:
     folder: Path
     documents: pd.DataFrame
     questions: pd.DataFrame
-    store: PageStore | None = None
+    store: PageStore | JoinedStores | None = None
 
     @cached_property
     def _rows(self) -> dict[str, range]:
@@ -135,8 +135,17 @@ class Corpus:
         return plain_file(self.page_bytes(doc_name, page))
 
     def page_text(self, doc_name: str, page: int, source: str = "ocr_text") -> str:
-        """Return the page's words, from text layer or OCR ("ocr_text") or a VLM ("vlm_text"); "" if it has none."""
+        """Return the page's words, from text layer or OCR ("ocr_text") or a VLM ("vlm_text").
+
+        "" if it has none, also where the file has no column "ocr_text", as MMDocIR's training files.
+        """
+        if source == "ocr_text" and not self.has_texts(source):
+            return ""
         return self._value(doc_name, page, source) or ""
+
+    def has_texts(self, source: str = "ocr_text") -> bool:
+        """Return whether the page file has this column of texts, or is itself missing."""
+        return self.store is None or source in self.store.columns
 
     @cached_property
     def _layout_store(self) -> PageStore:
@@ -220,14 +229,21 @@ class Corpus:
 def load_corpus(folder: str | Path, split: str | None = None) -> Corpus:
     """Open a corpus folder: its annotations, and of the page file only sizes and document names.
 
+    folder: a corpus folder, a folder with MMDocIR's training files, or a name: "mmdocir" is MMDocIR's evaluation set,
+        "mmdocir-train" its training subsets as one corpus (`mmdocir.load_training`), both from the hub or its cache
     split: only the documents of this split
 
     Without the page file, documents and questions work and pages raise an error that says what is missing.
     Raises CorpusError, naming file and line or document, if a file is missing or malformed, a question's gold
     page does not exist, or the two files disagree.
     """
-    folder = Path(folder)
+    from mmr5_lab.corpus import mmdocir  # which itself needs this module
+
+    folder = mmdocir.fetch(mmdocir.NAMES[str(folder)]) if is_published(folder) else Path(folder)
     path = folder / ANNOTATIONS
+    if (folder / mmdocir.TRAINING_ANNOTATIONS).is_dir() and not path.is_file():
+        corpus = mmdocir.load_training(folder)
+        return corpus.split(split) if split else corpus
     if not path.is_file():
         raise CorpusError(f"{folder} is not a corpus folder: {ANNOTATIONS} is missing")
     store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
@@ -246,6 +262,13 @@ def load_corpus(folder: str | Path, split: str | None = None) -> Corpus:
     frame = pd.DataFrame(documents.values(), columns=DOCUMENT_COLUMNS)
     corpus = Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
     return corpus.split(split) if split else corpus
+
+
+def is_published(name: str | Path) -> bool:
+    """Return whether `load_corpus` takes this for the name of a published corpus, not for a folder."""
+    from mmr5_lab.corpus.mmdocir import NAMES
+
+    return str(name) in NAMES and not Path(name).is_dir()
 
 
 def _check_rows(document: dict[str, Any], keys: list[str], where: str) -> None:

@@ -1,7 +1,8 @@
 """MMDocIR as it is published: fetched from the hub, and its training subsets opened in place.
 
-    load_corpus(fetch())                                  # evaluation: 313 documents, 20,395 pages, 1.6 GB
-    load_training_subset(fetch("DUDE"), "DUDE")           # one of the seven training subsets
+    load_corpus("mmdocir")                                # evaluation: 313 documents, 20,395 pages, 1.6 GB
+    load_corpus("mmdocir-train")                          # the seven training subsets as one, splits "sft" and "rl"
+    load_training_subset(fetch("DUDE"), "DUDE")           # one of them
 
 Evaluation and training files differ. Those for training lie in two folders, for each subset:
 
@@ -11,6 +12,7 @@ Evaluation and training files differ. Those for training lie in two folders, for
 (https://huggingface.co/datasets/MMDocIR/MMDocIR_Train_Dataset, `train_dataset.py` there). They hold no text.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -21,8 +23,8 @@ import pandas as pd
 
 from mmr5_lab.corpus.annotations import read_annotations
 from mmr5_lab.corpus.documents import ANNOTATIONS, DOCUMENT_COLUMNS, LAYOUTS, PAGES, QUESTION_COLUMNS, Corpus
-from mmr5_lab.corpus.ids import CorpusError, question_id
-from mmr5_lab.corpus.page_store import PageStore
+from mmr5_lab.corpus.ids import CorpusError, name_key, question_id
+from mmr5_lab.corpus.page_store import JoinedStores, PageStore
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,17 @@ SUBSETS: dict[str, tuple[str, ...]] = {
     "MP-DocVQA": ("MP-DocVQA",),
 }
 """Training subsets by the paper's name -> how their files begin, in one release or another."""
+ALL = "all"  # all training subsets, for `fetch`
+NAMES = {"mmdocir": None, "mmdocir-train": ALL}
+"""Corpora that `load_corpus` opens by name -> what `fetch` gets."""
+TRAINING_ANNOTATIONS = "annotations_top1_negative"
+RL_SHARE = 0.3  # of the documents, for RL's prompts: 3,000 of them beside 7,200 traces
 
 
 def fetch(subset: str | None = None, folder: str | Path | None = None, layouts: bool = False) -> Path:
     """Return the folder with MMDocIR's evaluation files, or those of a training subset, by huggingface_hub.
 
+    subset: None for the evaluation files, a name of `SUBSETS`, or "all" for all seven
     folder: where to put them; None: the hub's cache
     layouts: also the evaluation pages' parts, 170,338 of them with their images (`Corpus.layouts`)
     Raises ValueError for an unknown subset, RuntimeError where the files are neither there nor can be fetched.
@@ -52,7 +60,8 @@ def fetch(subset: str | None = None, folder: str | Path | None = None, layouts: 
     if subset is None:
         name, patterns = EVALUATION, [ANNOTATIONS, PAGES, *([LAYOUTS] if layouts else [])]
     else:
-        name, patterns = TRAINING, [f"*/{stem}_*" for stem in _stems(subset)]
+        stems = [stem for name in SUBSETS for stem in _stems(name)] if subset == ALL else _stems(subset)
+        name, patterns = TRAINING, [f"*/{stem}_*" for stem in stems]
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_dir=folder))
     except (OSError, ValueError) as error:
@@ -126,6 +135,50 @@ def load_training_subset(folder: str | Path, subset: str) -> Corpus:
     return Corpus(Path(folder), documents[DOCUMENT_COLUMNS], pd.DataFrame(rows, columns=QUESTION_COLUMNS), store)
 
 
+def load_training(folder: str | Path) -> Corpus:
+    """Open all training subsets that a folder holds as one corpus, with the splits "sft" and "rl".
+
+    A document is named `<subset>/<its name>`; its domain is the subset. Its split follows from a hash of its own name,
+    so a document that several subsets hold is in the same split in all of them. Subsets whose files are not there are
+    left out with a warning.
+
+    Raises CorpusError as `load_training_subset` does, and where no subset is there.
+    """
+    folder = Path(folder)
+    parts: dict[str, Corpus] = {}
+    for subset, stems in SUBSETS.items():
+        if any(all(file.is_file() for file in _pair(folder, stem)) for stem in stems):
+            parts[subset] = load_training_subset(folder, subset)
+        else:
+            logger.warning("%s does not hold the training subset %s: it is left out", folder, subset)
+    if not parts:
+        raise CorpusError(f"{folder} holds no training subset: mmr5_lab.corpus.mmdocir.fetch('all') gets them")
+    documents, questions, rows = [], [], 0
+    for subset, part in parts.items():
+        split = part.documents["doc_name"].map(_training_split)
+        splits = dict(zip(part.documents["doc_name"], split, strict=True))
+        own, names = part.questions, part.questions["doc_name"]
+        documents.append(
+            part.documents.assign(
+                doc_name=subset + "/" + part.documents["doc_name"],
+                first_row=part.documents["first_row"] + rows,
+                split=split,
+            )
+        )
+        ids = (subset + "%2F" + own["question_id"]).tolist()  # as `question_id` writes the document's new name
+        questions.append(own.assign(question_id=ids, doc_name=subset + "/" + names, split=names.map(splits)))
+        rows += int(part.documents["num_pages"].sum())
+    stores = [part.store for part in parts.values() if isinstance(part.store, PageStore)]
+    return Corpus(
+        folder, pd.concat(documents, ignore_index=True), pd.concat(questions, ignore_index=True), JoinedStores(stores)
+    )
+
+
+def _training_split(doc_name: str) -> str:
+    digest = hashlib.sha256(name_key(doc_name).encode()).digest()
+    return "rl" if int.from_bytes(digest[:8]) < RL_SHARE * 2**64 else "sft"
+
+
 def _stems(subset: str) -> tuple[str, ...]:
     if subset not in SUBSETS:
         raise ValueError(f"unknown training subset {subset!r}; there is: {', '.join(SUBSETS)}")
@@ -134,14 +187,15 @@ def _stems(subset: str) -> tuple[str, ...]:
 
 def _files(folder: Path, subset: str) -> tuple[Path, Path]:
     for stem in _stems(subset):
-        files = (
-            folder / "annotations_top1_negative" / f"{stem}_train.jsonl",
-            folder / "parquet" / f"{stem}_filter.parquet",
-        )
+        files = _pair(folder, stem)
         if all(file.is_file() for file in files):
             return files
     wanted = " and ".join(str(file.relative_to(folder)) for file in files)
     raise CorpusError(f"{folder} does not hold {wanted}: mmr5_lab.corpus.mmdocir.fetch({subset!r}) gets them")
+
+
+def _pair(folder: Path, stem: str) -> tuple[Path, Path]:
+    return folder / TRAINING_ANNOTATIONS / f"{stem}_train.jsonl", folder / "parquet" / f"{stem}_filter.parquet"
 
 
 def _passages(record: dict[str, Any], where: str) -> list[tuple[str, int]]:

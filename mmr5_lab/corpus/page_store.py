@@ -100,3 +100,27 @@ class PageStore:
             return self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{self.path} is damaged in row group {group}: {error}") from error
+
+
+class JoinedStores:
+    """Several page files as one: their rows, numbered one after another. Columns are those that all files have."""
+
+    def __init__(self, stores: Sequence[PageStore]):
+        self._stores = stores
+        self._starts = np.cumsum([0, *(store.num_rows for store in stores)])
+        self.num_rows = int(self._starts[-1])
+        self.columns = [name for name in stores[0].columns if all(name in store.columns for store in stores)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the files' fingerprints."""
+        return hashlib.sha256(" ".join(store.fingerprint for store in self._stores).encode()).hexdigest()[:12]
+
+    def column(self, name: str) -> list[Any]:
+        """Return a whole column, the files' one after another."""
+        return [value for store in self._stores for value in store.column(name)]
+
+    def value(self, row: int, name: str) -> Any:
+        """Return one cell. Raises CorpusError as the file's own store does."""
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._stores[place].value(row - int(self._starts[place]), name)

@@ -57,6 +57,11 @@ def retrieve(
         raise ValueError(f"top_k is {top_k}; it must be at least 1")
     if method == "bm25" and (model or vectors or options):
         raise ValueError("bm25 reads the pages' text: it takes no model, vectors, max_pixels or device")
+    if method in ("bm25", "dense") and not corpus.has_texts(source):
+        raise CorpusError(
+            f"the pages of {corpus.folder} have no text ({source}), which {method} reads: choose a retriever that looks"
+            " at pages, such as colqwen"
+        )
     if method in ("clip", "dense") and options.get("max_pixels"):
         raise ValueError(f"{method} has no pixel budget: leave out max_pixels")
     if method != "bm25":

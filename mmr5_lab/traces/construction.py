@@ -81,6 +81,20 @@ def training_candidates(
     return list(distinct.values())
 
 
+def within_quota(candidates: list[Candidates], count: int, per_domain: int = 0) -> list[Candidates]:
+    """Return at most `count` of them, in their order.
+
+    per_domain: how many of each domain at most, all domains filled evenly (the paper: 1,200 of each training subset);
+        0: the first `count`, whatever their domains
+    """
+    if not per_domain:
+        return candidates[:count]
+    domains = pd.Series([c.question["domain"] for c in candidates])
+    turn = domains.groupby(domains).cumcount()
+    chosen = turn[turn < per_domain].sort_values(kind="stable").index[:count]
+    return [candidates[i] for i in sorted(chosen)]
+
+
 def labelled(question: pd.Series, pages: list[int]) -> Candidates:
     """Return these pages of a question, in this order, with the places of the gold ones."""
     return Candidates(question, pages, [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]])

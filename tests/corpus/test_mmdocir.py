@@ -97,8 +97,9 @@ def test_pages_are_found_wherever_their_rows_stand(folder):
     greys = [corpus.page_image("b", number).getpixel((0, 0))[0] for number in range(3)]
     assert greys == [21, 22, 23]
     assert corpus.page_image("a", 1).getpixel((0, 0))[0] == 11
-    with pytest.raises(CorpusError, match="lacks the column ocr_text"):
-        corpus.page_text("a", 0)
+    assert corpus.page_text("a", 0) == ""
+    with pytest.raises(CorpusError, match="lacks the column vlm_text"):
+        corpus.page_text("a", 0, "vlm_text")
 
 
 def test_images_may_be_kept_as_the_datasets_library_does(tmp_path):
