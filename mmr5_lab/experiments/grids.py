@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmr5_lab.experiments.history import past_seconds
+from mmr5_lab.experiments.history import runs_table
 from mmr5_lab.experiments.notebooks import is_done, run_folder
 from mmr5_lab.experiments.parameters import (
     NotebookError,
@@ -246,14 +246,14 @@ def plan_sweep(grid: Grid, root: str | Path = "runs") -> Plan:
 
 def estimates(plan: Plan) -> dict[Path, float | None]:
     """Return the seconds that each job may take: those of its notebook's finished run with most parameters alike."""
-    past = past_seconds(plan.root, plan.grid.notebooks)
-    return {folder: _alike(job, past.get(job.notebook, [])) for folder, job in plan.jobs.items()}
+    done = runs_table(plan.root, ["state=done"]).dropna(subset="seconds")
 
+    def estimate(job: Job) -> float | None:
+        past = done[done["notebook"] == job.notebook]
+        alike = [sum(run.get(k) == v for k, v in job.parameters.items()) for run in past["parameters"]]
+        return past["seconds"].iloc[alike.index(max(alike))] if alike else None
 
-def _alike(job: Job, past: Sequence[tuple[dict[str, Any], float]]) -> float | None:
-    if not past:
-        return None
-    return max(past, key=lambda run: sum(run[0].get(k) == v for k, v in job.parameters.items()))[1]
+    return {folder: estimate(job) for folder, job in plan.jobs.items()}
 
 
 def time_left(jobs: Iterable[Job], seconds: Mapping[Path, float | None], cores: float) -> tuple[float, bool]:

@@ -191,54 +191,57 @@ def settings_of(run: Run, read: Callable[[Path], Run] = read_run, without: Itera
 
 
 def leaderboard(root: str | Path = "runs", conditions: Sequence[str] = ()) -> pd.DataFrame:
-    """Systems of all finished evaluations (05) that fit, the best micro R@1 first; seeds of one setting in one row.
+    """Return systems of all finished evaluations (05) that fit, the best micro R@1 first; a row for all seeds.
 
     Index: system, with the mode of its inference where that is not "reason". Columns: each setting, anywhere in a
     system's lineage, in which the rows differ; "seeds"; the figures of the evaluations' tables (means over seeds), and
     "sd" of the micro R@1 over seeds (NaN for one).
     """
-    groups, differing = _by_setting(_evaluated(root, conditions))
-    table = pd.DataFrame(
-        [
-            {name.partition(".")[2]: group[0]["settings"].get(name) for name in differing}
-            | {"seeds": len(group)}
-            | pd.DataFrame([row["figures"] for row in group]).mean().to_dict()
-            | {"sd": pd.Series([row["figures"].get("micro R@1") for row in group], dtype=float).std()}
-            for group in groups
-        ],
-        index=pd.Index([group[0]["system"] for group in groups], name="system"),
-    )
-    return table.sort_values("micro R@1", ascending=False, kind="stable") if "micro R@1" in table else table
+    rows, settings, figures = _evaluated(root, conditions)
+    groups = rows.groupby("group", sort=False)
+    table = groups[settings].first().rename(columns=lambda name: name.partition(".")[2])
+    table = table.assign(seeds=groups.size()).join(groups[figures].mean())
+    if "micro R@1" in table:
+        table = table.assign(sd=groups["micro R@1"].std()).sort_values("micro R@1", ascending=False, kind="stable")
+    return table.set_index(groups["system"].first().reindex(table.index))
 
 
 def by_seed(
     root: str | Path = "runs", conditions: Sequence[str] = (), figure: str = "micro R@1"
 ) -> dict[str, list[float]]:
     """Return a figure of each row of the leaderboard, seed by seed, under the system's name and settings."""
-    groups, differing = _by_setting(_evaluated(root, conditions))
-    seeds: dict[str, list[float]] = {}
-    for group in groups:
-        settings = {name.partition(".")[2]: group[0]["settings"].get(name) for name in differing}
-        shown = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-        seeds[f"{group[0]['system']}{f' ({shown})' if shown else ''}"] = [row["figures"][figure] for row in group]
+    rows, settings, _ = _evaluated(root, conditions)
+    seeds = {}
+    for _, group in rows.groupby("group", sort=False):
+        values = group[settings].iloc[0].dropna()
+        shown = ", ".join(f"{name.partition('.')[2]} {value}" for name, value in values.items())
+        seeds[group["system"].iloc[0] + (f" ({shown})" if shown else "")] = group[figure].tolist()
     return seeds
 
 
-def _evaluated(root: str | Path, conditions: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a system of each finished evaluation: system, figures, settings. Raises HistoryError for none."""
-    rows = []
+def _evaluated(root: str | Path, conditions: Sequence[str]) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """One row a system and seed of the finished evaluations, the settings in which a system's rows differ, the figures.
+
+    Rows of one "group" differ in their seeds alone. Raises HistoryError where there is no evaluation.
+    """
+    systems, settings, figures = [], [], []
     read = cache(read_run)  # a run of 01 has many descendants
     for folder in runs_table(root, ["notebook=05_evaluation", "state=done", *conditions])["folder"]:
         evaluation = read(folder)
-        for system, figures in (evaluation.results or {}).get("table", {}).items():
+        for system, values in (evaluation.results or {}).get("table", {}).items():
             if not system.startswith(CEILING):
-                settings = _settings_of_system(system, "valid" in figures, evaluation, read)
-                mode = settings.get("04_inference.MODE", "reason")
-                name = f"{system}, {mode}" if mode != "reason" else system
-                rows.append({"system": name, "figures": figures, "settings": settings})
-    if not rows:
+                settings.append(_settings_of_system(system, "valid" in values, evaluation, read))
+                mode = settings[-1].get("04_inference.MODE", "reason")
+                systems.append(f"{system}, {mode}" if mode != "reason" else system)
+                figures.append(values)
+    if not systems:
         raise HistoryError(f"no finished run of 05_evaluation in {root}/ fits: run a sweep that ends with it")
-    return rows
+    rows, numbers = pd.DataFrame(settings, dtype=object), pd.DataFrame(figures)
+    texts = rows.map(str).assign(system=systems)  # lists cannot be compared by groupby
+    fixed = [name for name in rows if not name.endswith(".SEED")]
+    differing = [name for name in fixed if texts.groupby("system")[name].nunique().max() > 1]
+    rows = rows.assign(system=systems, group=texts.groupby(["system", *fixed], sort=False).ngroup()).join(numbers)
+    return rows[~texts.duplicated()], differing, list(numbers)  # a retriever is in many evaluations
 
 
 def _settings_of_system(system: str, reranks: bool, evaluation: Run, read: Callable[[Path], Run]) -> dict[str, Any]:
@@ -256,25 +259,6 @@ def _settings_of_system(system: str, reranks: bool, evaluation: Run, read: Calla
     if not reranks:
         unrelated |= {name for name in inference if name.startswith("04_") and name not in QUESTIONS_OF_04}
     return settings | {name: value for name, value in inference.items() if name not in unrelated}
-
-
-def _by_setting(rows: Sequence[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], list[str]]:
-    """Rows that differ in their seeds alone, together, and the settings in which one system's groups differ."""
-
-    def key(row: Mapping[str, Any], names: Iterable[str]) -> str:
-        return json.dumps([row["system"], [row["settings"].get(name) for name in names]], default=str)
-
-    names = sorted({name for row in rows for name in row["settings"]})
-    fixed = [name for name in names if not name.endswith(".SEED")]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in {key(row, names): row for row in rows}.values():  # the retriever stands in many evaluations
-        groups.setdefault(key(row, fixed), []).append(row)
-    values: dict[tuple[str, str], set[str]] = {}
-    for group in groups.values():
-        for name in fixed:
-            values.setdefault((name, group[0]["system"]), set()).add(str(group[0]["settings"].get(name)))
-    differing = {name for (name, _), seen in values.items() if len(seen) > 1}
-    return list(groups.values()), [name for name in fixed if name in differing]
 
 
 def write_leaderboard(table: pd.DataFrame, path: str | Path) -> Path:
@@ -402,14 +386,3 @@ def seconds_taken(run: Run) -> float | None:
         return max(0.0, (run.folder / "results.json").stat().st_mtime - started)
     except (KeyError, TypeError, ValueError, OSError):
         return None
-
-
-def past_seconds(root: str | Path, notebooks: Iterable[str]) -> dict[str, list[tuple[dict[str, Any], float]]]:
-    """Return parameters and seconds of each notebook's finished runs."""
-    past: dict[str, list[tuple[dict[str, Any], float]]] = {name: [] for name in notebooks}
-    for name, runs in past.items():
-        for run in read_runs(root, name):
-            seconds = seconds_taken(run)
-            if run.done and seconds is not None:
-                runs.append((run.parameters, seconds))
-    return past

@@ -24,7 +24,7 @@ RETRIES = 3  # of a run whose worker or node is lost; one that fails by itself i
 
 
 class RayWorkers:
-    """Workers of a sweep (see `scheduler.Workers`).
+    """Workers of a sweep (see `scheduler.Processes`).
 
     address: of a running cluster ("auto" for the one on this machine); None starts one here, for this sweep alone
     cores: of a cluster that is started here; default all

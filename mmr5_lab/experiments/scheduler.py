@@ -11,13 +11,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import psutil
@@ -36,8 +37,11 @@ from mmr5_lab.experiments.grids import (
 )
 from mmr5_lab.experiments.notebooks import run_folder
 from mmr5_lab.experiments.runs import project_root
-from mmr5_lab.experiments.worker import BUSY, LOG, descendants, kill
+from mmr5_lab.experiments.worker import BUSY, LOG, kill, tree
 from mmr5_lab.files import read_progress
+
+if TYPE_CHECKING:
+    from mmr5_lab.experiments.ray_workers import RayWorkers
 
 TICK = 0.5  # seconds between two looks at what runs
 BUSY_AGAIN = 5.0  # seconds until a run that another process is making is tried again
@@ -127,31 +131,7 @@ class Terminal:
         self._bar.set_description_str(sweep.line())
 
 
-class Workers(Protocol):
-    """What runs jobs: `Processes` on this machine, `ray_workers.RayWorkers` on a cluster of them."""
-
-    @property
-    def cores(self) -> float: ...
-
-    def check(self, job: Job) -> None:
-        """Raises GridError for a job that can never run here."""
-
-    def has_room(self, job: Job) -> bool: ...
-
-    def start(self, job: Job) -> None:
-        """Raises OSError where the job's folder cannot be written."""
-
-    def ended(self) -> list[tuple[Job, str]]:
-        """Jobs that ended since the last call, with an error: "" for none, BUSY where another process makes the run.
-
-        Waits up to `TICK` for one.
-        """
-
-    def stop(self) -> None:
-        """Ends all jobs that run."""
-
-
-def run_sweep(plan: Plan, workers: Workers, *show: Callable[[Sweep], None]) -> Sweep:
+def run_sweep(plan: Plan, workers: "Processes | RayWorkers", *show: Callable[[Sweep], None]) -> Sweep:
     """Run all jobs of a plan that are not finished; each of `show` is called about every half second, and at the end.
 
     Returns the sweep with each job's state; failed ones have `log.txt` and `failed.txt` in their folders. Raises
@@ -182,7 +162,7 @@ def run_sweep(plan: Plan, workers: Workers, *show: Callable[[Sweep], None]) -> S
     return sweep
 
 
-def _start_or_skip(sweep: Sweep, state: State, workers: Workers) -> None:
+def _start_or_skip(sweep: Sweep, state: State, workers: "Processes | RayWorkers") -> None:
     """Start a waiting job that has all it needs; skip one whose parent run failed."""
     job = state.job
     parents = [sweep.states[folder] for folder in job.takes]
@@ -190,14 +170,10 @@ def _start_or_skip(sweep: Sweep, state: State, workers: Workers) -> None:
         state.state, state.message = "skipped", f"{bad[0].job.notebook} {bad[0].job.folder.name} {bad[0].state}"
     elif all(p.good for p in parents) and time.monotonic() >= state.not_before and workers.has_room(job):
         state.state, state.message, state.started = "running", "", time.monotonic()
-        try:
-            # Asked here and not in the run's process: this one has hashed the code already.
-            if changed(job):
-                _note_end(sweep, job, CHANGED)
-            else:
-                workers.start(job)
-        except OSError as error:
-            _note_end(sweep, job, str(error))
+        if changed(job):  # asked here and not in the run's process: this one has hashed the code already
+            _note_end(sweep, job, CHANGED)
+        else:
+            workers.start(job)
 
 
 def changed(job: Job) -> bool:
@@ -226,7 +202,7 @@ def _note_end(sweep: Sweep, job: Job, error: str) -> None:
 
 
 class Processes:
-    """Runs on this machine, within a budget of cores and memory.
+    """Runs on this machine, within a budget of cores and memory; `ray_workers.RayWorkers` has the same methods.
 
     cores: default all that this process may use; memory: GB, default what is free now. Each run's libraries get as
     many threads as it has cores. A run that takes more memory than the grid gives it is ended.
@@ -236,10 +212,12 @@ class Processes:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.cores: float = cores or usable
         self.memory = memory or psutil.virtual_memory().available / GB
-        self._waiting = futures.ThreadPoolExecutor(int(self.cores))  # a thread a run; a job has at least one core
-        self._running: dict[Path, tuple[Job, subprocess.Popen, futures.Future[str]]] = {}
+        self._threads = futures.ThreadPoolExecutor(int(self.cores))  # one waits for each run, which has a core or more
+        self._running: dict[futures.Future[str], Job] = {}
+        self._stopped = threading.Event()
 
     def check(self, job: Job) -> None:
+        """Raise GridError for a job that can never run here."""
         for name, unit, budget in (("cores", "cores", self.cores), ("memory", "GB of memory", self.memory)):
             if job.limits[name] > budget:
                 raise GridError(
@@ -250,74 +228,59 @@ class Processes:
             raise GridError(f"{job.notebook} asks for GPUs, which only Ray hands out: use --backend ray")
 
     def has_room(self, job: Job) -> bool:
+        jobs = [job, *self._running.values()]
         return all(
-            sum(other.limits[name] for other, *_ in self._running.values()) + job.limits[name] <= budget
+            sum(one.limits[name] for one in jobs) <= budget
             for name, budget in (("cores", self.cores), ("memory", self.memory))
         )
 
     def start(self, job: Job) -> None:
+        self._running[self._threads.submit(self._run, job)] = job
+
+    def ended(self) -> list[tuple[Job, str]]:
+        """Return jobs that ended since the last call, with an error: "" for none, BUSY for a run that another process
+        makes. Waits up to `TICK` for one."""
+        if not self._running:
+            time.sleep(TICK)
+        over, _ = futures.wait(self._running, TICK, futures.FIRST_COMPLETED)
+        return [(self._running.pop(one), str(one.exception() or one.result())) for one in over]
+
+    def stop(self) -> None:
+        """End all jobs that run."""
+        self._stopped.set()
+        self._threads.shutdown()
+
+    def _run(self, job: Job) -> str:
+        """Let a process make a run, and return its outcome (see `worker.main`) or why the process was ended."""
         job.folder.mkdir(parents=True, exist_ok=True)
         with (job.folder / LOG).open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(
+            process: Any = subprocess.Popen(
                 [sys.executable, "-m", "mmr5_lab.experiments.worker"], cwd=project_root(), text=True, encoding="utf-8",
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 start_new_session=True,  # Ctrl-C is for the sweep, which ends its runs itself
             )  # fmt: skip
-        self._running[job.folder] = (job, process, self._waiting.submit(_run, process, json.dumps(job.work())))
-
-    def ended(self) -> list[tuple[Job, str]]:
-        if not self._running:
-            time.sleep(TICK)
-        futures.wait([outcome for *_, outcome in self._running.values()], TICK, futures.FIRST_COMPLETED)
-        ended = []
-        for job, process, outcome in list(self._running.values()):
+        with process:
+            process.stdin.write(json.dumps(job.work()) + "\n")
+            process.stdin.flush()  # and stays open: its end would mean that the sweep is gone
             limit = job.limits["memory"]
-            if outcome.done():
-                ended.append((job, outcome.result()))
-            elif limit and _memory(process.pid) > limit * GB:
-                _end(process)
-                ended.append((job, f"it took more than its {limit:g} GB of memory and was ended"))
-            else:
-                continue
-            del self._running[job.folder]
-        return ended
-
-    def stop(self) -> None:
-        for _, process, _ in self._running.values():
-            _end(process)
-        self._running.clear()
-        self._waiting.shutdown()
-
-
-def _run(process: subprocess.Popen, job: str) -> str:
-    """Give a worker its job and wait for its outcome (see `worker.main`)."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(OSError):  # it may be gone already
-        process.stdin.write(job + "\n")
-        process.stdin.flush()
-    outcome = process.stdout.read()
-    code = process.wait()
-    process.stdin.close()  # only now: to the worker it means that the sweep is gone
-    process.stdout.close()
-    if code == 0:
-        return outcome
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    return f"its process {how} (out of memory?)"
-
-
-def _end(process: subprocess.Popen) -> None:
-    kill(descendants(process.pid))
-    process.kill()
-    process.wait()
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    code = process.wait(TICK)
+                    break
+                too_large = limit and _memory(process.pid) > limit * GB
+                if too_large or self._stopped.is_set():
+                    kill(process.pid)
+                    return f"it took more than its {limit:g} GB of memory and was ended" if too_large else "stopped"
+            if code == 0:
+                return process.stdout.read()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return f"its process {how} (out of memory?)"
 
 
 def _memory(pid: int) -> int:
-    """Bytes that a process and its descendants hold."""
+    """Bytes that a process and all that it started hold."""
     held = 0
-    with suppress(psutil.NoSuchProcess):
-        held = psutil.Process(pid).memory_info().rss
-    for process in descendants(pid):
+    for process in tree(pid):
         with suppress(psutil.NoSuchProcess):
             held += process.memory_info().rss
     return held
@@ -339,7 +302,7 @@ def sweep(
     Raises GridError before anything starts, RuntimeError at the end where a run failed.
     """
     plan = plan_sweep(read_grid(grid), root)
-    workers: Workers = Processes(cores, memory)
+    workers: Any = Processes(cores, memory)
     if backend == "ray" and not dry_run:
         from mmr5_lab.experiments.ray_workers import RayWorkers  # Ray is an extra
 

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def work(notebook: str, parameters: dict[str, Any], folder: str, cores: int, min
 
     def end() -> None:
         too_late.set()
-        kill(descendants(os.getpid()))
+        kill(os.getpid(), itself=False)
 
     clock = threading.Timer(60 * minutes, end)
     try:
@@ -67,25 +66,26 @@ def work(notebook: str, parameters: dict[str, Any], folder: str, cores: int, min
 
 def _end_with_sweep() -> None:
     """End this process and all that it started once the sweep is gone, so that no run goes on writing."""
-    while os.read(0, 1):  # not sys.stdin, whose lock a thread must not hold when Python ends
-        pass
-    kill([*descendants(os.getpid()), psutil.Process()])
+    os.read(0, 1)  # not sys.stdin, whose lock a thread must not hold when Python ends
+    kill(os.getpid())
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    """What a process has started, at any depth; [] if it is gone. A kernel has a process group of its own."""
+def tree(pid: int) -> list[psutil.Process]:
+    """Return what a process has started, at any depth (a kernel has a process group of its own), and last itself."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        process = psutil.Process(pid)
+        return [*process.children(recursive=True), process]
     except psutil.NoSuchProcess:
         return []
 
 
-def kill(processes: Sequence[psutil.Process]) -> None:
-    """End processes, in this order, and wait for them."""
-    for process in processes:
+def kill(pid: int, itself: bool = True) -> None:
+    """End all that a process has started, and the process."""
+    ended = [process for process in tree(pid) if itself or process.pid != pid]
+    for process in ended:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(processes, timeout=10)
+    psutil.wait_procs(ended, timeout=10)
 
 
 if __name__ == "__main__":
