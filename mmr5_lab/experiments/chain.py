@@ -14,15 +14,15 @@ from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
 
 from mmr5_lab.experiments.fingerprint import NOT_WORK
-from mmr5_lab.experiments.notebooks import run_notebook, without_widgets
+from mmr5_lab.experiments.notebooks import run_notebook, with_parents, without_widgets
 from mmr5_lab.experiments.parameters import read_profile
-from mmr5_lab.experiments.runs import CHAIN, inside_project, parents, project_root, source_of
+from mmr5_lab.experiments.runs import CHAIN, inside_project, project_root
 from mmr5_lab.files import results, write_text
 from mmr5_lab.html import escape_html, html_page, html_table
 
 
 def run_demo(profile: Path, root: str | Path = "runs", until: str = "") -> Path:
-    """Run the chain with a profile's parameters, print the results, return the path of the report.
+    """Run the chain with a profile's parameters, print the results and return the path of the report.
 
     until: stop after this notebook, without a report, and return its run folder; empty: the whole chain
 
@@ -37,11 +37,9 @@ def run_demo(profile: Path, root: str | Path = "runs", until: str = "") -> Path:
     folders: dict[str, Path] = {}
     for number, name in enumerate(CHAIN, 1):
         started = time.monotonic()
-        given = dict(parameters.get(name, {}))
-        taken = parents(source_of(name))
-        given |= {parameter: str(folders[parent]) for parent, parameter in taken.items()}
         print(f"[{number}/{len(CHAIN)}] {name}", flush=True)
-        folders[name] = inside_project(run_notebook(name, given, root))
+        values = with_parents(name, parameters.get(name, {}), folders)
+        folders[name] = inside_project(run_notebook(name, values, root))
         print(f"      {time.monotonic() - started:.0f} s, in {folders[name]}", flush=True)
         if name == until:
             return folders[name]
@@ -52,12 +50,12 @@ def run_demo(profile: Path, root: str | Path = "runs", until: str = "") -> Path:
 
 
 def result_table(folder: Path) -> pd.DataFrame:
-    """The table of a finished run of 05: a row a system, macro and micro R@k and the share of valid answers."""
+    """Return the table of a finished run of 05: a row a system, macro and micro R@k and the share of valid answers."""
     return pd.DataFrame.from_dict(results(folder)["table"], orient="index")
 
 
 def write_report(folders: dict[str, Path], path: Path) -> Path:
-    """One self-contained HTML file: the result table, then every executed notebook without its code."""
+    """Write one self-contained HTML file: the result table, then every executed notebook without its code."""
     table = html_table(result_table(folders["05_evaluation"]).rename_axis("system"), digits=3)
     links = " · ".join(f'<a href="#{name}">{name}</a>' for name in folders)
     sections = "\n".join(

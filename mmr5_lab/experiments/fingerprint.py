@@ -39,9 +39,9 @@ def reached(notebook: Path) -> list[Path]:
     """Return the files of this package that a notebook's code can reach, sorted: imported by it or by those, anywhere.
 
     Names of the package itself are followed to their homes; its own file, which only tells those, does not count. Files
-    that are not Python count where a module that is reached has their name in its text, or no module has. All files
-    count where the notebook does not exist (a run was opened from somewhere else), where a cell is not plain Python
-    (`%matplotlib` apart), and where code takes the package as a whole (`import mmr5_lab`) or imports computed names.
+    that are not Python count with the modules beside them. All files count where the notebook does not exist (a run
+    was opened from somewhere else), where a cell is not plain Python (`%matplotlib` apart), and where code takes the
+    package as a whole (`import mmr5_lab`) or imports computed names.
     """
     files = _package_files()
     modules = {_module_name(path): path for path in files if path.suffix == ".py"}
@@ -51,19 +51,15 @@ def reached(notebook: Path) -> list[Path]:
         waiting = _imports("\n".join(cells), modules, homes)
     except SyntaxError:
         return files
-    texts = {name: path.read_text(encoding="utf-8") for name, path in modules.items()}
     found: set[str] = set()
     while waiting:
         found |= waiting
-        waiting = {name for module in waiting for name in _imports(texts[module], modules, homes)} - found
+        texts = [modules[name].read_text(encoding="utf-8") for name in waiting]
+        waiting = {name for text in texts for name in _imports(text, modules, homes)} - found
     if not cells or PACKAGE.name in found:
         return files
-
-    def counts(path: Path) -> bool:
-        naming = {name for name, text in texts.items() if path.name in text}
-        return _module_name(path) in found if path.suffix == ".py" else not naming or bool(naming & found)
-
-    return [path for path in files if counts(path)]
+    folders = {modules[name].parent for name in found}
+    return [p for p in files if (_module_name(p) in found if p.suffix == ".py" else p.parent in folders)]
 
 
 def data_hashes(parameters: Mapping[str, Any], root: Path) -> dict[str, str]:

@@ -103,12 +103,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """All jobs of a grid, parents first, and the jobs' folders of each point: notebook -> folder."""
+    """All jobs of a grid, parents first, by their folders."""
 
     grid: Grid
     root: Path
     jobs: dict[Path, Job]
-    folders: tuple[dict[str, Path], ...]  # one a point of the grid; {} for one that is skipped
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -222,9 +221,8 @@ def plan_sweep(grid: Grid, root: str | Path = "runs") -> Plan:
     parameter means in JupyterLab, would be another one tomorrow.
     """
     jobs: dict[Path, Job] = {}
-    folders: list[dict[str, Path]] = []
     for point in grid.points:
-        made: dict[str, Path] = {}
+        made: dict[str, Path] = {}  # the runs of this point
         for name, values in ({} if point.skip else _settings_of(point, grid)).items():
             taken = {p: parent for parent, p in parents(source_of(name)).items() if p not in values}
             if missing := {parameter: parent for parameter, parent in taken.items() if parent not in made}:
@@ -233,15 +231,13 @@ def plan_sweep(grid: Grid, root: str | Path = "runs") -> Plan:
                     f"{grid.path}: {name} needs {needed}: put that notebook before it, name a run folder, or write "
                     f"{NOT_TAKEN} where it does without"
                 )
-            values = values | {parameter: str(inside_project(made[parent])) for parameter, parent in taken.items()}
+            values = {**{p: str(inside_project(made[parent])) for p, parent in taken.items()}, **values}
             folder = made[name] = run_folder(name, values, root)
-            if folder not in jobs:
-                limits = {limit: of_notebook[name] for limit, of_notebook in grid.limits.items()}
-                takes = tuple(made[parent] for parent in taken.values())
-                parameters = checked_parameters(source_of(name), values)
-                jobs[folder] = Job(name, parameters, folder, takes, limits, is_done(folder))
-        folders.append(made)
-    return Plan(grid, project_root() / root, jobs, tuple(folders))
+            limits = {limit: of_notebook[name] for limit, of_notebook in grid.limits.items()}
+            takes = tuple(made[parent] for parent in taken.values())
+            job = Job(name, checked_parameters(source_of(name), values), folder, takes, limits, is_done(folder))
+            jobs.setdefault(folder, job)
+    return Plan(grid, project_root() / root, jobs)
 
 
 def estimates(plan: Plan) -> dict[Path, float | None]:

@@ -12,8 +12,8 @@ import shutil
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from mmr5_lab.experiments.runs import (
     source_of,
     with_newest,
 )
-from mmr5_lab.files import PROGRESS, read_progress, replacing, results
+from mmr5_lab.files import PROGRESS, read_progress, results, write_text
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -118,7 +118,7 @@ def _execute(source: Path, parameters: Mapping[str, Any], folder: Path) -> None:
     executed, failed = folder / "notebook.ipynb", folder / "failed.txt"
     failed.unlink(missing_ok=True)
     try:
-        with Follower(source.stem, folder):
+        with _follow(source.stem, folder):
             papermill.execute_notebook(
                 str(source), str(executed), parameters={**parameters, FOLDER: str(inside_project(folder))},
                 kernel_name="python3", cwd=str(project_root()), progress_bar=False, log_output=False,
@@ -156,17 +156,10 @@ def _write_html(folder: Path) -> None:
     if html.exists() or not executed.exists():
         return
     try:
-        page = as_html(nbformat.read(executed, as_version=4))
-        with replacing(html) as new:
-            new.write_text(page, encoding="utf-8")
+        exporter = HTMLExporter(template_name="classic", embed_images=True)
+        write_text(html, exporter.from_notebook_node(without_widgets(nbformat.read(executed, as_version=4)))[0])
     except (OSError, nbformat.reader.NotJSONError) as error:
-        logger.warning("%s is finished, but its HTML could not be written: %s", html.parent, error)
-
-
-def as_html(notebook: nbformat.NotebookNode) -> str:
-    """A notebook as an HTML page."""
-    exporter = HTMLExporter(template_name="classic", embed_images=True)
-    return exporter.from_notebook_node(without_widgets(notebook))[0]
+        logger.warning("%s is finished, but its HTML could not be written: %s", folder, error)
 
 
 def without_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -190,17 +183,21 @@ def _kernel_config() -> Config:
     return Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/mmr5-{uuid.uuid4().hex[:12]}"}})
 
 
+def with_parents(name: str, values: Mapping[str, Any], folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return parameters of a notebook with the folders of the earlier notebooks' runs that it takes."""
+    taken = {parameter: str(inside_project(folders[parent])) for parent, parameter in parents(source_of(name)).items()}
+    return {**values, **taken}
+
+
 def chain_run(notebook: str, profile: Path, root: str | Path) -> tuple[dict[str, Any], Path]:
     """Return the parameters and the run folder that a notebook has in the chain of a profile (`mmr5 demo --profile`).
 
     Raises NotebookError for bad parameters, FileNotFoundError where a notebook before it has not been run.
     """
-    project, chosen = project_root(), read_profile(profile)
+    values = read_profile(profile)
     folders: dict[str, Path] = {}
     for name in CHAIN:
-        source = project / "notebooks" / f"{name}.ipynb"
-        taken = {parameter: str(inside_project(folders[before])) for before, parameter in parents(source).items()}
-        parameters = checked_parameters(source, {**chosen.get(name, {}), **taken})
+        parameters = checked_parameters(source_of(name), with_parents(name, values.get(name, {}), folders))
         folders[name] = run_folder(name, parameters, root)
         if name == notebook:
             break
@@ -208,34 +205,26 @@ def chain_run(notebook: str, profile: Path, root: str | Path) -> tuple[dict[str,
     return parameters, folders[notebook]
 
 
-class Follower:
-    """A bar that follows the progress file which training and reranking write into the run folder."""
+@contextmanager
+def _follow(name: str, folder: Path) -> Iterator[None]:
+    """Within it, a bar follows the progress file that training and reranking write into the run folder."""
+    (folder / PROGRESS).unlink(missing_ok=True)
+    over = threading.Event()
+    every = 1.0 if sys.stderr.isatty() else 30.0  # seconds; a log file gets few lines
 
-    def __init__(self, name: str, folder: Path):
-        self.name, self.folder, self.stop = name, folder, threading.Event()
-
-    def __enter__(self):
-        (self.folder / PROGRESS).unlink(missing_ok=True)
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
-
-    def __exit__(self, error, *_):
-        self.finished = error is None
-        self.stop.set()
-        self.thread.join()
-
-    def _follow(self) -> None:
-        with tqdm(desc=self.name, bar_format="{desc:<24} {percentage:3.0f}% |{bar:30}| {elapsed} {postfix}") as bar:
-            while not self.stop.wait(1.0 if sys.stderr.isatty() else 30.0):  # a log file gets few lines
-                self._show(bar)
-            self._show(bar)
-            if self.finished:
-                bar.total = bar.n = bar.total or 1
-
-    def _show(self, bar: tqdm) -> None:
-        progress = read_progress(self.folder)
-        if progress is None:
+    def show() -> None:
+        while not over.wait(every):
+            if progress := read_progress(folder):
+                bar.total, bar.n = progress["total"], progress["done"]
+                bar.set_postfix_str(f"{progress['what']} {progress['done']}/{progress['total']}", refresh=False)
             bar.refresh()
-            return
-        bar.total, bar.n = progress["total"], progress["done"]
-        bar.set_postfix_str(f"{progress['what']} {progress['done']}/{progress['total']}")
+
+    with tqdm(desc=name, bar_format="{desc:<24} {percentage:3.0f}% |{bar:30}| {elapsed} {postfix}") as bar:
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        try:
+            yield
+            bar.total = bar.n = bar.total or 1
+        finally:
+            over.set()
+            thread.join()

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from mmr5_lab.experiments.fingerprint import code_hash, data_hashes
 from mmr5_lab.experiments.parameters import NotebookError, checked_values, default_parameters
-from mmr5_lab.files import read_object, replacing
+from mmr5_lab.files import read_object, write_json, write_text
 from mmr5_lab.prompting.prompts import PROMPT_VERSION
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "papermill", "bm25s")
@@ -84,9 +84,8 @@ class Run:
     def finish(self, results: dict[str, Any]) -> None:
         """Write `results.json`, which marks the run as done. Values must be JSON; NaN is refused."""
         text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-        _write_manifest(self)  # of a run that was finished before, it was left as it was
-        with replacing(self.folder / "results.json") as new:
-            new.write_text(text, encoding="utf-8")
+        write_json(self.folder / "manifest.json", self.manifest, indent=2)  # `open_run` left that of a finished run
+        write_text(self.folder / "results.json", text)
         if lock := _opened.pop(self.folder.resolve(), None):
             lock.release()
 
@@ -107,20 +106,15 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder, manifest or {}, results, fault)
 
 
-def _write_manifest(run: Run) -> None:
-    with replacing(run.folder / "manifest.json") as new:
-        new.write_text(json.dumps(run.manifest, indent=2) + "\n", encoding="utf-8")
-
-
 def lock_of(folder: Path) -> Path:
-    """The file whose lock a process holds while it makes a run: beside the notebooks' folders, which hold runs only."""
+    """Return the file whose lock a process holds while it makes a run; it stays where it is if the folder moves."""
     place = folder.parents[1] / ".locks" / f"{folder.parent.name}.{folder.name}"
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The checkout that holds `notebooks/` and `mmr5_lab/`, at or above `start` (the working folder).
+    """Return the checkout that holds `notebooks/` and `mmr5_lab/`, at or above `start` (the working folder).
 
     Raises FileNotFoundError outside of one.
     """
@@ -150,7 +144,7 @@ def source_of(notebook: str) -> Path:
 
 
 def inside_project(path: str | Path) -> Path:
-    """`path` relative to the project's root where it lies in there (so that it means the same in any checkout)."""
+    """Return `path` relative to the project's root where it lies in there: the same in any checkout."""
     root, path = project_root(), Path(path).resolve()
     return path.relative_to(root) if path.is_relative_to(root) else path
 
@@ -244,7 +238,7 @@ def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
         manifest | {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "packages": packages, "commit": _commit()},
     )
     if not before.done:  # results and manifest are replaced together, when the run is finished once more
-        _write_manifest(run)
+        write_json(folder / "manifest.json", run.manifest, indent=2)
     return run
 
 

@@ -9,6 +9,9 @@ wandb send theirs is for their own settings (MLFLOW_TRACKING_URI, `wandb offline
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
 from mmr5_lab.experiments.history import flat, settings_of
 from mmr5_lab.experiments.runs import Run, read_run
 from mmr5_lab.experiments.scheduler import Sweep
@@ -30,29 +33,21 @@ class Tracked:
         for folder, state in sweep.states.items():
             if state.state == "done" and folder not in self._logged:
                 self._logged.add(folder)
-                log_run(read_run(folder), self.tracker)
+                self._log(read_run(folder))
 
-
-def log_run(run: Run, tracker: str) -> None:
-    """Log one run: the parameters of its whole lineage as configuration, the numbers of its results as one step."""
-    from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    PartialState()  # the trackers ask it whether they are the main process
-    name = f"{run.folder.parent.name} {run.folder.name}"
-    options: dict[str, dict[str, Any]] = {
-        "trackio": {"run_name": PROJECT, "name": name, "space_id": None, "resume": "allow"},
-        "tensorboard": {"run_name": "tensorboard", "logging_dir": run.folder},
-        "wandb": {"run_name": PROJECT, "name": name, "id": run.folder.name, "resume": "allow"},
-        "mlflow": {"experiment_name": PROJECT, "run_name": name},
-    }
-    numbers = {
-        name: float(value)
-        for name, value in flat(run.results or {}).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
-    log: Any = LOGGER_TYPE_TO_CLASS[tracker](**options[tracker])
-    log.start()
-    log.store_init_configuration({key: str(value) for key, value in settings_of(run).items()})
-    log.log(numbers, step=0)
-    log.finish()
+    def _log(self, run: Run) -> None:
+        """Log one run: the parameters of its whole lineage as configuration, the numbers of its results as one step."""
+        name = f"{run.folder.parent.name} {run.folder.name}"
+        options: dict[str, dict[str, Any]] = {
+            "trackio": {"run_name": PROJECT, "name": name, "space_id": None, "resume": "allow"},
+            "tensorboard": {"run_name": "tensorboard", "logging_dir": run.folder},
+            "wandb": {"run_name": PROJECT, "name": name, "id": run.folder.name, "resume": "allow"},
+            "mlflow": {"experiment_name": PROJECT, "run_name": name},
+        }
+        numbers = {name: float(v) for name, v in flat(run.results or {}).items() if type(v) in (int, float)}
+        PartialState()  # the trackers ask it whether they are the main process
+        log: Any = LOGGER_TYPE_TO_CLASS[self.tracker](**options[self.tracker])
+        log.start()
+        log.store_init_configuration({key: str(value) for key, value in settings_of(run).items()})
+        log.log(numbers, step=0)
+        log.finish()
