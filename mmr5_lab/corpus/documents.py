@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
-from mmr5_lab.corpus.annotations import is_pair, parse_document, read_annotations
+from mmr5_lab.corpus.annotations import parse_document, read_annotations
 from mmr5_lab.corpus.ids import CorpusError, has_words, name_key, nearest, page_id
 from mmr5_lab.corpus.page_store import JoinedStores, PageStore
 from mmr5_lab.images import open_page, plain_file
@@ -147,45 +149,26 @@ class Corpus:
         """Return whether the page file has this column of texts, or is itself missing."""
         return self.store is None or source in self.store.columns
 
-    @cached_property
-    def _layout_store(self) -> PageStore:
-        path = self.folder / LAYOUTS
-        if not path.exists():
-            raise CorpusError(f"{path} is missing: the parts of pages are read from it (it is optional)")
-        return PageStore(path, needed=("doc_name", "layout_id", "page_id", "type", "bbox", "page_size"))
-
     def layouts(self, doc_name: str, page: int | None = None) -> pd.DataFrame:
         """Return the parts that MMDocIR found on a document's pages, or on one of them, in the file's order.
 
         One row each: `layout_id`, `page` (0-based), `type` ("text", "table", "figure", …), `bbox` ([x1, y1, x2, y2]
         in the unit of `page_size`, [width, height]), `text` (its words, by OCR where it is a picture; "" if none).
-        Only the row groups of this document are read, of the columns asked for.
 
-        Raises CorpusError if the layout file is missing, lacks columns, or does not fit the annotations.
+        Raises CorpusError if the layout file is missing, lacks columns, or the document or page is unknown.
         """
-        doc_name, store = self._name(doc_name), self._layout_store
-        pages = range(self.num_pages(doc_name))
+        doc_name = self._name(doc_name)
+        path, pages = self.folder / LAYOUTS, range(self.num_pages(doc_name))
         if page is not None and page not in pages:
             raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {pages[-1]}")
-        [extra] = self.documents.loc[self.documents["doc_name"] == doc_name, "extra"]
-        span = extra.get("layout_indices")
-        if not is_pair(span) or not 0 <= span[0] <= span[1] < store.num_rows:
-            raise CorpusError(
-                f"layout_indices of {doc_name!r} is {span}, not [first row, last row] of the {store.num_rows}"
-                f" in {store.path}"
-            )
-        texts = [name for name in ("text", "ocr_text") if name in store.columns]
-        parts = []
-        for row in range(span[0], span[1] + 1):  # the end is inclusive
-            if (owner := store.value(row, "doc_name")) != doc_name:
-                raise CorpusError(f"{store.path}, row {row} is a part of {owner!r}, but {doc_name!r} has that row")
-            if (number := store.value(row, "page_id")) not in pages:
-                raise CorpusError(f"{store.path}, row {row}: {doc_name!r} has no page {number}")
-            if page in (None, number):
-                part = {name: store.value(row, name) for name in ("layout_id", "type", "bbox", "page_size")}
-                text = next(filter(None, (store.value(row, name) for name in texts)), "")
-                parts.append(part | {"page": number, "text": text})
-        return pd.DataFrame(parts, columns=LAYOUT_COLUMNS)
+        columns = ["layout_id", "page_id", "type", "bbox", "page_size", "text", "ocr_text"]
+        try:  # of the row groups that hold this document
+            table = pq.read_table(path, columns=columns, filters=[("doc_name", "==", doc_name)])
+        except (OSError, pa.ArrowException) as error:
+            raise CorpusError(f"{path} is missing or lacks columns; it is optional ({error})") from None
+        frame = pd.DataFrame(table.to_pylist(), columns=columns).rename(columns={"page_id": "page"})
+        frame["text"] = frame["text"].fillna(frame["ocr_text"]).fillna("")
+        return frame.loc[frame["page"].isin(pages if page is None else [page]), LAYOUT_COLUMNS].reset_index(drop=True)
 
     @cached_property
     def pages(self) -> pd.DataFrame:
@@ -202,13 +185,19 @@ class Corpus:
 
     def subset(self, doc_names: Iterable[str]) -> "Corpus":
         """Return the corpus restricted to some documents, in its order. Raises CorpusError for unknown names."""
-        documents = self._select(self.documents, "doc_name", map(self._name, doc_names), "document")
-        questions = self.questions[self.questions["doc_name"].isin(documents["doc_name"])].reset_index(drop=True)
+        names = [self._name(name) for name in doc_names]
+        documents = self.documents[self.documents["doc_name"].isin(names)].reset_index(drop=True)
+        questions = self.questions[self.questions["doc_name"].isin(names)].reset_index(drop=True)
         return replace(self, documents=documents, questions=questions)
 
     def with_questions(self, question_ids: Iterable[str]) -> "Corpus":
         """Return the same documents with some of their questions. Raises CorpusError for unknown ones."""
-        return replace(self, questions=self._select(self.questions, "question_id", question_ids, "question"))
+        wanted = set(question_ids)
+        if unknown := sorted(wanted - set(self.questions["question_id"])):
+            similar = nearest(unknown[0], self.questions["question_id"])
+            raise CorpusError(f"{self.folder} has no question {', '.join(map(repr, unknown[:5]))}{similar}")
+        kept = self.questions[self.questions["question_id"].isin(wanted)]
+        return replace(self, questions=kept.reset_index(drop=True))
 
     def split(self, name: str) -> "Corpus":
         """Return the documents of one split ("sft", "rl", "eval"…). Raises CorpusError if there are none."""
@@ -217,13 +206,6 @@ class Corpus:
             known = ", ".join(sorted(self.documents["split"].unique())) or "none"
             raise CorpusError(f"{self.folder} has no documents of split {name!r}; its splits are: {known}")
         return self.subset(names)
-
-    def _select(self, frame: pd.DataFrame, column: str, values: Iterable[str], what: str) -> pd.DataFrame:
-        wanted = set(values)
-        if unknown := sorted(wanted - set(frame[column])):
-            similar = nearest(unknown[0], frame[column])
-            raise CorpusError(f"{self.folder} has no {what} {', '.join(map(repr, unknown[:5]))}{similar}")
-        return frame[frame[column].isin(wanted)].reset_index(drop=True)
 
 
 def load_corpus(folder: str | Path, split: str | None = None) -> Corpus:
@@ -274,20 +256,17 @@ def is_published(name: str | Path) -> bool:
 def _check_rows(document: dict[str, Any], keys: list[str], where: str) -> None:
     """Raise CorpusError unless the rows of a document exist and carry its name. keys: the `name_key` of each row."""
     name, first = document["doc_name"], document["first_row"]
-    key, last = name_key(name), first + document["num_pages"] - 1
-    others = sorted(set(keys[first : last + 1]) - {key})
+    last = first + document["num_pages"] - 1
+    names = set(keys[first : last + 1])
+    if names == {name_key(name)} and last < len(keys):
+        return
     # Right but for its last row: so looks a range whose end is exclusive.
-    exclusive = set(keys[first:last]) == {key} and (others or last == len(keys))
+    exclusive = set(keys[first:last]) == {name_key(name)} and last <= len(keys)
     cause = f"; the end is inclusive: write {[first, last - 1]}" if exclusive else ""
-    if last >= len(keys):
-        raise CorpusError(
-            f"{where}: {PAGES} has {len(keys)} rows, but page_indices of {name!r} goes to row {last}{cause}"
-        )
-    if others:
-        raise CorpusError(
-            f"{where}: rows {first} to {last} of {PAGES} should be the pages of {name!r}, "
-            f"but carry the names {', '.join(map(repr, sorted(set(keys[first : last + 1]))[:3]))}{cause}"
-        )
+    raise CorpusError(
+        f"{where}: rows {first} to {last} of the {len(keys)} in {PAGES} should be the pages of {name!r}, but carry the "
+        f"names {', '.join(map(repr, sorted(names)[:3]))}{cause}"
+    )
 
 
 @cache

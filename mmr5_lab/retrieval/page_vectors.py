@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmr5_lab.files import replacing
+from mmr5_lab.files import write_json
 
 _BLOCK = 8192  # page vectors compared at once: 2 MB of 128 dimensions, which stay in a core's cache
 _QUERY_VECTORS = 1024  # query vectors compared at once, so that products take 32 MB
@@ -34,8 +34,7 @@ class VectorsError(ValueError):
 class PageVectors:
     """The vectors of one folder, by the rows of the corpus's page file.
 
-    rows: int array, the row of each page in the order of the files
-    starts: int array, one longer; page i has the vectors starts[i] to starts[i + 1] - 1
+    starts: int array, page i of the files has the vectors starts[i] to starts[i + 1] - 1
 
     about: JSON values that the vectors depend on (model, prompts, pages…)
     Raises VectorsError if the folder was made with another `about`.
@@ -45,16 +44,9 @@ class PageVectors:
         self.folder = Path(folder)
         self.about = json.loads(json.dumps(about))
         self.dimensions: int | None = None
-        self.rows = np.zeros(0, dtype=np.int64)
         self.starts = np.zeros(1, dtype=np.int64)
         self._position: dict[int, int] = {}
-        self._load()
-
-    @property
-    def _vectors(self) -> Path:
-        return self.folder / "vectors.f16"
-
-    def _load(self) -> None:
+        self._vectors = self.folder / "vectors.f16"
         if (self.folder / "about.json").exists():
             stored = json.loads((self.folder / "about.json").read_text())
             self.dimensions = stored.pop("dimensions")
@@ -66,7 +58,6 @@ class PageVectors:
 
     def _add(self, pages: np.ndarray) -> None:
         self._position.update(zip(pages[:, 0].tolist(), range(len(self), len(self) + len(pages)), strict=True))
-        self.rows = np.concatenate([self.rows, pages[:, 0]])
         self.starts = np.concatenate([self.starts, self.starts[-1] + np.cumsum(pages[:, 1], dtype=np.int64)])
 
     def _whole_pages(self) -> np.ndarray:
@@ -79,7 +70,7 @@ class PageVectors:
         return pages[np.cumsum(pages[:, 1], dtype=np.int64) <= there]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.starts) - 1
 
     def missing(self, rows: Sequence[int]) -> list[int]:
         """Return those of some rows that have no vectors yet."""
@@ -97,8 +88,7 @@ class PageVectors:
                 raise VectorsError(f"row {row}: a vector is not finite; the model's numbers overflowed or it is broken")
             if self.dimensions is None:
                 self.dimensions = array.shape[1]
-                with replacing(self.folder / "about.json") as new:
-                    new.write_text(json.dumps(self.about | {"dimensions": self.dimensions}, indent=1) + "\n")
+                write_json(self.folder / "about.json", self.about | {"dimensions": self.dimensions}, indent=1)
         with self._vectors.open("ab") as file:
             file.truncate(int(self.starts[-1]) * 2 * (self.dimensions or 1))
             for array in halves:
@@ -113,11 +103,8 @@ class PageVectors:
         """Return the vectors of one page, memory-mapped. Raises VectorsError if the page has none."""
         if row not in self._position:
             raise VectorsError(f"{self.folder} has no vectors of row {row}")
-        return self.all()[self.starts[self._position[row]] : self.starts[self._position[row] + 1]]
-
-    def all(self) -> np.ndarray:
-        """Return all vectors, memory-mapped, shape (vectors, dimensions)."""
-        return np.memmap(self._vectors, np.float16, "r", shape=(int(self.starts[-1]), self.dimensions or 1))
+        vectors = np.memmap(self._vectors, np.float16, "r", shape=(int(self.starts[-1]), self.dimensions or 1))
+        return vectors[self.starts[self._position[row]] : self.starts[self._position[row] + 1]]
 
     def maxsim(
         self, queries: Sequence[np.ndarray], rows: Sequence[int] | None = None, device: str = "cpu"
@@ -138,7 +125,11 @@ class PageVectors:
                 raise VectorsError(f"a query of shape {query.shape} does not go with {self.dimensions} dimensions")
         positions = np.arange(len(self)) if rows is None else np.array([self._position[row] for row in rows], dtype=int)
         batches = [
-            (batch, np.cumsum([0] + [len(query) for query in queries[batch][:-1]]), _as_columns(queries[batch], device))
+            (
+                batch,
+                np.cumsum([0] + [len(query) for query in queries[batch][:-1]]),
+                torch.from_numpy(np.concatenate(queries[batch]).astype(np.float32)).to(device).T.contiguous(),
+            )
             for batch in _batches([len(query) for query in queries], _QUERY_VECTORS)
         ]
         scores = np.empty((len(queries), len(positions)), dtype=np.float32)
@@ -179,8 +170,3 @@ def _batches(lengths: Sequence[int], most: int) -> Iterator[slice]:
         total += length
     if lengths:
         yield slice(start, len(lengths))
-
-
-def _as_columns(queries: Sequence[np.ndarray], device: str) -> torch.Tensor:
-    vectors = np.concatenate(queries).astype(np.float32)
-    return torch.from_numpy(vectors).to(device).T.contiguous()

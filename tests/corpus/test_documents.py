@@ -144,25 +144,8 @@ def test_the_parts_of_pages_are_read_where_they_are_published(with_layouts):
         corpus.layouts("x.pdf")
 
 
-@pytest.mark.parametrize(
-    ("span", "message"),
-    [
-        ([0, 1], "row 1 is a part of 'c.pdf', but 'a b.pdf' has that row"),
-        ([0, 4], r"layout_indices of 'a b.pdf' is \[0, 4\], not \[first row, last row\] of the 4"),
-        (None, "layout_indices of 'a b.pdf' is None"),
-        ([1, 0], r"is \[1, 0\]"),
-    ],
-)
-def test_parts_that_do_not_fit_their_documents_are_refused(with_layouts, span, message):
-    records = lines(with_layouts)
-    records[0]["layout_indices"] = span
-    rewrite(with_layouts, records)
-    with pytest.raises(CorpusError, match=message):
-        load_corpus(with_layouts).layouts("a b.pdf")
-
-
 def test_without_the_layout_file_its_absence_is_named(folder):
-    with pytest.raises(CorpusError, match=f"{LAYOUTS} is missing: .* optional"):
+    with pytest.raises(CorpusError, match=f"{LAYOUTS} is missing .* optional"):
         load_corpus(folder).layouts("c.pdf")
 
 
@@ -280,7 +263,7 @@ def test_a_gold_page_that_does_not_exist_is_named(folder, gold):
         ({"page_indices": [0]}, r"line 1: page_indices is not \[first row, last row\]"),
         ({"page_indices": [1, 0]}, "page_indices .* is not a range"),
         ({"page_indices": [0, 2]}, "carry the names 'a b', 'c'"),
-        ({"page_indices": [0, 9]}, "has 5 rows, but page_indices of 'a b.pdf' goes to row 9"),
+        ({"page_indices": [0, 9]}, "rows 0 to 9 of the 5 in"),
         ({"doc_name": "c.pdf", "page_indices": [2, 4]}, "line 2: document 'c.pdf' is annotated twice"),
         ({"doc_name": "d.pdf"}, "should be the pages of 'd.pdf', but carry the names 'a b'"),
         ({"questions": [question("?", [])]}, "page_id is not a list of page numbers"),
@@ -327,9 +310,7 @@ def test_ends_that_are_exclusive_are_told(folder):
     with pytest.raises(CorpusError, match=r"line 1: rows 0 to 2 .* 'a b', 'c'; the end is inclusive: write \[0, 1\]"):
         load_corpus(folder)
     rewrite(folder, [first, second | {"page_indices": [2, 5]}])
-    with pytest.raises(
-        CorpusError, match=r"line 2: .* has 5 rows, .* goes to row 5; the end is inclusive: write \[2, 4\]"
-    ):
+    with pytest.raises(CorpusError, match=r"line 2: rows 2 to 5 of the 5 in .*; the end is inclusive: write \[2, 4\]"):
         load_corpus(folder)
 
 

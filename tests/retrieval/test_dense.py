@@ -1,4 +1,4 @@
-"""Retrieval by vectors: encoding a corpus, ranking within documents, searching across them."""
+"""Retrieval by vectors: encoding a corpus, ranking within documents."""
 
 import io
 import threading
@@ -12,9 +12,9 @@ from PIL import Image
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.ids import CorpusError
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.retrieval.dense import Hit, build_index, encode_corpus, rank_documents, search
+from mmr5_lab.retrieval.dense import encode_corpus, rank_documents
 from mmr5_lab.retrieval.encoders import load_encoder
-from mmr5_lab.retrieval.page_vectors import PageVectors, VectorsError
+from mmr5_lab.retrieval.page_vectors import VectorsError
 from mmr5_lab.retrieval.retrieve import retrieve
 
 
@@ -94,40 +94,6 @@ def test_pages_are_ranked_within_their_document(folder):
     assert run.pages == {"a.pdf:q0": [2, 1], "b.pdf:q0": [0, 1]}
     # cosines of the angles between
     assert np.allclose(run.scores["a.pdf:q0"], np.cos(np.radians([5, 25])), atol=1e-3)
-
-
-@pytest.mark.parametrize("factory", [None, "Flat", "HNSW8,Flat"])
-def test_pages_are_found_across_documents(folder, factory):
-    if factory:
-        pytest.importorskip("faiss")
-    corpus, encoder = load_corpus(folder), Greys()
-    store = encode_corpus(corpus, encoder)
-    index = build_index(store, factory) if factory else None
-    hits = search(corpus, encoder, store, ["75", "15"], top_k=2, index=index)
-    found = [[(hit.doc_name, hit.page) for hit in each] for each in hits]
-    assert found[0] in ([("a.pdf", 2), ("b.pdf", 1)], [("b.pdf", 1), ("a.pdf", 2)])  # 70 and 80 are as near
-    assert found[1] in ([("a.pdf", 0), ("b.pdf", 0)], [("b.pdf", 0), ("a.pdf", 0)])
-    assert isinstance(hits[0][0], Hit)
-    assert hits[0][0].score == pytest.approx(np.cos(np.radians(5)), abs=1e-3)
-    # a view of the corpus sees its own pages alone
-    part = search(corpus.split("rl"), encoder, store, ["75"], index=index)[0]
-    assert [(hit.doc_name, hit.page) for hit in part] == [("b.pdf", 1), ("b.pdf", 0)]
-
-
-def test_an_index_finds_what_the_exact_search_finds_first(tmp_path):
-    """1,000 pages of 8 vectors each, in 16 lists of which 4 are looked into."""
-    pytest.importorskip("faiss")
-    generator = np.random.default_rng(0)
-    pages = generator.standard_normal((1000, 8, 16)).astype(np.float32)
-    pages /= np.linalg.norm(pages, axis=2, keepdims=True)
-    store = PageVectors(tmp_path, {})
-    store.append(range(1000), list(pages))
-    index = build_index(store, "IVF16,Flat", sample=2048, probes=4)
-    for want in range(20):
-        query = pages[want][:4] + generator.normal(0, 0.1, (4, 16)).astype(np.float32)
-        assert store.maxsim([query])[0].argmax() == want
-        _, found = index.search(query, 16)
-        assert want in np.searchsorted(store.starts, found, side="right") - 1
 
 
 def test_encoding_goes_on_where_it_was_interrupted(folder):

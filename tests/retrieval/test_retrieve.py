@@ -11,7 +11,7 @@ from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.rankings import Rankings, RankingsError, read_trec, write_qrels, write_trec
 from mmr5_lab.corpus.writing import write_corpus
 from mmr5_lab.retrieval.bm25 import bm25_scores, content_words
-from mmr5_lab.retrieval.retrieve import hard_negatives, retrieve
+from mmr5_lab.retrieval.retrieve import retrieve
 
 
 def question(text: str, gold: list[int]) -> dict:
@@ -145,16 +145,10 @@ def test_scores_order_a_run_and_ranks_break_ties(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            "scan.pdf:q0 Q0 scan.pdf:1 1 1.0",
-            "5 fields instead of `question Q0 .*; write the run again",
-        ),
-        ("scan.pdf:q0 Q0 scan.pdf:1 first 1.0 x", "rank 'first' or score '1.0' is not a number"),
-        ("scan.pdf:q0 Q0 scan.pdf:1 1 high x", "score 'high' is not a number; write them as digits"),
-        (
-            "scan.pdf:q0 Q0 scan.pdf:1 1 nan x",
-            "the score is nan, which has no order; rank question .* again",
-        ),
+        ("scan.pdf:q0 Q0 scan.pdf:1 1 1.0", "not `question Q0 .* but 'scan.pdf:q0 Q0 .*; write the run again"),
+        ("scan.pdf:q0 Q0 scan.pdf:1 first 1.0 x", "not .* with an integer rank and a finite score"),
+        ("scan.pdf:q0 Q0 scan.pdf:1 1 high x", "not .* with an integer rank and a finite score"),
+        ("scan.pdf:q0 Q0 scan.pdf:1 1 nan x", "not .* with an integer rank and a finite score"),
         ("scan.pdf:q9 Q0 scan.pdf:1 1 1.0 x", "the corpus has no question 'scan.pdf:q9'; read the run with the corpus"),
         ("scan.pdf:q0 Q0 scan.pdf 1 1.0 x", "'scan.pdf' is not a page id"),
         ("scan.pdf:q0 Q0 scan.pdf:3 1 1.0 x", "'scan.pdf' has no page 3, only 0 to 2; read the run with the corpus"),
@@ -167,7 +161,7 @@ def test_scores_order_a_run_and_ranks_break_ties(corpus, tmp_path):
 )
 def test_a_malformed_line_is_named(corpus, tmp_path, line, message):
     (tmp_path / "run").write_text(f"scan.pdf:q0 Q0 scan.pdf:0 1 1.0 x\n{line}\n")
-    with pytest.raises(RankingsError, match=f"run, line 2: .*{message}"):
+    with pytest.raises(RankingsError, match=f"run, line 2.*{message}"):
         read_trec(tmp_path / "run", corpus)
 
 
@@ -201,7 +195,7 @@ def test_a_run_may_spell_names_otherwise(corpus, tmp_path):
     assert read_trec(tmp_path / "run", corpus).pages == {"a%20b.pdf:q0": [2], "scan.pdf:q0": [1]}
 
 
-def test_a_run_that_counts_pages_from_1_is_told(corpus, tmp_path, caplog):
+def test_a_run_that_counts_pages_from_1_is_told(corpus, tmp_path):
     lines = [f"a%20b.pdf:q0 Q0 a%20b.pdf:{page} {page} {9 - page} x\n" for page in (1, 2, 3, 4)]
     (tmp_path / "run").write_text("".join(lines))
     with pytest.raises(
@@ -213,20 +207,6 @@ def test_a_run_that_counts_pages_from_1_is_told(corpus, tmp_path, caplog):
         RankingsError, match=r"line 4: 'a b.pdf' has no page 4, only 0 to 3; read the run with the corpus"
     ):
         read_trec(tmp_path / "run", corpus)
-    (tmp_path / "run").write_text("".join(lines[:3]))  # three of four, for one question: may be
-    read_trec(tmp_path / "run", corpus)
-    assert caplog.text == ""
-
-
-def test_a_run_without_any_first_page_is_suspected(tmp_path, caplog):
-    """Thirty documents of five pages and the three best of each: page 0 in none has a chance of a half to the 30th."""
-    names = [f"{n}.pdf" for n in range(30)]
-    records = [{"doc_name": name, "domain": "Laws", "questions": [question("?", [1])]} for name in names]
-    write_corpus(tmp_path / "corpus", records, ({"doc_name": n, "image_binary": b"x"} for n in names for _ in range(5)))
-    lines = [f"{name}:q0 Q0 {name}:{page} {page} {9 - page} x\n" for name in names for page in (1, 2, 3)]
-    (tmp_path / "run").write_text("".join(lines))
-    read_trec(tmp_path / "run", load_corpus(tmp_path / "corpus"))
-    assert "lists page 0 of no document: pages count from 0 here; does the run count from 1?" in caplog.text
 
 
 def test_scores_that_are_not_finite_are_not_written(corpus, tmp_path):
@@ -283,31 +263,3 @@ def test_retrieval_is_silent(corpus, capfd):
     assert captured.out == ""
     assert captured.err.count("\n") <= 2  # at most the warnings about a document without words and no match
     assert "%|" not in captured.err
-
-
-def test_hard_negatives_are_the_best_wrong_pages_below_the_right_one(corpus):
-    """Gold page 1 of scan.pdf scores 10. With a share of .95 page 0 (9.8) may be right too; page 2 (9.5) is not."""
-    run = Rankings({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [10.0, 9.8, 9.5]})
-    mined = hard_negatives(run, corpus, num_candidates=2)
-    assert mined == Rankings({"scan.pdf:q0": [1, 2]}, {"scan.pdf:q0": [10.0, 9.5]})
-    assert hard_negatives(run, corpus, 2, max_share=1).pages == {"scan.pdf:q0": [1, 0]}
-    assert hard_negatives(run, corpus, 5, max_share=1).pages == {"scan.pdf:q0": [1, 0, 2]}
-    # below zero a share still lies below: 5 % of 10 under -10 is -10.5
-    below = Rankings({"scan.pdf:q0": [1, 0, 2]}, {"scan.pdf:q0": [-10.0, -10.2, -10.6]})
-    assert hard_negatives(below, corpus, 3).pages == {"scan.pdf:q0": [1, 2]}
-
-
-def test_a_right_page_that_was_not_found_is_added(corpus):
-    run = Rankings({"scan.pdf:q0": [2, 0]}, {"scan.pdf:q0": [3.0, 1.0]})
-    assert hard_negatives(run, corpus, 2) == Rankings({"scan.pdf:q0": [2, 1]}, {"scan.pdf:q0": [3.0, 1.0]})
-
-
-def test_questions_without_a_wrong_page_are_left_out(corpus):
-    run = Rankings({"scan.pdf:q0": [1, 0]}, {"scan.pdf:q0": [3.0, 3.0]})
-    assert hard_negatives(run, corpus, 2).pages == {}
-    with pytest.raises(ValueError, match="has no scores"):
-        hard_negatives(Rankings({"scan.pdf:q0": [1]}), corpus)
-    with pytest.raises(ValueError, match="at least 2"):
-        hard_negatives(run, corpus, 1)
-    with pytest.raises(ValueError, match="belongs to another corpus"):
-        hard_negatives(Rankings({"x:q0": [1]}, {"x:q0": [1.0]}), corpus)
