@@ -72,7 +72,7 @@ def test_two_processes_train_what_one_trains(profile):
         log, other = finished_log(alone), finished_log(together)
         assert len(log) == len(other) > 1
         assert other["loss"].tolist() == pytest.approx(log["loss"].tolist(), abs=1e-4)
-        assert other["grad_norm"].tolist() == pytest.approx(log["grad_norm"].tolist(), rel=1e-3, abs=1e-5)
+        assert other["grad_norm"].tolist() == pytest.approx(log["grad_norm"].tolist(), rel=1e-5, abs=1e-5)
         assert (log["grad_norm"] > 0).any(), "something was learnt"
         expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (alone, together))
         for name, value in expected.items():
