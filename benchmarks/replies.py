@@ -268,7 +268,7 @@ def ask_teacher(script: Script, connect: Callable[[Chat], Chat], count: int, fol
             except (TeacherError, TeacherGoneError):
                 missing.append(question)
 
-        with teacher.asking_once(), ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(ask, questions))
         spent = account.spent
         teacher.account.close()

@@ -170,12 +170,18 @@ def completion_text(think: str, answer_ids: Sequence[int]) -> str:
     return f"<think>{think}</think><answer>{ids}</answer>"
 
 
-def content_text(content: str | Sequence[dict[str, Any]] | None) -> str:
-    """Return the text of a chat message's `content`: a string, or the text parts of a list joined; "" for None."""
+def content_text(content: str | Sequence[dict[str, Any]] | None, image: str = "") -> str:
+    """Return the text of a chat message's `content`: a string, or the text parts of a list joined; "" for None.
+
+    image: stands for each image part
+    """
     if isinstance(content, str):
         return content
     parts = () if content is None else content
-    return "".join(part.get("text") or "" for part in parts if part.get("type") == "text")
+    shown = [
+        image if part.get("type") == "image" else part.get("type") == "text" and part.get("text") for part in parts
+    ]
+    return "".join(text or "" for text in shown)
 
 
 def shuffled(items: Sequence[T], *seeds: Any) -> list[T]:

@@ -16,7 +16,7 @@ _TABLE = """create table if not exists tries (
     id integer primary key, key text not null, model text not null, answer text, problem text,
     prompt_tokens integer not null, completion_tokens integer not null, cost real not null)"""
 _INDEX = "create index if not exists answers on tries (key) where answer is not null"
-_TOTAL = "create table if not exists total (id integer primary key check (id = 0), cost real not null)"
+_SPENT = "select coalesce(sum(cost), 0) from tries"
 
 
 class BudgetError(RuntimeError):
@@ -29,7 +29,7 @@ class Account:
     price_in, price_out: money for a million tokens of prompt and completion
     budget: money that all tries in this file, earlier ones too, may cost together; None: without limit
 
-    Raises ValueError for a negative price or budget, a budget without prices, and a file that is something else.
+    Raises ValueError for a negative price or budget, a budget without prices, and a file of another kind.
     """
 
     def __init__(self, path: str | Path, *, price_in: float = 0.0, price_out: float = 0.0, budget: float | None = None):
@@ -44,17 +44,15 @@ class Account:
             self._file = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._file.execute("pragma journal_mode = wal")
             self._file.execute("pragma synchronous = normal")  # safe against kills of the process
-            for statement in (_TABLE, _INDEX, _TOTAL, "insert or ignore into total values (0, 0)"):
-                self._file.execute(statement)
-            if "problem" not in {name for _, name, *_ in self._file.execute("pragma table_info(tries)")}:
-                self._file.execute("alter table tries add column problem text")  # of a file made before it was kept
+            self._file.execute(_TABLE)
+            self._file.execute(_INDEX)
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is not a file of answers: {error}") from None
 
     def find(self, key: str) -> str | None:
         """Return the answer to this key, or None."""
-        with self._lock:  # empty texts were once kept as answers
-            row = self._file.execute("select answer from tries where key = ? and answer > ''", (key,)).fetchone()
+        with self._lock:
+            row = self._file.execute("select answer from tries where key = ? and answer is not null", (key,)).fetchone()
         return row and row[0]
 
     def open_try(self, key: str, model: str, prompt_tokens: int, completion_tokens: int) -> int:
@@ -64,47 +62,37 @@ class Account:
         """
         cost = self._cost(prompt_tokens, completion_tokens)
         with self._lock, self._file:
-            self._file.execute("begin immediate")
-            [spent] = self._file.execute("select cost from total").fetchone()
+            self._file.execute("begin immediate")  # no other process may book between the sum and the insertion
+            spent = 0.0 if self.budget is None else self._file.execute(_SPENT).fetchone()[0]
             if self.budget is not None and spent + cost > self.budget:
                 raise BudgetError(
                     f"the budget of {self.budget:g} would be passed: {spent:.4g} is spent or under way, the next may"
                     f" cost {cost:.4g}. Raise the budget and start again to go on"
                 )
-            self._file.execute("update total set cost = cost + ?", (cost,))
-            row = (key, model, prompt_tokens, completion_tokens, cost)
             number = self._file.execute(
-                "insert into tries (key, model, prompt_tokens, completion_tokens, cost) values (?, ?, ?, ?, ?)", row
+                "insert into tries (key, model, prompt_tokens, completion_tokens, cost) values (?, ?, ?, ?, ?)",
+                (key, model, prompt_tokens, completion_tokens, cost),
             ).lastrowid
         assert number is not None
         return number
 
     def close_try(
-        self,
-        number: int,
-        prompt_tokens: int,
-        completion_tokens: int,
-        answer: str | None = None,
-        problem: str | None = None,
+        self, number: int, prompt_tokens: int, completion_tokens: int, answer: str | None = None, problem: str = ""
     ) -> None:
         """Correct a try by what the server counted, and keep its answer, or the kind of problem it had."""
-        cost = self._cost(prompt_tokens, completion_tokens)
-        with self._lock, self._file:
-            self._file.execute("begin immediate")
-            self._file.execute(
-                "update total set cost = cost + ? - (select cost from tries where id = ?)", (cost, number)
-            )
+        row = (answer, problem or None, prompt_tokens, completion_tokens, self._cost(prompt_tokens, completion_tokens))
+        with self._lock:
             self._file.execute(
                 "update tries set answer = ?, problem = ?, prompt_tokens = ?, completion_tokens = ?, cost = ?"
                 " where id = ?",
-                (answer, problem, prompt_tokens, completion_tokens, cost, number),
+                (*row, number),
             )
 
     @property
     def spent(self) -> float:
         """Money spent or reserved for calls under way."""
         with self._lock:
-            return self._file.execute("select cost from total").fetchone()[0]
+            return self._file.execute(_SPENT).fetchone()[0]
 
     def summary(self) -> pd.DataFrame:
         """Return a row a model: answers, tries without one and their kinds, tokens and cost of all.
@@ -112,19 +100,14 @@ class Account:
         "unfinished" counts tries under way and those whose process was killed.
         """
         with self._lock:
-            rows = self._file.execute(
-                "select model, count(answer), count(*) - count(answer), sum(prompt_tokens), sum(completion_tokens),"
-                " sum(cost) from tries group by model order by model"
-            ).fetchall()
-            kinds = self._file.execute(
-                "select coalesce(problem, 'unfinished'), model, count(*) from tries where answer is null group by 1, 2"
-            ).fetchall()
-        columns = ["model", "answers", "tries without", "prompt tokens", "completion tokens", "cost"]
-        table = pd.DataFrame(rows, columns=columns).set_index("model")
-        for place, kind in enumerate(dict.fromkeys(kind for kind, _, _ in kinds), 2):
-            counts = {model: count for k, model, count in kinds if k == kind}
-            table.insert(place, kind, [counts.get(model, 0) for model in table.index])
-        return table
+            tries = pd.read_sql(
+                "select model, answer is not null as answers, answer is null as 'tries without', prompt_tokens as"
+                " 'prompt tokens', completion_tokens as 'completion tokens', cost, problem from tries",
+                self._file,
+            )
+        problems = tries.pop("problem").fillna("unfinished")[tries["answers"] == 0]
+        counts = tries.groupby("model").sum()
+        return counts.join(pd.crosstab(tries["model"], problems).reindex(counts.index, fill_value=0))
 
     def close(self) -> None:
         with self._lock:

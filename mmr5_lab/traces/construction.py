@@ -4,12 +4,11 @@ A trace is one JSON line with `messages` and `images`, which ms-swift reads as i
 (https://swift.readthedocs.io, "Custom dataset"), plus our own fields:
 
     {"messages": [{"role": "system", …}, {"role": "user", …<image>…}, {"role": "assistant", …}],
-     "images": ["pages/doc_p0003.png", …], "query_id": …, "doc_name": …, "query": …, "candidates": [0-based pages],
+     "images": [paths relative to the file], "query_id": …, "doc_name": …, "query": …, "candidates": [0-based pages],
      "positive_ids": [1-based], "teacher": …, "refined": false, "prompt_version": …}
 
-Image paths are relative to the file. Construction follows arXiv 2506.12364: questions whose top-n candidates
-hold at least one positive, candidates shuffled, one `Image i: …` line a page by a teacher that knows the
-label, the answer with the positives first and the rest in candidate order.
+Construction follows arXiv 2506.12364: questions whose top-n candidates hold at least one positive, candidates shuffled,
+one `Image i: …` line a page by a teacher that knows the label, the answer with the positives first.
 """
 
 import hashlib
@@ -17,7 +16,6 @@ import itertools
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,13 +30,21 @@ from mmr5_lab.corpus.ids import CorpusError, page_id
 from mmr5_lab.corpus.rankings import Rankings
 from mmr5_lab.files import appending, json_lines, replacing, report_progress, write_lines
 from mmr5_lab.images import open_page
-from mmr5_lab.prompting.prompts import PROMPT_VERSION, build_messages, completion_text, neutralise, shuffled
+from mmr5_lab.prompting.prompts import (
+    PROMPT_VERSION,
+    build_messages,
+    completion_text,
+    content_text,
+    neutralise,
+    shuffled,
+)
 from mmr5_lab.reranking.ranking import count_kinds
 from mmr5_lab.traces.quality import MAX_WORDS, faults_of, near_duplicates
 from mmr5_lab.traces.teachers import Teacher, TeacherError, think_lines
 
 LONGEST_NAME = 100  # characters of a page's file name; longer ones are shortened to their beginning and a hash
 _PAGE_FILES = threading.Lock()
+_KEYS = {"messages", "images", "query_id", "query", "candidates", "prompt_version"}  # what every trace has
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of broken text layers that a teacher quotes
 
 
@@ -63,11 +69,8 @@ def training_candidates(
     Raises ValueError for a question of the run that the corpus does not have, or where nothing remains.
     """
     rows = corpus.by_id
-    unknown = [question_id for question_id in run.pages if question_id not in rows]
-    if unknown:
-        raise ValueError(
-            f"the run has question {unknown[0]!r}, which {corpus.folder} does not: it belongs to another corpus"
-        )
+    if unknown := [question_id for question_id in run.pages if question_id not in rows]:
+        raise ValueError(f"{corpus.folder} has no question {unknown[0]!r}: the run belongs to another corpus")
     distinct: dict[tuple[str, tuple[int, ...]], Candidates] = {}
     for turn, (question_id, ranked) in itertools.product(range(max(1, shuffles)), run.pages.items()):
         question, pages = rows[question_id], ranked[:num_candidates]
@@ -113,23 +116,21 @@ def make_traces(
     path: str | Path,
     refined: bool = False,
     *,
-    workers: int | None = None,
     max_words: int = MAX_WORDS,
 ) -> Path:
     """Write one trace for each of `candidates` to `path` (JSON lines), page images beside it; return the path.
 
-    workers: threads that call the teacher (default: the teacher's own `workers`, or one)
     max_words: words about a page before a trace is "too_long" (see `quality.FAULTS` for the other checks)
 
-    Traces are appended as they are made, each in one write; those with a fault go to `rejected_path(path)`, with
-    `faults`. At the end both files are put into the order of `candidates` and near-duplicates are rejected. Running
-    again asks the teacher only for what is missing, also after a kill.
+    Traces are appended as they are made, in the teacher's threads (`workers`, or one). At the end they are put into the
+    order of `candidates`, and those with a fault, near-duplicates too, moved to `rejected_path(path)`, with `faults`.
+    Running again asks the teacher only for what is missing, also after a kill.
 
     Raises ValueError, naming the line, where a finished line is not a trace or was made otherwise (another teacher,
     other prompts); RuntimeError at the end for pages that the teacher did not explain, or where another process is
     writing the file; BudgetError and TeacherGoneError as soon as the teacher does. What was made is kept.
     """
-    path, rejected = Path(path), rejected_path(path)
+    path = Path(path)
     failures: list[tuple[str, str]] = []
     fatal: BaseException | None = None
     stopped = threading.Event()
@@ -137,32 +138,32 @@ def make_traces(
     def make(chosen: Candidates) -> dict[str, Any] | None:
         return None if stopped.is_set() else _trace(corpus, chosen, teacher, path.parent, refined)
 
-    once = getattr(teacher, "asking_once", nullcontext)()
-    with appending(path) as accept, appending(rejected) as reject, once:
-        finished = [*read_traces(path), *read_traces(rejected)]
+    with appending(path) as append:
+        finished = [*read_traces(path), *read_traces(rejected_path(path))]
         _check_same(path, finished, teacher.name, refined)
         done = {_key(trace["query_id"], trace["candidates"]) for trace in finished}
         missing = [c for c in candidates if _key(c.question["question_id"], c.pages) not in done]
         total = len(candidates)
         bar = tqdm(total=total, initial=total - len(missing), desc="traces", disable=not missing)
-        with bar, ThreadPoolExecutor(workers or getattr(teacher, "workers", 1)) as pool:
-            futures = {pool.submit(make, chosen): chosen for chosen in missing}
-            try:
-                for future in as_completed(futures):
-                    error = future.exception()
-                    if isinstance(error, TeacherError | CorpusError):  # one page must not cost the others
-                        failures.append((futures[future].question["question_id"], str(error)))
-                    elif error:
-                        fatal = fatal or error
-                        stopped.set()
-                    elif trace := future.result():
-                        faults = faults_of(trace, _page_texts(corpus, trace), max_words)
-                        reject(trace | {"faults": faults}) if faults else accept(trace)
-                        bar.update()
-                        report_progress(path.parent, "traces", bar.n, total)
-            finally:
-                stopped.set()  # requests under way are waited for: they are paid for, and their answers kept
-        _sort_out(corpus, path, candidates, max_words)
+        try:
+            with bar, ThreadPoolExecutor(getattr(teacher, "workers", 1)) as pool:
+                futures = {pool.submit(make, chosen): chosen for chosen in missing}
+                try:
+                    for future in as_completed(futures):
+                        error = future.exception()
+                        if isinstance(error, TeacherError | CorpusError):  # one page must not cost the others
+                            failures.append((futures[future].question["question_id"], str(error)))
+                        elif error:
+                            fatal = fatal or error
+                            stopped.set()
+                        elif trace := future.result():
+                            append(trace)
+                            bar.update()
+                            report_progress(path.parent, "traces", bar.n, total)
+                finally:
+                    stopped.set()  # requests under way are waited for: they are paid for, and their answers kept
+        finally:
+            _sort_out(corpus, path, candidates, max_words)
     if fatal:
         raise fatal
     if failures:
@@ -175,7 +176,7 @@ def make_traces(
 
 
 def rejected_path(path: str | Path) -> Path:
-    """Return where the traces with faults of a file of traces are kept, such as `traces.rejected.jsonl`."""
+    """Return where traces with faults are kept, such as `traces.rejected.jsonl`."""
     return Path(path).with_suffix(f".rejected{Path(path).suffix}")
 
 
@@ -183,8 +184,7 @@ def read_traces(path: str | Path) -> list[dict[str, Any]]:
     """Return the traces of a file; [] where there is none. Raises ValueError, naming the line, for what is no trace."""
     traces = []
     for where, trace in json_lines(path, drop_half=True) if Path(path).exists() else ():
-        missing = {"messages", "images", "query_id", "query", "candidates", "prompt_version"} - trace.keys()
-        if missing:
+        if missing := _KEYS - trace.keys():
             raise ValueError(f"{where} is not a trace: it has no {', '.join(sorted(missing))}")
         traces.append(trace)
     return traces
@@ -193,9 +193,8 @@ def read_traces(path: str | Path) -> list[dict[str, Any]]:
 def sft_dataset(path: str | Path) -> datasets.Dataset:
     """Return traces as trl's `SFTTrainer` takes them: columns `prompt`, `completion` (messages) and `images`.
 
-    The prompt is built anew by `build_messages` from the trace's query, and `open_page` opens the images of a row when
-    it is read, so that training, RL and inference share both. Raises ValueError for traces that were made with other
-    prompt texts.
+    `build_messages` and `open_page` make prompt and images, the images when a row is read, so that training, RL and
+    inference share both. Raises ValueError for traces that were made with other prompt texts.
     """
     folder, rows = Path(path).parent, []
     for trace in read_traces(path):
@@ -215,8 +214,7 @@ def sft_dataset(path: str | Path) -> datasets.Dataset:
 
 
 def _open_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Rows with their image paths replaced by the opened pages; where only other columns are asked for, as they are."""
-    if "images" not in rows:
+    if "images" not in rows:  # only other columns are read
         return rows
     return rows | {"images": [[open_page(image) for image in images] for images in rows["images"]]}
 
@@ -272,40 +270,30 @@ def _key(query_id: str, pages: list[int]) -> tuple[str, tuple[int, ...]]:
 
 def _check_same(path: Path, made: list[dict[str, Any]], teacher: str, refined: bool) -> None:
     """Refuse to go on with a file that was begun otherwise."""
+    ways = {"teacher": teacher, "refined": refined, "prompt_version": PROMPT_VERSION}
     for trace in made:
-        ways = {"teacher": teacher, "refined": refined, "prompt_version": PROMPT_VERSION}
         other = [f"{key} {trace.get(key)!r}, now {value!r}" for key, value in ways.items() if trace.get(key) != value]
         if other:
             raise ValueError(f"{path} holds traces made otherwise ({'; '.join(other)}): choose another file to write")
 
 
 def _sort_out(corpus: Corpus, path: Path, candidates: list[Candidates], max_words: int) -> None:
-    """Put both files in order, each trace into the one where it belongs; traces that are not asked for now come last.
-
-    A trace that changes files is in both before it leaves one, so that a kill loses none; the next run sorts it out.
-    """
+    """Put the traces of both files in order, each into the one where it belongs; those of no candidates come last."""
+    rejected = rejected_path(path)
     order = {_key(c.question["question_id"], c.pages): place for place, c in enumerate(candidates)}
-    before = {_key(t["query_id"], t["candidates"]): t for t in read_traces(rejected_path(path))}
-    made = {_key(t["query_id"], t["candidates"]): t for t in read_traces(path)} | before
-    sound, faulty, returned = [], [], []
-    for key, made_trace in sorted(made.items(), key=lambda item: order.get(item[0], len(order))):
-        trace = {name: value for name, value in made_trace.items() if name not in ("faults", "repeats")}
-        faults = faults_of(trace, _page_texts(corpus, trace), max_words)
-        if faults:
-            faulty.append(trace | {"faults": faults})
-        else:
-            sound.append(trace)
-            returned += [trace | {"faults": []}] if key in before else []
+    made = {_key(t["query_id"], t["candidates"]): t for t in [*read_traces(path), *read_traces(rejected)]}
+    sound, faulty = [], []
+    for _, trace in sorted(made.items(), key=lambda item: order.get(item[0], len(order))):
+        trace = {name: value for name, value in trace.items() if name not in ("faults", "repeats")}
+        texts = [corpus.page_text(trace["doc_name"], page) for page in trace["candidates"]]
+        faults = faults_of(trace, texts, max_words)
+        faulty.append(trace | {"faults": faults}) if faults else sound.append(trace)
     again = near_duplicates(sound)
     faulty += [sound[k] | {"faults": ["near_duplicate"], "repeats": sound[j]["query_id"]} for k, j in again.items()]
-    write_lines(rejected_path(path), [*faulty, *returned])
+    if faulty or rejected.exists():
+        write_lines(path, [*sound, *faulty])  # first all in one file, so that a kill loses none
+        write_lines(rejected, faulty)
     write_lines(path, [trace for k, trace in enumerate(sound) if k not in again])
-    if returned:
-        write_lines(rejected_path(path), faulty)
-
-
-def _page_texts(corpus: Corpus, trace: dict[str, Any]) -> list[str]:
-    return [corpus.page_text(trace["doc_name"], page) for page in trace["candidates"]]
 
 
 def _trace(corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, refined: bool) -> dict[str, Any]:
@@ -329,20 +317,13 @@ def _trace(corpus: Corpus, chosen: Candidates, teacher: Teacher, folder: Path, r
 
 
 def swift_messages(messages: list[dict[str, Any]], completion: str) -> list[dict[str, str]]:
-    """Return chat messages and a completion as ms-swift has them: with strings (`swift_text`) as their content."""
-    prompt = [{"role": message["role"], "content": swift_text(message["content"])} for message in messages]
+    """Return chat messages and a completion as ms-swift has them: strings, with `<image>` where an image stands."""
+    prompt = [{"role": message["role"], "content": content_text(message["content"], "<image>")} for message in messages]
     return [*prompt, {"role": "assistant", "content": completion}]
 
 
-def swift_text(content: str | list[dict[str, Any]]) -> str:
-    """Return a message's content, a string or a list of parts, as one string with `<image>` where an image stands."""
-    if isinstance(content, str):
-        return content
-    return "".join("<image>" if part["type"] == "image" else part.get("text") or "" for part in content)
-
-
 def _page_file(corpus: Corpus, doc_name: str, page: int, folder: Path) -> str:
-    """The page's image as a file below `folder`; returns its path relative to it."""
+    """Write the page's image below `folder`, once; return its path relative to it."""
     name = page_id(doc_name, page)
     if len(name) > LONGEST_NAME:  # percent signs triple a name, and file systems take 255 bytes
         name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -11,8 +11,8 @@
 | datasets | a folder of parquet with the images in it, and README.md | `datasets.load_dataset(folder)` |
 
 Image paths are relative to the written file (VLM-R1: `--image_folders` that folder). Our own fields stand beside each
-format's, where trainers pass over them, so that what is read back equals what was written. Records of others lack these
-fields: their question and ranking are read from their texts.
+format's, where trainers ignore them, so that what is read back equals what was written. Records of others lack them:
+their question and ranking are read from their texts.
 """
 
 import base64
@@ -26,17 +26,17 @@ from typing import Any
 import datasets
 from datasets.table import embed_table_storage
 
-from mmr5_lab.files import read_lines, replacing, write_lines
+from mmr5_lab.files import read_lines, replacing, write_lines, write_text
 from mmr5_lab.images import plain_file
 from mmr5_lab.prompting.answers import parse_ranking
-from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_messages
-from mmr5_lab.traces.construction import read_traces, rejected_path, swift_messages, swift_text
+from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_messages, content_text
+from mmr5_lab.traces.construction import read_traces, rejected_path, swift_messages
 from mmr5_lab.traces.quality import dataset_card
 
 FORMATS = ("swift", "vlm-r1", "trl", "datasets")
 SHARD = 200  # traces a parquet file
-_URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_BASE64 = re.compile(r"iVBORw0KGgo|/9j/4|R0lGOD|UklGR|[A-Za-z0-9+/=\s]{400}")  # PNG, JPEG, GIF, WebP, or very long
+# a URL, or base64 text: PNG, JPEG, GIF, WebP, or very long
+_NO_PATH = re.compile(r"data:|[a-zA-Z][a-zA-Z0-9+.-]+://|iVBORw0KGgo|/9j/4|R0lGOD|UklGR|[A-Za-z0-9+/=\s]{400}")
 OWN = ("query_id", "doc_name", "query", "candidates", "positive_ids", "teacher", "refined", "prompt_version")
 
 
@@ -46,7 +46,6 @@ def export_traces(path: str | Path, out: str | Path, form: str) -> Path:
     Raises ValueError for an unknown format, a file without traces, and like `traces.read_traces`.
     """
     path, out = Path(path), Path(out)
-    _check(form)
     traces = read_traces(path)
     if not traces:
         raise ValueError(f"{path} holds no traces: nothing to export")
@@ -59,8 +58,7 @@ def export_traces(path: str | Path, out: str | Path, form: str) -> Path:
             shard = data.shard(count, k, contiguous=True).with_format("arrow")
             shard = shard.map(embed_table_storage, batched=True, keep_in_memory=True)
             shard.to_parquet(out / f"train-{k:05}-of-{count:05}.parquet")
-        card = dataset_card(traces, read_traces(rejected_path(path)), path.stem)
-        (out / "README.md").write_text(card, encoding="utf-8")
+        write_text(out / "README.md", dataset_card(traces, read_traces(rejected_path(path)), path.stem))
         return out
     write_lines(out, (_shaped(form, trace, _moved(trace["images"], path.parent, out.parent)) for trace in traces))
     return out
@@ -77,7 +75,6 @@ def import_traces(source: str | Path, form: str, out: str | Path) -> Path:
     is not a permutation of 1..n in the form asked for, and an image given otherwise.
     """
     source, out = Path(source), Path(out)
-    _check(form)
     records = _parquet_rows(source) if form == "datasets" else read_lines(source)
     folder = source if form == "datasets" else source.parent
     traces = []
@@ -90,13 +87,10 @@ def import_traces(source: str | Path, form: str, out: str | Path) -> Path:
     return out
 
 
-def _check(form: str) -> None:
-    if form not in FORMATS:
-        raise ValueError(f"unknown format {form!r}: choose one of {', '.join(FORMATS)}")
-
-
 def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
     """A trace as a record of a format, with our own fields beside it."""
+    if form not in FORMATS:
+        raise ValueError(f"unknown format {form!r}: choose one of {', '.join(FORMATS)}")
     own = {name: trace[name] for name in OWN}
     prompt, completion = trace["messages"][1]["content"], trace["messages"][-1]["content"]
     if form == "swift":
@@ -111,21 +105,19 @@ def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, An
 def _trace(form: str, record: dict[str, Any], source: Path, out: Path) -> dict[str, Any]:
     """A record of another form as a trace; images are looked for below `source` and named, or written, below `out`."""
     images, prompt, completion = _parts(form, record)
-    query = record.get("query") or asked_question(prompt) or ""
-    count = len(images)
-    ranking = parse_ranking(completion, count) if count else None
-    parts = {"images": count, "question": isinstance(query, str) and query, "reasoning": ranking and ranking.think}
-    if missing := [name for name, found in parts.items() if not found]:
-        raise ValueError(f"no {' and no '.join(missing)} to be found in it as {form}")
-    assert ranking is not None
+    query, count = record.get("query") or asked_question(prompt), len(images)
+    if not (images and query and isinstance(query, str)):
+        raise ValueError(f"no images or no question to be found in it as {form}")
     if prompt.count("<image>") not in (0, count):
         raise ValueError(f"it has {prompt.count('<image>')} <image> tags and {count} images")
-    if sorted(ranking.answer or ()) != list(range(1, count + 1)):
-        raise ValueError(f"its answer {list(ranking.answer or ())} is not a permutation of 1 to {count}")
+    ranking = parse_ranking(completion, count)
     if ranking.faults:
-        raise ValueError(f"its completion is not in the form asked for ({', '.join(sorted(ranking.faults))})")
+        written, faults = list(ranking.answer or ()), ", ".join(sorted(ranking.faults))
+        raise ValueError(
+            f"its answer {written} is not reasoning and a permutation of 1 to {count} in the form asked for ({faults})"
+        )
     own = {name: record[name] for name in OWN if record.get(name) is not None}
-    if len(own.get("candidates", images)) != count or not set(own.get("positive_ids", ())) <= set(ranking.answer or ()):
+    if len(own.get("candidates", images)) != count or not set(own.get("positive_ids", ())) <= set(range(1, count + 1)):
         raise ValueError(f"its candidates or positive_ids do not belong to {count} images")
     return {
         "messages": swift_messages(build_messages(query, count), completion),
@@ -143,10 +135,10 @@ def _parts(form: str, record: dict[str, Any]) -> tuple[list[Any], str, str]:
             images, prompt, completion = record["image"], turns["human"], record.get("completion") or turns["gpt"]
         else:
             messages = record["messages"] if form == "swift" else [*record["prompt"], *record["completion"]]
-            texts = {message["role"]: swift_text(message["content"]) for message in messages}
+            texts = {message["role"]: content_text(message["content"], "<image>") for message in messages}
             images, prompt, completion = record["images"], texts["user"], texts["assistant"]
         return images if isinstance(images, list) else [images], str(prompt), str(completion)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return [], "", ""
 
 
@@ -161,12 +153,11 @@ def _image_file(image: Any, where: str, source: Path, out: Path) -> str:
                 new.write_bytes(data)
         return name
     path = image.get("path") if isinstance(image, Mapping) else image
-    if not isinstance(path, str) or not path:
-        raise ValueError(f"{where} is {image!r:.60}; expected a path, or a dictionary with path or bytes")
-    if _URL.match(path):
-        raise ValueError(f"{where} is a URL, which is not fetched: save it, and write its path ({path:.60})")
-    if _BASE64.match(path):
-        raise ValueError(f"{where} is base64 text: save it as a file, and write its path ({path:.30}…)")
+    if not isinstance(path, str) or not path or _NO_PATH.match(path):
+        raise ValueError(
+            f"{where} is {image!r:.60}; expected the path of a file, or a dictionary with path or bytes"
+            " (save as a file what is behind a URL or in base64 text)"
+        )
     return _moved([path], source, out)[0]
 
 

@@ -1,9 +1,5 @@
 """Check whether traces are fit to learn from: faults of each, near-duplicates, a report, statistics, a dataset card.
 
-    faults_of(trace, page_texts)       # (), or names from FAULTS
-    near_duplicates(traces)            # {place: place of the earlier one}
-    report(accepted, rejected)         # counts and examples
-
 The checks read words, not meaning: a rejected trace is kept with its faults, so that a wrong verdict costs nothing.
 """
 
@@ -25,11 +21,11 @@ FAULTS = {
     "too_long": "more words than allowed about a page",
     "near_duplicate": "nearly the words of an earlier trace on another question",
 }
-MAX_WORDS = 60
-"""Words about a page. The prompt asks for 40; models count badly, so half as many again pass."""
+MAX_WORDS = 60  # about a page. The prompt asks for 40; models count badly, so half as many again pass
 
 _LINE = re.compile(r"Image (\d+): ?(.*)")
 _IMAGE = re.compile(r"\bimages? (?:no\. ?|number |#)?(\d+)", re.IGNORECASE)
+_QUOTE = re.compile(r'["“]([^"”]*)["”]')
 _LEAK = re.compile(
     r"\bground[- ]truth\b|\bgold(?:en)? (?:page|label|image|answer|standard)\b|\bhard negative\b"
     r"|\b(?:positive|negative) (?:image|page|sample|example|candidate|label|instance)\b"
@@ -60,9 +56,9 @@ def think_of(trace: dict[str, Any]) -> str:
 def near_duplicates(traces: Sequence[dict[str, Any]], threshold: float = 0.9) -> dict[int, int]:
     """Return the places of traces whose reasoning nearly repeats an earlier one on another question, with its place.
 
-    Nearly: the sets of three words in a row have a Jaccard similarity of at least `threshold`. Orders of the same
-    question's pages repeat each other on purpose and do not count, nor does a question asked again word for word. In
-    time about linear in the traces (MinHash with locality-sensitive hashing, datasketch).
+    Nearly: the sets of three words in a row have a Jaccard similarity of at least `threshold`. Traces on the same
+    question, or one of the same words, do not count: orders of its pages repeat each other on purpose. In time about
+    linear in the traces (MinHash with locality-sensitive hashing, datasketch).
     """
     from datasketch import MinHash, MinHashLSH  # with scipy, 60 MB that nobody needs who looks at traces
 
@@ -91,11 +87,12 @@ def report(accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]
     The first row counts the accepted. A trace with two faults counts twice.
     """
     total = max(1, len(accepted) + len(rejected))
-    rows = [("accepted", len(accepted), len(accepted) / total, "", _example(accepted))]
-    for fault, meaning in FAULTS.items():
-        faulty = [trace for trace in rejected if fault in trace["faults"]]
-        if faulty:
-            rows.append((fault, len(faulty), len(faulty) / total, meaning, _example(faulty)))
+    groups = {fault: [trace for trace in rejected if fault in trace["faults"]] for fault in FAULTS}
+    rows = [
+        (fault, len(traces), len(traces) / total, FAULTS.get(fault, ""), _example(traces))
+        for fault, traces in {"accepted": accepted, **groups}.items()
+        if traces or fault == "accepted"
+    ]
     return pd.DataFrame(rows, columns=["fault", "traces", "share", "meaning", "example"]).set_index("fault")
 
 
@@ -117,19 +114,15 @@ def statistics(traces: Sequence[dict[str, Any]]) -> pd.Series:
 
 
 def dataset_card(accepted: Sequence[dict[str, Any]], rejected: Sequence[dict[str, Any]], name: str = "Traces") -> str:
-    """Return a dataset card in Markdown with the hub's YAML header: what is in it, how it was made, what was left out.
-
-    Licence and language of the documents are not known here: the card says where to fill them in.
-    """
-    teachers = ", ".join(sorted({str(trace["teacher"]) for trace in accepted})) or "none"
-    prompts = ", ".join(sorted({str(trace["prompt_version"]) for trace in accepted})) or "none"
-    refined = any(trace.get("refined") for trace in accepted)
-    counts = report(accepted, rejected)
+    """Return a dataset card in Markdown with the hub's YAML header; licence and languages are left to be filled in."""
+    teachers, prompts = (
+        ", ".join(sorted({str(trace[key]) for trace in accepted})) or "none" for key in ("teacher", "prompt_version")
+    )
     facts = "\n".join(f"| {key} | {value:g} |" for key, value in statistics(accepted).round(3).items())
     faults = "\n".join(
-        f"| {fault} | {row['traces']} | {row['share']:.1%} | {row['meaning']} |" for fault, row in counts.iterrows()
+        f"| {fault} | {row['traces']} | {row['share']:.1%} | {row['meaning']} |"
+        for fault, row in report(accepted, rejected).iterrows()
     )
-    how = ", summed up in two sentences" if refined else ""
     return f"""---
 pretty_name: {name}
 task_categories: [visual-document-retrieval, text-ranking]
@@ -139,11 +132,10 @@ license: other  # that of the documents; fill in
 
 # {name}
 
-Reasoning traces that teach a vision-language model to rank document pages, in the way of MM-R5 (arXiv 2506.12364).
-Each holds a question, its candidate pages as images, a teacher's explanations of each page{how}, and the ranking
-with the right pages first. The teacher knew the label.
+Reasoning traces that teach a vision-language model to rank document pages, in the way of MM-R5 (arXiv 2506.12364): a
+question, its candidate pages as images, a teacher's reasoning, and the ranking with the right pages first.
 
-- Teacher: {teachers}. Prompt texts: version {prompts}.
+- Teacher: {teachers}. Prompt texts: version {prompts}. It knew the label: it explains and does not judge.
 - Questions whose candidates hold no right page were left out; traces with a fault are kept apart, with the fault.
 - Languages, source and licence of the documents: to be filled in by whoever publishes this.
 
@@ -151,14 +143,11 @@ with the right pages first. The teacher knew the label.
 |---|---|
 {facts}
 
-## Checks
+## Checks, which read words, not meaning
 
 | | Traces | Share | Meaning |
 |---|---|---|---|
 {faults}
-
-The checks read words, not meaning. A teacher that knows the label explains; it does not judge, and its reasons can be
-wrong.
 """
 
 
@@ -171,7 +160,9 @@ def _line_faults(trace: dict[str, Any], texts: Sequence[str], max_words: int) ->
         text = match[2] if match else ""
         sources = [trace["query"], texts[place - 1]]
         yield from _text_faults(text, max_words, sources)
-        if any(int(number) != place for number in _IMAGE.findall(_without_quotes(text, sources))):
+        quotable = _comparable(sources)  # pages have figures of their own called images
+        own = _QUOTE.sub(lambda quote: "" if _comparable([quote[1]]) in quotable else quote[0], text)
+        if any(int(number) != place for number in _IMAGE.findall(own)):
             yield "wrong_image"
         if verdict(text) is (place not in trace["positive_ids"]):
             yield "contradicts_label"
@@ -206,19 +197,10 @@ def _text_faults(text: str, max_words: int, sources: Iterable[str]) -> Iterator[
         yield "label_leaked"
 
 
-def _without_quotes(text: str, sources: Iterable[str]) -> str:
-    """The text without what it quotes: pages have figures of their own called images."""
-    quotable = _comparable(sources)
-    return re.sub(r'["“][^"”]*["”]', lambda q: " " if _comparable([q[0][1:-1]]) in quotable else q[0], text)
-
-
 def _comparable(texts: Iterable[str]) -> str:
     """Texts as quotes are compared with them: lower case, single spaces, one kind of quotation mark."""
     return " ".join(" ".join(texts).lower().replace('"', "'").split())
 
 
 def _example(traces: Sequence[dict[str, Any]]) -> str:
-    if not traces:
-        return ""
-    think = think_of(traces[0])
-    return f"{traces[0]['query_id']}: {think[:120]}{'…' if len(think) > 120 else ''}"
+    return f"{traces[0]['query_id']}: {think_of(traces[0])[:120]}" if traces else ""

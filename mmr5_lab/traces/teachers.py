@@ -1,17 +1,14 @@
 """Teachers, which explain pages to the student: any model behind OpenAI's chat interface, or an offline one.
 
 A teacher gets a question, one page and its label, and says why the page can or cannot help answer the question
-(arXiv 2506.12364, data construction). A teacher of your own needs the same three members: `name`, `explain` and
-`refine`, which must be safe to call from several threads if it also has `workers`.
-
-    with open_teacher(corpus) as teacher:                                                      # offline
-    with open_teacher(corpus, "https://api.openai.com/v1", "gpt-4o", "answers.sqlite") as teacher:
+(arXiv 2506.12364, data construction). A teacher of your own needs the members of `Teacher`, which must be safe to call
+from several threads if it also has `workers`.
 """
 
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -27,10 +24,8 @@ from mmr5_lab.prompting.prompts import refine_prompt, teacher_prompt
 from mmr5_lab.retrieval.bm25 import bm25_scores, content_words
 from mmr5_lab.traces.account import Account
 
-PAGE_TOKENS = 1500
-"""Tokens of a page at most: GPT-4o counts 1,445 for the largest, Qwen2.5-VL 1,282 at 1,003,520 pixels."""
-TEMPLATE_TOKENS = 50
-"""Tokens that a chat template adds to a prompt, at most."""
+PAGE_TOKENS = 1500  # of a page at most: GPT-4o counts 1,445 for the largest, Qwen2.5-VL 1,282 at 1,003,520 pixels
+TEMPLATE_TOKENS = 50  # that a chat template adds to a prompt, at most
 
 
 class Teacher(Protocol):
@@ -76,7 +71,7 @@ def open_teacher(
     max_tokens: of an answer; a teacher that thinks needs more than its words take
     offline: by default a `QuoteTeacher`
 
-    Raises ValueError where only one of server and model is given, and like `Chat` and `Account`.
+    Raises ValueError where only one of server and model is named, and like `Chat` and `Account`.
     """
     if bool(server) != bool(model):
         raise ValueError("a teacher on a server needs both: the server's address and the model's name there")
@@ -86,8 +81,7 @@ def open_teacher(
     chat = Chat(server, model, concurrency=concurrency, per_minute=per_minute, timeout=timeout)
     account = Account(answers, price_in=price_in, price_out=price_out, budget=budget)
     try:
-        options = {"max_tokens": max_tokens, "temperature": 0.0}
-        yield ServerTeacher(corpus, chat, account, options=options, max_pixels=max_pixels)
+        yield ServerTeacher(corpus, chat, account, max_tokens=max_tokens, max_pixels=max_pixels)
     finally:
         chat.close()
         account.close()
@@ -104,52 +98,31 @@ class ServerTeacher:
     """Asks a vision-language model on a server, as the paper asked GPT-4o: one page with its label at a time.
 
     account: keeps every answer by question, page image and request, so that no answer is paid for twice
-    options: of the request; "max_tokens" (or "max_completion_tokens") bounds what an answer may cost
-    page_tokens: what the server counts for a page image at most; a prompt's words count a token a byte
-    max_pixels: pages with more are made smaller before they are sent
+    max_tokens, max_pixels: as of `open_teacher`
 
-    `explain` and `refine` raise TeacherError where the server gave no answer (`replies.PROBLEMS`) or a request failed
-    for good, TeacherGoneError where all would fail (a wrong key, an unknown model, an empty account), BudgetError where
-    a request could pass the budget.
+    One teacher asks nothing twice, not even what got no answer: orders of a question share its pages. `explain` and
+    `refine` raise TeacherError where the server gave no answer (`replies.PROBLEMS`) or a request failed for good,
+    TeacherGoneError where all would fail (a wrong key, an unknown model, an empty account), BudgetError where a request
+    could pass the budget.
     """
 
     def __init__(
-        self,
-        corpus: Corpus,
-        chat: Chat,
-        account: Account,
-        *,
-        options: Mapping[str, Any] | None = None,
-        page_tokens: int = PAGE_TOKENS,
-        max_pixels: int | None = None,
+        self, corpus: Corpus, chat: Chat, account: Account, *, max_tokens: int = 300, max_pixels: int | None = None
     ):
         self.name, self.account = chat.model, account
-        self._corpus, self._chat, self._page_tokens, self._max_pixels = corpus, chat, page_tokens, max_pixels
-        self._options = dict(options or {"max_tokens": 300, "temperature": 0.0})
-        self._most = max(int(self._options.get(key, 0)) for key in ("max_tokens", "max_completion_tokens"))
-        if account.budget is not None and not self._most:
-            raise ValueError("a budget needs max_tokens (or max_completion_tokens) among the options")
+        self._corpus, self._chat, self._max_tokens, self._max_pixels = corpus, chat, max_tokens, max_pixels
+        self._options = {"max_tokens": max_tokens, "temperature": 0.0}
+        self._page_tokens = PAGE_TOKENS
         # A trace's pages are asked for at once, or at a run's end few traces would leave most places empty; but one
         # after another within a budget, of which each request under way takes the most that it can cost.
         self.map: Callable[..., Iterator[str]] = ThreadPoolExecutor(self.workers).map if account.budget is None else map
         self._lock = threading.Lock()
-        self._answers: dict[str, Future[str]] = {}  # under way, and while `asking_once` all
-        self._keep = False
+        self._answers: dict[str, Future[str]] = {}
 
     @property
     def workers(self) -> int:
-        """Threads to call from: more than requests under way, since one that waits to be tried again takes a thread."""
+        """Threads to call from; more than requests under way, since one that waits to be tried again takes a thread."""
         return 2 * self._chat.concurrency
-
-    @contextmanager
-    def asking_once(self) -> Iterator[None]:
-        """Within this context ask nothing twice, not even what got no answer: orders of a question share its pages."""
-        self._keep = True
-        try:
-            yield
-        finally:
-            self._keep = False
-            self._answers.clear()
 
     def explain(self, question: pd.Series, page: int, positive: bool) -> str:
         image = self._corpus.page_bytes(question["doc_name"], page)
@@ -172,50 +145,47 @@ class ServerTeacher:
                 future.set_result(self.account.find(key) or self._send(key, prompt, image))
             except BaseException as error:
                 future.set_exception(error)
-            if not self._keep:
-                self._answers.pop(key, None)
         return future.result()
 
     def _send(self, key: str, prompt: str, image: bytes | None) -> str:
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         if image:
             content.append({"type": "image_url", "image_url": {"url": page_url(image, self._max_pixels)}})
+        booked = partial(self._booked, key, len(prompt.encode()), bool(image))
         try:
-            reply = self._chat.ask(
-                [{"role": "user", "content": content}], partial(self._booked, key, prompt, bool(image)), **self._options
-            )
+            reply = self._chat.ask([{"role": "user", "content": content}], booked, **self._options)
         except RequestError as error:
             raise (TeacherGoneError if error.fatal else TeacherError)(str(error)) from None
         if reply.problem:
-            raise TeacherError(reply.reason + (f"; max_tokens is {self._most}" if reply.problem == "cut" else ""))
+            raise TeacherError(reply.reason + (f"; max_tokens is {self._max_tokens}" if reply.problem == "cut" else ""))
         return reply.answer
 
-    def _booked(self, key: str, prompt: str, shown: bool, send: Callable[[], Reply]) -> Reply:
-        """Send a request once; what it costs is booked before and corrected after."""
+    def _booked(self, key: str, words: int, shown: bool, send: Callable[[], Reply]) -> Reply:
+        """Send a request once; what it costs is booked before, at a token for each byte, and corrected after."""
         page = self._page_tokens if shown else 0
-        bound = len(prompt.encode()) + TEMPLATE_TOKENS + page
-        number = self.account.open_try(key, self.name, bound, self._most)
+        most = words + TEMPLATE_TOKENS + page, self._max_tokens
+        number = self.account.open_try(key, self.name, *most)
         try:
             reply = send()
         except RequestError as error:
-            tokens = (bound, self._most) if error.billable else (0, 0)
+            tokens = most if error.billable else (0, 0)
             self.account.close_try(number, *tokens, problem=str(error).partition(":")[0])
             raise
-        tokens = (bound, self._most) if reply.problem != "failed" else (0, 0)  # where the server does not count
+        tokens = (0, 0) if reply.problem == "failed" else most  # where the server does not count
         if reply.prompt_tokens is not None and reply.completion_tokens is not None:
             tokens = reply.prompt_tokens, reply.completion_tokens
-        self.account.close_try(number, *tokens, None if reply.problem else reply.answer, reply.problem)
+        self.account.close_try(number, *tokens, None if reply.problem else reply.answer, reply.problem or "")
         if self.account.budget is not None and shown:  # a page counts more than was thought: the next may, too
             with self._lock:
-                self._page_tokens = max(self._page_tokens, page + tokens[0] - bound)
+                self._page_tokens = max(self._page_tokens, page + tokens[0] - most[0])
         return reply
 
 
 class QuoteTeacher:
     """Explains from a page's words: quotes the passage that fits the question best, and says what it has and lacks.
 
-    For any page with text. It has nothing to say, "", of a positive page without a word of the question (a chart, a
-    scan without OCR), and the trace is rejected as empty.
+    Of a positive page without a word of the question (a chart, a scan without OCR) it returns "", and the trace is
+    rejected as empty.
     """
 
     name = "quotes"

@@ -12,8 +12,8 @@ from mmr5_lab.traces.teachers import ServerTeacher
 CONCURRENCY = 4
 
 
-def by_server(corpus: Corpus, url: str, folder: Path, **prices) -> ServerTeacher:
-    chat = Chat(url, "m", concurrency=CONCURRENCY, retries=4, pause=0.01)
+def by_server(corpus: Corpus, url: str, folder: Path, concurrency: int = CONCURRENCY, **prices) -> ServerTeacher:
+    chat = Chat(url, "m", concurrency=concurrency, retries=4, pause=0.01)
     return ServerTeacher(corpus, chat, Account(folder / "answers.sqlite", **prices))
 
 

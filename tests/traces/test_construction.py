@@ -153,10 +153,11 @@ def said_of(text: str) -> str:
 
 
 def test_several_workers_write_what_one_writes(corpus, candidates, tmp_path):
-    paths = [
-        make_traces(corpus, candidates, EvidenceTeacher(corpus), tmp_path / str(n) / "t.jsonl", workers=n)
-        for n in (1, 8)
-    ]
+    paths = []
+    for workers in (1, 8):
+        teacher = EvidenceTeacher(corpus)
+        teacher.workers = workers
+        paths.append(make_traces(corpus, candidates, teacher, tmp_path / str(workers) / "t.jsonl"))
     assert paths[0].read_text() == paths[1].read_text(), "in the order of the candidates"
 
 
@@ -238,7 +239,7 @@ def test_what_fails_for_good_costs_one_trace_and_a_wrong_key_ends_the_work(corpu
     with Server(questions) as server:
         teacher = by_server(corpus, server.url, tmp_path / "other")
         with pytest.raises(TeacherGoneError, match="AuthenticationError 401"):
-            make_traces(corpus, candidates, teacher, tmp_path / "other" / "t.jsonl", workers=2)
+            make_traces(corpus, candidates, teacher, tmp_path / "other" / "t.jsonl")
         assert len(server.bodies) <= 4 * len(candidates[0].pages), "two traces, and those begun before they had ended"
 
 
@@ -253,7 +254,7 @@ def test_what_is_no_answer_is_counted_by_kind_and_made_by_the_next_run(corpus, c
         calls = Counter(json.dumps(body["messages"]) for body in server.bodies)
         assert set(calls.values()) == {1}, "three orders of a question share what each page got"
         server.turns.clear()
-        made = make_traces(corpus, orders, teacher, tmp_path / "t.jsonl")
+        made = make_traces(corpus, orders, by_server(corpus, server.url, tmp_path), tmp_path / "t.jsonl")
         assert len(read_traces(made)) + len(read_traces(rejected_path(made))) == len(orders)
         again = Counter(json.dumps(body["messages"]) for body in server.bodies) - calls
         assert all(cut in call or filtered in call for call in again), "nothing else is asked again"
@@ -265,9 +266,9 @@ def test_what_is_no_answer_is_counted_by_kind_and_made_by_the_next_run(corpus, c
 def test_a_budget_ends_the_work_and_a_larger_one_goes_on(corpus, candidates, tmp_path):
     with Server({}, answer=said_of) as server:
         prices = {"price_in": 100.0, "price_out": 100.0}
-        teacher = by_server(corpus, server.url, tmp_path, budget=0.25, **prices)
+        teacher = by_server(corpus, server.url, tmp_path, concurrency=1, budget=0.25, **prices)
         with pytest.raises(BudgetError, match="Raise the budget"):
-            make_traces(corpus, candidates, teacher, tmp_path / "t.jsonl", workers=1)
+            make_traces(corpus, candidates, teacher, tmp_path / "t.jsonl")
         made = read_traces(tmp_path / "t.jsonl")
         assert 0 < len(made) < len(candidates)
         teacher = by_server(corpus, server.url, tmp_path, budget=50.0, **prices)
