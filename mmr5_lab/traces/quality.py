@@ -161,7 +161,9 @@ def _line_faults(trace: dict[str, Any], texts: Sequence[str], max_words: int) ->
         sources = [trace["query"], texts[place - 1]]
         yield from _text_faults(text, max_words, sources)
         quotable = _comparable(sources)  # pages have figures of their own called images
-        own = _QUOTE.sub(lambda quote: "" if _comparable([quote[1]]) in quotable else quote[0], text)
+        own = text
+        for quote in _QUOTE.findall(text):
+            own = own.replace(quote, "") if _comparable([quote]) in quotable else own
         if any(int(number) != place for number in _IMAGE.findall(own)):
             yield "wrong_image"
         if verdict(text) is (place not in trace["positive_ids"]):
