@@ -84,16 +84,16 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """Return log-probabilities and entropies of the completions' tokens, (rows, logits_to_keep) each."""
         width = input_ids.shape[1] - logits_to_keep
         images = _by_row(options["pixel_values"], options["image_grid_thw"], options["num_images"])
-        prompts = _same_prompts(input_ids[:, :width], images)
         logps = input_ids.new_zeros(len(input_ids), logits_to_keep, dtype=torch.float32)
         entropies = torch.zeros_like(logps)
-        for group in _chunks(prompts, batch_size or len(input_ids)):
-            rows = [row for members in group for row in members]
-            first = [members[0] for members in group]
+        for start in range(0, len(input_ids), batch_size or len(input_ids)):
+            groups = _same_prompts(input_ids[:, :width], images, start, batch_size)
+            rows = [row for group in groups for row in group]
+            first = [group[0] for group in groups]
             inputs, tokens = _packed(
                 _positions(model, input_ids[first, :width], attention_mask[first, :width], images, first, options),
                 [input_ids[row, :width][attention_mask[row, :width].bool()] for row in first],
-                [[input_ids[row, width:][attention_mask[row, width:].bool()] for row in members] for members in group],
+                [[input_ids[row, width:][attention_mask[row, width:].bool()] for row in group] for group in groups],
             )
             with self.accelerator.autocast():
                 output = model(**inputs, **_pixels(images, first), fused_lm_head=True)
@@ -122,10 +122,10 @@ def _pixels(images: list[Images], rows: list[int]) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.cat(grids)}
 
 
-def _same_prompts(ids: torch.Tensor, images: list[Images]) -> list[list[int]]:
-    """Return the rows in groups of the same tokens and pages, in the order in which they first come."""
+def _same_prompts(ids: torch.Tensor, images: list[Images], start: int = 0, count: int | None = None) -> list[list[int]]:
+    """Return `count` rows from `start` on in groups of the same tokens and pages, in the order of their first ones."""
     groups: list[list[int]] = []
-    for row in range(len(ids)):
+    for row in range(start, min(len(ids), start + (count or len(ids)))):
         for group in groups:
             other = group[0]
             # Two orders of pages of one size have equal tokens: only their pixels tell them apart.
@@ -135,21 +135,6 @@ def _same_prompts(ids: torch.Tensor, images: list[Images]) -> list[list[int]]:
         else:
             groups.append([row])
     return groups
-
-
-def _chunks(groups: list[list[int]], size: int) -> list[list[list[int]]]:
-    """Return the groups in chunks of up to `size` rows; a larger group is cut."""
-    chunks: list[list[list[int]]] = []
-    room = 0
-    for group in groups:
-        for start in range(0, len(group), size):
-            part = group[start : start + size]
-            if not chunks or len(part) > room:
-                chunks.append([])
-                room = size
-            chunks[-1].append(part)
-            room -= len(part)
-    return chunks
 
 
 def _positions(model, ids, mask, images, first: list[int], options: dict[str, Any]) -> list[torch.Tensor]:
