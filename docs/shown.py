@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.experiments.notebooks import run_notebook
 from mmr5_lab.experiments.runs import latest
-from mmr5_lab.prompting.answers import reasons_in_order
+from mmr5_lab.prompting.reasons import reasons_in_order
 from mmr5_lab.views import plots
 from mmr5_lab.views.widgets import reasoning_browser
 
@@ -58,14 +58,13 @@ def ship(runs: Path, tour: Path = TOUR) -> None:
 
 
 def reranked(tour: Path = TOUR) -> plots.Figure:
-    """The first evaluation question whose right page BM25 has among the candidates but not first, as the last system
-    ranked it: whatever that says of it."""
+    """The first evaluation question whose right page BM25 does not rank first and the last system does."""
     corpus = load_corpus(ROOT / "data" / "mini" / "corpus")
     written = pd.read_parquet(latest("04_inference", tour) / "SFT + RL.generations.parquet")
     for row in written.to_dict("records"):
         question, pages = corpus.by_id[row["question_id"]], row["candidates"]
         gold = [k for k, page in enumerate(pages) if page in question["gold_pages"]]
-        if gold and gold[0] > 0:
+        if gold and gold[0] > 0 and row["order"][0] in gold:
             break
     images = [corpus.page_image(question["doc_name"], page) for page in pages]
     orders = {"BM25": range(len(pages)), "SFT + RL": row["order"]}

@@ -62,5 +62,6 @@ def reasons_in_order(think: str | None, order: Sequence[int], shown: Sequence[in
         ['a table.', 'a chart.']
     """
     images = list(range(len(order)) if shown is None else shown)
-    by_image = reasoning_by_image(think or "", len(images))
+    # A table of answers holds NaN, which is true, where a text has no reasoning.
+    by_image = reasoning_by_image(think if isinstance(think, str) else "", len(images))
     return [by_image.get(images.index(k) + 1, "") if k in images else "" for k in order]

@@ -113,7 +113,7 @@ def test_pictures_are_made_of_finished_runs(copy):
     """The documented command."""
     done = subprocess.run([sys.executable, "docs/shown.py", "runs"], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "BM25 at rank 3; SFT + RL at rank 1" in done.stdout
+    assert "BM25 at rank 2; SFT + RL at rank 1" in done.stdout
     shipped = {path.relative_to(TOUR) for path in TOUR.rglob("*.*")}
     assert {path.relative_to(copy / "data/mini/tour") for path in (copy / "data/mini/tour").rglob("*.*")} == shipped
     for name in ("reranked.png", "notebooks/00_tour.png"):

@@ -1,5 +1,6 @@
 """Reasoning comes apart by image, whatever markup stands around the images' names."""
 
+import math
 import time
 
 import pytest
@@ -72,6 +73,7 @@ def test_reasons_follow_an_order_and_the_images_that_were_shown():
     assert reasons_in_order(think, [1, 0]) == ["a table.", "a chart."]
     assert reasons_in_order(think, [2, 0, 1], shown=[2, 1]) == ["a chart.", "", "a table."]
     assert reasons_in_order(None, [0]) == [""]
+    assert reasons_in_order(math.nan, [0]) == [""], "as pandas keeps a missing text"
 
 
 @pytest.mark.parametrize("unit", ["*", "#", "[[(", "1. ", "Image 1 (", "Image 1**", " Image 1: a", "**a**\n"])
