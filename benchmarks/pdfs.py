@@ -155,9 +155,9 @@ def main() -> None:
     report = json.loads(reports[1][0])
     read, skipped, others = len(report["documents"]), len(report["skipped"]), len(report["not_pdf"])
     reasons = Counter(re.split(r" to |[:(]", entry["reason"])[0] for entry in report["skipped"])
-    flagged = sum(len(entry["pages_without_picture"]) for entry in report["documents"])
+    flagged = sum(len(entry["problems"]) for entry in report["documents"])
     print(f"{len(files)} files: {read} read, {skipped} skipped, {others} no PDFs")
-    print(f"{len(corpus.pages)} pages, {flagged} of them without a picture")
+    print(f"{len(corpus.pages)} pages, {flagged} of them with a problem")
     print(f"{seconds[1]:.0f} s with 1 worker, {seconds[2]:.0f} s with 2; same bytes: {reports[1] == reports[2]}")
     for reason, number in reasons.most_common():
         print(f"{number:5}  {reason}")

@@ -21,8 +21,6 @@ def read_annotations(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("file, line n", record) of each line that is not blank. Raises CorpusError for what is not JSON."""
     try:
         yield from json_lines(path)
-    except CorpusError:
-        raise
     except ValueError as error:
         raise CorpusError(str(error)) from error
 
@@ -74,14 +72,13 @@ def parse_document(record: dict[str, Any], where: str) -> tuple[dict[str, Any], 
     name, domain = name_and_domain(record, where)
     if not isinstance(record.get("questions"), list):
         raise CorpusError(f"{where}: questions is missing or not a list, for {name!r}")
-    if not is_pair(record.get("page_indices")):
-        value = json.dumps(record.get("page_indices"))
-        raise CorpusError(f"{where}: page_indices is not [first row, last row] for {name!r}, but {value:.60}")
+    rows: Any = record.get("page_indices")
+    if not is_pair(rows) or not 0 <= rows[0] <= rows[1]:
+        raise CorpusError(
+            f"{where}: page_indices is not [first row, last row] for {name!r}, but {json.dumps(rows):.60}"
+        )
+    first, num_pages = rows[0], rows[1] - rows[0] + 1
     _check_text(record, f"{where}: the record of {name!r}")
-    first, last = record["page_indices"]
-    num_pages = last - first + 1
-    if first < 0 or num_pages < 1:
-        raise CorpusError(f"{where}: page_indices {[first, last]} of {name!r} is not a range of rows")
     document = {
         "doc_name": name, "domain": domain, "split": record.get("split", "eval"),
         "num_pages": num_pages, "first_row": first,
@@ -124,17 +121,14 @@ def _parse_gold(value: Any, num_pages: int, what: str, text: str) -> list[int]:
 
 def _parse_type(value: Any, what: str) -> tuple[str, ...]:
     """MMDocIR writes a type as one word (`text-only`), or as the text of a Python list, maybe empty."""
-    parsed = value
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            parsed = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            parsed = 0
-    if isinstance(parsed, str):
-        parsed = [parsed] if parsed else []
-    if parsed is not None and not (isinstance(parsed, list | tuple) and all(isinstance(v, str) for v in parsed)):
-        raise CorpusError(f"{what}: type {value!r} is neither a word nor a list of words")
-    return tuple(parsed or ())
+    try:
+        listed = isinstance(value, str) and value.lstrip().startswith("[")
+        parsed = ast.literal_eval(value) if listed else [value] if isinstance(value, str) and value else value or []
+        if not all(isinstance(kind, str) for kind in parsed):
+            raise ValueError
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise CorpusError(f"{what}: type {value!r} is neither a word nor a list of words") from None
+    return tuple(parsed)
 
 
 def _check_text(record: dict[str, Any], what: str) -> None:

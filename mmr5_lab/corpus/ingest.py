@@ -9,7 +9,6 @@ and what was left out and why.
 import hashlib
 import json
 import logging
-import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from mmr5_lab.corpus.annotations import annotations_lock, is_pair, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES, Corpus, load_corpus
-from mmr5_lab.corpus.ids import CorpusError, has_words, nearest
+from mmr5_lab.corpus.ids import CorpusError, nearest
 from mmr5_lab.corpus.labels import (
     REPLACED,
     SET_ASIDE,
@@ -51,7 +50,7 @@ from mmr5_lab.corpus.pdf import (
 from mmr5_lab.corpus.pdf_folder import FolderContents, list_pdfs
 from mmr5_lab.corpus.pdf_process import PdfProcesses
 from mmr5_lab.corpus.writing import write_corpus
-from mmr5_lab.files import json_line, read_object, replacing, sole_writer
+from mmr5_lab.files import read_object, sole_writer, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,6 @@ INGEST_REPORT = "ingest_report.json"
 PARTS = ".parts"  # folder of finished pages while a run goes on
 _PAGES_PER_TASK = 16
 _TEXT_VERSION = 2  # how texts are read; other numbers are read anew
-_A4 = 595 * 842  # square points
 _MOST_NAMES = 10  # in a message; the report has all
 
 
@@ -159,40 +157,27 @@ class _Document:
     pdf: Path
     record: dict[str, Any]
     report: dict[str, Any]
-    parts: Path | None
-    earlier: Corpus | None
-
-    def tasks(self) -> list[range]:
-        """Return the pages to be made, in shares for one process each, which opens the PDF anew."""
-        pages = range(self.report["pages"] if self.parts else 0)
-        return [pages[start : start + _PAGES_PER_TASK] for start in pages[::_PAGES_PER_TASK]]
+    parts: Path | None = None
+    earlier: Corpus | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of its pages, finished all, and complete the report. Raises PdfError if all lack a picture."""
-        if self.parts:
-            yield from self._new_rows(self.parts)
-            return
-        assert self.earlier is not None
-        assert self.earlier.store is not None
-        for row in self.earlier.rows(self.name):
-            values = {name: self.earlier.store.value(row, name) for name in ("image_binary", "ocr_text")}
-            yield {"doc_name": self.name} | values
-
-    def _new_rows(self, parts: Path) -> Iterator[dict[str, Any]]:
         numbers = range(self.report["pages"])
-        pages = [read_page_file(parts, number, with_picture=False) for number in numbers]
-        self.report |= {
-            "read_by": [page.read_by for page in pages],
-            "pages_without_text": [number for number in numbers if not has_words(pages[number].text)],
-            "pages_without_picture": {number: pages[number].problem for number in numbers if pages[number].problem},
-            "unread_pages": {number: pages[number].ocr_problem for number in numbers if pages[number].ocr_problem},
-            "large_pages": [number for number in numbers if math.prod(pages[number].size) > 3 * _A4],
-        }
-        if all(page.problem for page in pages):
+        if self.earlier and self.earlier.store:
+            for row in self.earlier.rows(self.name):
+                values = {name: self.earlier.store.value(row, name) for name in ("image_binary", "ocr_text")}
+                yield {"doc_name": self.name} | values
+        if not self.parts:
+            return
+        # Pictures of a thousand pages need not fit in memory: they are read again, one by one.
+        pages = [page._replace(picture=page.picture[:1]) for page in (read_page_file(self.parts, n) for n in numbers)]
+        self.report["read_by"] = [page.read_by for page in pages]
+        self.report["problems"] = {number: page.problem for number, page in enumerate(pages) if page.problem}
+        if not any(page.picture for page in pages):
             raise PdfError(f"no page can be rendered; page 0: {pages[0].problem}")
         words = vocabulary(page.text for page in pages)
         for number in numbers:
-            picture = read_page_file(parts, number).picture or None
+            picture = read_page_file(self.parts, number).picture or None
             text = join_hyphens(pages[number].text, words)
             yield {"doc_name": self.name, "image_binary": picture, "ocr_text": text}
 
@@ -216,9 +201,7 @@ def _follow_renamed(labels: list[Label], digests: dict[str, str], reports: dict[
     for label in labels:
         old = label.record["doc_name"]
         if name := renamed.get(old):
-            logger.warning(
-                "%s is %s now: its %d questions go with it", old, name, len(label.record.get("questions") or [])
-            )
+            logger.warning("%s is %s now: its %d questions go with it", old, name, len(label.record["questions"]))
             label.record["doc_name"] = name
 
 
@@ -252,12 +235,12 @@ def _plan(
         if record["questions"] and report.get("sha256", digest) != digest:
             logger.warning("%s has changed: look whether its %d questions still fit", pdf, len(record["questions"]))
         if reused:
-            documents.append(_Document(name, pdf, record, report, None, earlier))
+            documents.append(_Document(name, pdf, record, report, earlier=earlier))
         else:
-            key = json.dumps([name, recipe, rendering.engine]).encode()
+            key = json.dumps([name, recipe, rendering.engine, FinishedPage._fields]).encode()
             folder = parts / hashlib.sha256(key).hexdigest()[:16]
             folder.mkdir(exist_ok=True)
-            documents.append(_Document(name, pdf, record, recipe | {"pages": num_pages}, folder, None))
+            documents.append(_Document(name, pdf, record, recipe | {"pages": num_pages}, parts=folder))
     return documents
 
 
@@ -278,17 +261,10 @@ def _fitting_record(labels: list[Label], name: str, num_pages: int) -> dict[str,
     record = {key: value for key, value in record.items() if key not in ("page_indices", "layout_indices")}
     record["doc_name"] = name
     if not passed:
-        questions = without_repeats(question for label in labels for question in label.record.get("questions") or [])
-        record["questions"] = [question for question in questions if _belongs(question, num_pages)]
+        questions = without_repeats(question for label in labels for question in label.record["questions"])
+        record["questions"] = [q for q in questions if REPLACED not in q and max(q["page_id"]) < num_pages]
     parse_document(record | {"page_indices": [0, num_pages - 1]}, where)
     return record
-
-
-def _belongs(question: Any, num_pages: int) -> bool:
-    """Return whether a question that the corpus held or set aside is to be in it: not replaced, about pages there."""
-    pages = question.get("page_id") if isinstance(question, dict) else None
-    beyond = isinstance(pages, list) and any(type(page) is int and page >= num_pages for page in pages)
-    return not beyond and not (isinstance(question, dict) and REPLACED in question)
 
 
 def _labels_without_place(
@@ -310,14 +286,13 @@ def _earlier_run(out: Path) -> tuple[Corpus | None, dict[str, dict[str, Any]]]:
     """Return the corpus of an earlier ingest, and the report's entry of each document; none if they do not fit."""
     report, _ = read_object(out / INGEST_REPORT)
     try:
-        reports = {entry.pop("file"): entry for entry in (report or {})["documents"]}
         corpus = load_corpus(out)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except CorpusError:
         return None, {}
     # A run that ended between its corpus and its report left a report that speaks of other files.
-    if corpus.store is None or (report or {}).get("page_file") != corpus.store.fingerprint:
+    if report is None or corpus.store is None or report.get("page_file") != corpus.store.fingerprint:
         return None, {}
-    return corpus, reports
+    return corpus, {entry.pop("file"): entry for entry in report["documents"]}
 
 
 def _rows(
@@ -327,24 +302,30 @@ def _rows(
 
     A document without a single picture has no rows, and its reason in `unusable`.
     """
-    tasks = [(document, pages) for document in documents for pages in document.tasks()]
-    with tqdm(total=sum(len(pages) for _, pages in tasks), desc="pages", unit="page", disable=not tasks) as progress:
+    # A process opens the PDF anew for each task.
+    tasks = [
+        (document.pdf, document.parts, range(start, min(start + _PAGES_PER_TASK, document.report["pages"])))
+        for document in documents
+        if document.parts
+        for start in range(0, document.report["pages"], _PAGES_PER_TASK)
+    ]
+    with tqdm(total=sum(len(pages) for *_, pages in tasks), desc="pages", unit="page", disable=not tasks) as progress:
 
-        def make(task: tuple[_Document, range]) -> None:
-            document, pages = task
-            assert document.parts is not None
+        def make(task: tuple[Path, Path, range]) -> None:
+            pdf, parts, pages = task
             for page in pages:
-                if not page_path(document.parts, page).exists():
+                if not page_path(parts, page).exists():
                     try:
-                        processes.make_page(document.pdf, page, document.parts, rendering)
+                        processes.make_page(pdf, page, parts, rendering)
                     except PdfError as error:
-                        write_page(document.parts, page, FinishedPage("", NO_ENGINE, problem=str(error)))
+                        write_page(parts, page, FinishedPage("", NO_ENGINE, problem=str(error)))
                 progress.update()
 
         finished = processes.map(make, tasks)
         for document in documents:
-            for _ in document.tasks():
-                next(finished)
+            if document.parts:
+                for _ in range(0, document.report["pages"], _PAGES_PER_TASK):
+                    next(finished)
             try:
                 yield from document.rows()
             except PdfError as error:
@@ -362,8 +343,7 @@ def _report(
         "set_aside": [{"doc_name": record["doc_name"], "questions": len(record["questions"])} for record in aside],
         "page_file": PageStore(out / PAGES).fingerprint if documents else None,
     }
-    with replacing(out / INGEST_REPORT) as new:
-        new.write_bytes(json_line(report, indent=1))
+    write_json(out / INGEST_REPORT, report, indent=1)
     for entry in report["skipped"]:
         logger.warning("%s is skipped: %s", folder / entry["file"], entry["reason"])
     if contents.others:
@@ -373,20 +353,14 @@ def _report(
         for number, record in enumerate(aside[:_MOST_NAMES]):  # to compare all names with all would take minutes
             names[number] += nearest(record["doc_name"], contents.pdfs)
         logger.warning("questions without a place here are set aside in %s: %s", out / SET_ASIDE, _listed(names))
-    for what, key in (
-        ("cannot be rendered and are kept without a picture", "pages_without_picture"),
-        ("could not be read by OCR", "unread_pages"),
-        ("are so large that small print is lost in their picture; raise max_pixels", "large_pages"),
-    ):
-        pages = [
-            f"{document.name} page {page}" + (f" ({entry[page]})" if isinstance(entry, dict) else "")
-            for document in documents
-            if document.parts  # those taken over were named before
-            for entry in [document.report[key]]
-            for page in entry
-        ]
-        if pages:
-            logger.warning("%d pages %s: %s", len(pages), what, _listed(pages))
+    problems = [
+        f"{document.name} page {page} ({problem})"
+        for document in documents
+        if document.parts  # those taken over were named before
+        for page, problem in document.report["problems"].items()
+    ]
+    if problems:
+        logger.warning("%d pages are not as they should be: %s", len(problems), _listed(problems))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmr5_lab.corpus.annotations import annotation_records
+from mmr5_lab.corpus.annotations import annotation_records, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS
 from mmr5_lab.corpus.ids import name_key
 from mmr5_lab.files import write_lines
@@ -26,14 +26,18 @@ class Label(NamedTuple):
 
 
 def read_labels(annotations: str | Path | Sequence[dict[str, Any]] | None, folder: Path) -> list[Label]:
-    """Return the records of `annotations`, of the corpus folder, and of those set aside there, in this order."""
+    """Return the records of `annotations`, of the corpus folder, and of those set aside there, in this order.
+
+    Raises CorpusError, naming file and line, for one that no document could have.
+    """
     labels = [Label(*located, True) for located in annotation_records(annotations).values()]
     for path in (folder / ANNOTATIONS, folder / SET_ASIDE):
-        if path.is_file():
-            for where, record in annotation_records(path).values():
-                if path.name == ANNOTATIONS:
-                    record.pop("page_indices", None)  # rows of the page file there, which is made anew
-                labels.append(Label(where, record, False))
+        for where, record in annotation_records(path).values() if path.is_file() else ():
+            if path.name == ANNOTATIONS:
+                record.pop("page_indices", None)  # rows of the page file there, which is made anew
+            labels.append(Label(where, record, False))
+    for label in labels:
+        parse_document(label.record | {"page_indices": [0, 10**6]}, label.where)
     return labels
 
 
@@ -64,17 +68,17 @@ def not_among(labels: Iterable[Label], questions: Sequence[dict[str, Any]] = ())
     records: dict[str, dict[str, Any]] = {}
     for label in labels:
         record = records.setdefault(name_key(label.record["doc_name"]), label.record | {"questions": []})
-        record["questions"] += label.record.get("questions") or []
-    for record in records.values():
-        record["questions"] = without_repeats([*questions, *record["questions"]])[len(without_repeats(questions)) :]
+        record["questions"] = without_repeats([*record["questions"], *label.record["questions"]], questions)
     return [record for record in records.values() if record["questions"]]
 
 
-def without_repeats(questions: Iterable[Any]) -> list[Any]:
-    """Return each question once; it is the same if its text and pages are."""
+def without_repeats(questions: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
+    """Return each question once that is not known; it is the same if its text and pages are."""
     unique: dict[str, Any] = {}
     for question in questions:
-        unique.setdefault(_identity(question), question)
+        unique.setdefault(json.dumps([question["Q"], question["page_id"]]), question)
+    for question in known:
+        unique.pop(json.dumps([question["Q"], question["page_id"]]), None)
     return list(unique.values())
 
 
@@ -84,10 +88,6 @@ def write_set_aside(records: list[dict[str, Any]], folder: Path) -> None:
         write_lines(folder / SET_ASIDE, records)
     else:
         (folder / SET_ASIDE).unlink(missing_ok=True)
-
-
-def _identity(question: Any) -> str:
-    return json.dumps([question.get("Q"), question.get("page_id")] if isinstance(question, dict) else question)
 
 
 def _base_key(name: str) -> str:

@@ -20,6 +20,7 @@ from PIL import Image
 from mmr5_lab.corpus import ocr
 from mmr5_lab.corpus.ids import has_words
 from mmr5_lab.corpus.page_text import HYPHEN, clean_text, count_words, is_garbage
+from mmr5_lab.files import json_line, replacing
 
 TEXT_LAYER, POOR_TEXT_LAYER = "text layer", "poor text layer"
 DEFAULT_MAX_PIXELS = 1280 * 28 * 28
@@ -27,9 +28,10 @@ DEFAULT_MAX_PIXELS = 1280 * 28 * 28
 
 _OCR_PIXELS = 2 * DEFAULT_MAX_PIXELS  # A4 at 140 dpi: small print is legible, and tesseract takes a second or two
 _OCR_SCALE = 300 / 72  # pixels a point at most: more dots an inch make no letter clearer
-_STRIP_ASPECT, _MOST_STRIPS = 1.5, 40  # a page longer than two of these is read in strips of about this aspect
+_STRIP_ASPECT, _MOST_STRIPS = 1.5, 20  # a page longer than two of these is read in strips of about this aspect
 _LONGEST_SIDE = 100_000  # points, seven times what Acrobat allows; sizes above are damage
 _LONGEST_PICTURE = 65_000  # pixels; JPEG ends at 65,500
+_LARGE = 3 * 595 * 842  # square points: three times A4
 _FEW_WORDS = 50  # of a text layer over a scan, such as a header or a library's stamp
 
 
@@ -56,16 +58,13 @@ class FinishedPage(NamedTuple):
     text: its words, with `page_text.HYPHEN` where a word is broken at the end of a line
     read_by: "text layer", an OCR engine, "none", "… failed", or "poor text layer" where OCR was needed and not there
     picture: JPEG bytes; b"" where it cannot be rendered
-    problem: why it cannot be rendered, or ""; ocr_problem: why OCR failed, or ""
-    size: width and height in points
+    problem: why it cannot be rendered or read, or that it is too large for its picture; "" where all went well
     """
 
     text: str
     read_by: str
     picture: bytes = b""
     problem: str = ""
-    ocr_problem: str = ""
-    size: tuple[float, float] = (0.0, 0.0)
 
 
 def open_pdf(path: str | Path) -> pypdfium2.PdfDocument:
@@ -73,12 +72,8 @@ def open_pdf(path: str | Path) -> pypdfium2.PdfDocument:
     try:
         document = pypdfium2.PdfDocument(path)
     except (pypdfium2.PdfiumError, OSError) as error:
-        encrypted = "password" in str(error).lower()
-        raise PdfError(
-            f"it is encrypted and needs a password: {error}"
-            if encrypted
-            else f"PDFium cannot read it (corrupt, or without pages?): {error}"
-        ) from error
+        cause = "encrypted" if "password" in str(error).lower() else "corrupt, or without pages?"
+        raise PdfError(f"PDFium cannot read it ({cause}): {error}") from error
     if len(document) == 0:
         document.close()
         raise PdfError("it has no pages")
@@ -92,18 +87,20 @@ def make_page(document: pypdfium2.PdfDocument, number: int, rendering: Rendering
         page = document[number]
     except pypdfium2.PdfiumError as error:
         return FinishedPage("", ocr.NO_ENGINE, problem=f"PDFium cannot load it: {error}")
+    problems, picture = [], io.BytesIO()
     with closing(page):
-        picture = io.BytesIO()
-        problem = ""
         try:
             render_page(page, rendering.max_pixels).save(picture, "JPEG", quality=rendering.jpeg_quality)
+            if math.prod(page.get_size()) > _LARGE:
+                problems.append("it is so large that small print is lost in its picture: raise max_pixels")
         except _FAILURES as error:
-            problem = f"it cannot be rendered: {error}"
+            problems.append(f"it cannot be rendered: {error}")
+            picture = io.BytesIO()
         try:
             text, read_by, failure = read_page(page, rendering.engine, lambda: document[number])
         except _FAILURES as error:
             text, read_by, failure = "", ocr.NO_ENGINE, f"it cannot be read: {error}"
-        return FinishedPage(text, read_by, b"" if problem else picture.getvalue(), problem, failure, page.get_size())
+    return FinishedPage(text, read_by, picture.getvalue(), "; ".join(filter(None, [*problems, failure])))
 
 
 def render_page(page: pypdfium2.PdfPage, max_pixels: int) -> Image.Image:
@@ -211,32 +208,26 @@ def _is_mostly_pictures(page: pypdfium2.PdfPage) -> bool:
 
 def _strips(page: pypdfium2.PdfPage) -> Iterator[Image.Image]:
     """Yield what OCR reads of a page: all of it, or strips of a long one, cut between its lines."""
-    width, height = _size(page)
-    short, long = sorted((width, height))
-    if long <= 2 * _STRIP_ASPECT * short:
+    short, long = sorted(_size(page))
+    count = min(long / (_STRIP_ASPECT * short), _MOST_STRIPS)
+    if count <= 2:
         yield render_page(page, _OCR_PIXELS)
         return
-    length = max(_STRIP_ASPECT * short, long / _MOST_STRIPS)  # in points
-    scale = min(_OCR_SCALE, math.sqrt(_OCR_PIXELS / (short * length)))
-    # How light each line of pixels is, at a pixel a point at most: the lightest lie between lines of text.
-    overview = render_page(page, round(min(_OCR_PIXELS, width * height))).convert("L")
-    vertical = height >= width
-    line_count = overview.height if vertical else overview.width
-    lightness = overview.resize((1, line_count) if vertical else (line_count, 1), Image.Resampling.BOX).tobytes()
-    points = long / line_count  # of a line
-    start = 0
+    pixels = count * min(_OCR_PIXELS, _STRIP_ASPECT * (short * _OCR_SCALE) ** 2)
+    picture = render_page(page, max(1, int(pixels)))
+    tall = picture.height >= picture.width
+    line_count = max(picture.size)
+    # How light each line of pixels is: the lightest lie between lines of text.
+    size = (1, line_count) if tall else (line_count, 1)
+    lightness = picture.convert("L").resize(size, Image.Resampling.BOX).tobytes()
+    length, start = math.ceil(line_count / count), 0
     while start < line_count:
-        stop = start + max(1, round(length / points))
+        stop = min(start + length, line_count)
         if stop < line_count:
-            window = range(start + max(1, round(0.8 * length / points)), stop + 1)
-            stop = max(window, key=lambda line: (min(lightness[line - 1 : line + 1]), line))
-        stop = min(stop, line_count)
-        cut = (
-            (0, height - stop * points, 0, start * points)
-            if vertical
-            else (start * points, 0, width - stop * points, 0)
-        )
-        yield page.render(scale=scale, crop=tuple(max(0.0, side) for side in cut)).to_pil().convert("RGB")
+            # Light neighbours too: the gap within a letter is a line or two.
+            window = range(start + round(0.8 * length), stop)
+            stop = max(window, key=lambda line: (min(lightness[line - 2 : line + 3]), line), default=stop)
+        yield picture.crop((0, start, picture.width, stop) if tall else (start, 0, stop, picture.height))
         start = stop
 
 
@@ -246,16 +237,12 @@ def page_path(folder: Path, page: int) -> Path:
 
 
 def write_page(folder: Path, number: int, page: FinishedPage) -> None:
-    """Write a page into its file, whole or not at all."""
-    head = json.dumps(page._replace(picture=b"")._asdict() | {"picture": None}) + "\n"
-    path = page_path(folder, number)
-    unfinished = path.with_suffix(".new")
-    unfinished.write_bytes(head.encode() + page.picture)
-    unfinished.replace(path)
+    """Write a page into its file, whole or not at all: a line of JSON, then the picture."""
+    with replacing(page_path(folder, number)) as new:
+        new.write_bytes(json_line(page._asdict() | {"picture": None}) + page.picture)
 
 
-def read_page_file(folder: Path, number: int, with_picture: bool = True) -> FinishedPage:
-    """Return a finished page, or all but its picture."""
+def read_page_file(folder: Path, number: int) -> FinishedPage:
+    """Return a finished page."""
     with page_path(folder, number).open("rb") as file:
-        head = json.loads(file.readline())
-        return FinishedPage(**head | {"picture": file.read() if with_picture else b"", "size": tuple(head["size"])})
+        return FinishedPage(**json.loads(file.readline()) | {"picture": file.read()})

@@ -65,9 +65,9 @@ def test_pdfs_become_a_corpus(pdfs, tmp_path):
     # pages without a text layer are kept and flagged
     assert corpus.pages["has_text"].tolist() == [False, False, False, True, True]
     report = json.loads((tmp_path / "out" / "ingest_report.json").read_text())
-    assert [(entry["file"], entry["pages"], entry["pages_without_text"]) for entry in report["documents"]] == [
-        ("Scan 1.PDF", 3, [0, 1, 2]),
-        ("words.pdf", 2, []),
+    assert [(entry["file"], entry["pages"], entry["read_by"]) for entry in report["documents"]] == [
+        ("Scan 1.PDF", 3, ["none"] * 3),
+        ("words.pdf", 2, ["text layer"] * 2),
     ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ANNOTATIONS,
@@ -330,13 +330,11 @@ def test_a_page_that_cannot_be_rendered_is_kept_without_a_picture(tmp_path, capl
         assert corpus.questions["gold_pages"].tolist() == [[1, 3]]
     assert "page 1 of 'bad.pdf' could not be rendered: a white page stands for it" in caplog.text
     [report] = json.loads((tmp_path / "out" / "ingest_report.json").read_text())["documents"]
-    assert report["pages_without_picture"] == {
+    assert report["problems"] == {
         "1": "PDFium cannot load it: Failed to load page.",
         "2": "it cannot be rendered: it measures 595 × 2.14748e+09 points; at most 100,000 can be rendered",
     }
-    assert (
-        "2 pages cannot be rendered and are kept without a picture: bad.pdf page 1 (PDFium cannot load" in caplog.text
-    )
+    assert "2 pages are not as they should be: bad.pdf page 1 (PDFium cannot load" in caplog.text
 
 
 def test_a_pdf_without_a_page_that_can_be_rendered_is_skipped(pdfs, tmp_path):

@@ -185,3 +185,9 @@ def test_the_last_line_is_read_without_its_line_break_and_with_a_mark(pdfs, tmp_
     (tmp_path / "labels.jsonl").write_text("\ufeff" + "\r\n".join(lines))
     assert ingest(pdfs, tmp_path / "new", tmp_path / "labels.jsonl") == [("a.pdf", "One?"), ("b.pdf", "Two?")]
     assert (tmp_path / "new" / ANNOTATIONS).read_text().endswith("\n")
+
+
+def test_a_label_that_no_document_could_have_is_refused_at_once(pdfs, tmp_path):
+    wrong = [annotation("a.pdf", ("One?", [0])), annotation("absent.pdf", ("Two?", ["1"]))]
+    with pytest.raises(CorpusError, match=r"annotation 1: question 0 of 'absent.pdf': page_id is not a list of page"):
+        ingest(pdfs, tmp_path / "new", wrong)
