@@ -312,7 +312,7 @@ def _ceiling(answer: Any, run: Mapping[str, Sequence[int]], corpus: Any) -> str:
         "a question with two right pages cannot have both of them in first place": (
             rows["gold_in_candidates"] > 0
         ).mean(),
-        "no reranker finds a page that it was not given": rows["ceiling@1"].mean(),
+        "no reranker finds a page that it was not given": rows["R@1 all pages"].mean(),
     }
     right = candidate_ceiling(run, corpus, [1]).loc["micro", "R@1"]
     return _number(answer, right, slips, "What does the best order of each question's candidates earn?")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mmr5_lab.evaluation.gold_ranks import MEASURES, CorpusTables, PagesByQuestion, measure_columns
-from mmr5_lab.evaluation.metrics import AVERAGES, CEILINGS, NEWS, averages, with_ceilings
+from mmr5_lab.evaluation.metrics import AVERAGES, CEILINGS, NEWS, averages, per_question
 from mmr5_lab.evaluation.significance import bootstrap_intervals, holm, paired_randomisation_test
 from mmr5_lab.html import html_table, latex_table
 
@@ -124,7 +124,7 @@ def _measured(
     frames = []
     for number, rankings in enumerate(seeds):
         try:
-            frames.append(with_ceilings(rankings, corpus, *columns))
+            frames.append(per_question(rankings, corpus, *columns))
         except ValueError as error:
             raise ValueError(f"system {name!r}{f', seed {number}' * (len(seeds) > 1)}: {error}") from None
     return frames

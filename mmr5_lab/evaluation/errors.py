@@ -16,7 +16,7 @@ import pandas as pd
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.evaluation.gold_ranks import first_few
 from mmr5_lab.evaluation.metrics import grouped, per_question
-from mmr5_lab.evaluation.significance import interval_or_nan
+from mmr5_lab.evaluation.significance import bootstrap_interval
 from mmr5_lab.prompting.answers import parse_ranking
 
 HIT = "hit"
@@ -138,7 +138,7 @@ def cost(written: Mapping[str, pd.DataFrame], corpus: Corpus, samples: int = 200
                 )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        low, high = interval_or_nan(figures["R@1"], figures["doc_name"], samples)
+        low, high = bootstrap_interval(figures["R@1"], figures["doc_name"], samples)
         rows[name] = {
             "tokens a query": frame["tokens"].mean(), "seconds a query": frame["seconds"].mean(),
             "R@1": figures["R@1"].mean(), "low": low, "high": high, "questions": len(frame),

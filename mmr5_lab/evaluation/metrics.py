@@ -19,18 +19,19 @@ that trec_eval, which sorts by score alone and equal ones by name, sees the same
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mmr5_lab.evaluation.gold_ranks import CorpusTables, GoldRanks, Labels, PagesByQuestion, measure_columns
-from mmr5_lab.evaluation.significance import interval_or_nan
+from mmr5_lab.evaluation.gold_ranks import CorpusTables, PagesByQuestion, gold_ranks, measure_columns
+from mmr5_lab.evaluation.significance import bootstrap_interval
 
 # In MMDocIR this domain is one document with 137 questions, so one document is a tenth of every macro figure.
 NEWS = "News"
 AVERAGES = ("macro", "macro_ex_news", "micro")
-CEILINGS = (" candidates", " all pages")  # what follows a measure's name in `with_ceilings`
+CEILINGS = (" candidates", " all pages")  # what follows the name of a measure of the best order
 
 
 def recall_at_k(ranking: Sequence[int], gold: Iterable[int], k: int) -> float:
@@ -70,7 +71,10 @@ def evaluate(
     or unknown to the corpus, an empty ranking, pages that the document does not have, repeated pages and
     pages that are not whole numbers; likewise for a corpus whose gold pages are missing or do not exist.
     """
-    return evaluate_runs({"": rankings}, corpus, ks, measures)[""]
+    columns = list(measure_columns(ks, measures))
+    frame = per_question(rankings, corpus, ks, measures)
+    ceiling = _averages(frame, columns, CEILINGS[1]).loc[["macro", "micro"]].add_prefix("ceiling_", axis="index")
+    return pd.concat([_averages(frame, columns), ceiling]).rename_axis("domain")
 
 
 def evaluate_runs(
@@ -79,26 +83,13 @@ def evaluate_runs(
     ks: Sequence[int] = (1, 3, 5),
     measures: Sequence[str] = ("R",),
 ) -> dict[str, pd.DataFrame]:
-    """`evaluate` of many systems: name -> table; the corpus is checked once.
-
-    Raises ValueError as `evaluate`, naming the system.
-    """
-    labels, domains, columns = Labels.of(corpus), _domains(corpus), measure_columns(ks, measures)
-    ceiling = None
+    """`evaluate` of many systems: name -> table. Raises ValueError as `evaluate`, naming the system."""
     tables = {}
     for name, rankings in runs.items():
         try:
-            ranks = GoldRanks.of(rankings, labels)
+            tables[name] = evaluate(rankings, corpus, ks, measures)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}" if name else str(error)) from None
-        if ceiling is None:
-            ceiling = (
-                averages(_figures(ranks.perfect(), columns), domains)
-                .loc[["macro", "micro"]]
-                .add_prefix("ceiling_", axis="index")
-            )
-        table = pd.concat([averages(_figures(ranks, columns), domains), ceiling]).rename_axis("domain")
-        tables[name] = table.rename(columns=_mean_name)
+            raise ValueError(f"{name}: {error}") from None
     return tables
 
 
@@ -107,6 +98,8 @@ def averages(figures: pd.DataFrame, domains: pd.Series) -> pd.DataFrame:
 
     figures: one row a question; domains: each one's. Column "questions": how many stand behind a row.
     """
+    if clash := sorted({*AVERAGES, "ceiling_macro", "ceiling_micro"}.intersection(domains)):
+        raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
     groups = figures.groupby(domains.to_numpy(), sort=False)
     table = groups.mean()
     means = {"macro": table.mean(), "macro_ex_news": table.drop(index=NEWS, errors="ignore").mean()}
@@ -123,9 +116,8 @@ def candidate_ceiling(
     For recall, min(k, |gold ∩ candidates|) ÷ |gold| by question, in the rows of `evaluate` up to "micro". Raises
     like it.
     """
-    best = GoldRanks.of(rankings, Labels.of(corpus)).best_order()
-    table = averages(_figures(best, measure_columns(ks, measures)), _domains(corpus))
-    return table.rename_axis("domain").rename(columns=_mean_name)
+    frame = per_question(rankings, corpus, ks, measures)
+    return _averages(frame, list(measure_columns(ks, measures)), CEILINGS[0]).rename_axis("domain")
 
 
 def breakdown(
@@ -148,7 +140,7 @@ def breakdown(
     where a group is of one document). Raises like `evaluate`, and for another `by`.
     """
     columns = measure_columns(ks, measures)
-    frame = with_ceilings(rankings, corpus, ks, measures)
+    frame = per_question(rankings, corpus, ks, measures)
     figures = [name + suffix for name in columns for suffix in ("", *CEILINGS)]
     groups = grouped(frame, by)
     table = pd.concat([groups[figures].mean(), frame[figures].mean().to_frame("all").T]).rename_axis(by)
@@ -157,7 +149,7 @@ def breakdown(
         table[[f"{name} {end}" for name in columns for end in ("low", "high")]] = np.nan
         for group, part in [*groups, ("all", frame)]:
             for name in columns:
-                ends = interval_or_nan(part[name], part["doc_name"], samples)
+                ends = bootstrap_interval(part[name], part["doc_name"], samples)
                 table.loc[group, [f"{name} low", f"{name} high"]] = ends
     return table.rename(columns=_mean_name)
 
@@ -183,46 +175,33 @@ def per_question(
     """Return one row a question, in the corpus's order; raises like `evaluate`.
 
     Columns: question_id, doc_name, domain, type (if the corpus has it), gold (number of gold pages),
-    candidates (length of the ranking), gold_in_candidates, then "R@k" and "ceiling@k" for each k, and other measures:
+    candidates (length of the ranking), gold_in_candidates, then "R@k" for each k, and other measures:
 
     - "nDCG@k": normalised discounted cumulative gain of the first k;
     - "RR": 1 ÷ rank of the first gold page; its mean is MRR;
     - "AP": precision at the gold pages' ranks, averaged over all of them; its mean is MAP. (MMDocIR's code divides by
       the gold pages found instead, which rewards leaving the others out.)
 
+    Each measure again as "… candidates" and "… all pages": of the best order of the candidates, and of all pages.
     RR and AP see the whole ranking. All are trec_eval's definitions; the formulas are in `gold_ranks`.
     """
     columns = measure_columns(ks, measures)
-    ranks = GoldRanks.of(rankings, Labels.of(corpus))
+    hits, gold, candidates = gold_ranks(rankings, corpus)
     known = [c for c in ("question_id", "doc_name", "domain", "type") if c in corpus.questions.columns]
-    counts = {"gold": ranks.gold, "candidates": ranks.candidates, "gold_in_candidates": ranks.hits_above(None)}
-    ceilings = {f"ceiling@{k}": np.minimum(k, ranks.gold) / ranks.gold for k in ks}
-    frame = corpus.questions[known].reset_index(drop=True).assign(**counts)
-    return pd.concat([frame, _figures(ranks, columns)], axis=1).assign(**ceilings)
+    counts = {"gold": gold, "candidates": candidates, "gold_in_candidates": list(map(len, hits))}
+    best, perfect = ([range(1, n + 1) for n in numbers] for numbers in (counts["gold_in_candidates"], gold))
+    figures = {
+        name + suffix: list(map(measure, ranks, gold, repeat(k)))
+        for suffix, ranks in zip(("", *CEILINGS), (hits, best, perfect), strict=True)
+        for name, (measure, k) in columns.items()
+    }
+    return corpus.questions[known].reset_index(drop=True).assign(**counts, **figures)
 
 
-def with_ceilings(
-    rankings: PagesByQuestion, corpus: CorpusTables, ks: Sequence[int], measures: Sequence[str]
-) -> pd.DataFrame:
-    """`per_question`, and each measure for the best order of the candidates and of all pages (`CEILINGS`)."""
-    columns = measure_columns(ks, measures)
-    ranks = GoldRanks.of(rankings, Labels.of(corpus))
-    best = (_figures(ranks.best_order(), columns), _figures(ranks.perfect(), columns))
-    ceilings = [figures.add_suffix(suffix) for figures, suffix in zip(best, CEILINGS, strict=True)]
-    return pd.concat([per_question(rankings, corpus, ks, measures), *ceilings], axis=1)
-
-
-def _figures(ranks: GoldRanks, columns: Mapping[str, Any]) -> pd.DataFrame:
-    """Each column's measure by question (Q, C)."""
-    return pd.DataFrame({name: measure(ranks, k) for name, (measure, k) in columns.items()})
-
-
-def _domains(corpus: CorpusTables) -> pd.Series:
-    domains = corpus.questions["domain"]
-    rows = {*AVERAGES, *(f"ceiling_{name}" for name in ("macro", "micro"))}
-    if clash := sorted(rows.intersection(domains)):
-        raise ValueError(f"domains named like summary rows: {clash}; rename them in the corpus")
-    return domains
+def _averages(frame: pd.DataFrame, columns: list[str], suffix: str = "") -> pd.DataFrame:
+    """Averages of a frame of questions: of measures, or of their ceilings under the measures' names."""
+    figures = frame[[name + suffix for name in columns]].set_axis(list(map(_mean_name, columns)), axis=1)
+    return averages(figures, frame["domain"])
 
 
 def _mean_name(column: str) -> str:

@@ -2,7 +2,7 @@
 
     orders = order_audit(reranker, corpus, candidates, folder, shuffles=5)
     position_bias(orders, corpus)                            # is a place in the prompt preferred?
-    order_effects(orders, corpus)                            # by question: does the top page change?
+    order_effects(orders)                                    # by question: does the top page change?
     compare({"one order": order_runs(orders), "consensus": …}, corpus)     # what does fusing the orders gain?
 
     perturbed = perturbation_test(reranker, corpus, candidates, folder)
@@ -25,8 +25,7 @@ from PIL import Image
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.rankings import Rankings
 from mmr5_lab.evaluation.errors import pages_by_question, records
-from mmr5_lab.evaluation.metrics import per_question
-from mmr5_lab.evaluation.significance import interval_or_nan
+from mmr5_lab.evaluation.significance import bootstrap_interval
 from mmr5_lab.images import open_page
 from mmr5_lab.prompting.reasons import reasoning_by_image
 from mmr5_lab.prompting.verdicts import verdict
@@ -76,18 +75,14 @@ def position_bias(orders: pd.DataFrame, corpus: Corpus, samples: int = 2000) -> 
     "gold" (how many). Only drawn orders count: in the retriever's own, early places hold the easier pages. Intervals
     are NaN where all questions are of one document. Raises ValueError without drawn orders.
     """
-    rows = [
-        (
-            place,
-            float(page == pages[0]),
-            page in corpus.by_id[q]["gold_pages"],
-            1 / len(shown),
-            corpus.by_id[q]["doc_name"],
-        )
-        for q, shown, pages, turn in orders[["question_id", "candidates", "pages", "turn"]].itertuples(index=False)
-        for place, page in enumerate(shown, 1)
-        if turn > 0
-    ]
+    rows = []
+    for q, shown, pages, turn in orders[["question_id", "candidates", "pages", "turn"]].itertuples(index=False):
+        question = corpus.by_id[q]
+        rows += [
+            (place, float(page == pages[0]), page in question["gold_pages"], 1 / len(shown), question["doc_name"])
+            for place, page in enumerate(shown, 1)
+            if turn > 0
+        ]
     if not rows:
         raise ValueError("there are no drawn orders (turn 1 and up): make some with order_audit")
     pages = pd.DataFrame(rows, columns=["place", "first", "is_gold", "even", "doc_name"])
@@ -102,26 +97,18 @@ def position_bias(orders: pd.DataFrame, corpus: Corpus, samples: int = 2000) -> 
     return pd.DataFrame.from_dict(table, orient="index")[columns].rename_axis("place")
 
 
-def order_effects(orders: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
+def order_effects(orders: pd.DataFrame) -> pd.DataFrame:
     """Measure, question by question, how much the order of its candidates decides.
 
-    Columns: question_id, doc_name, domain, type; "orders"; "tops" (different pages ranked first); "changed" (share of
-    the drawn orders whose first page is not that of turn 0); "stability" (mean Kendall tau); "R@1" (mean over
-    the orders); "consensus R@1" (of `consensus`).
+    Index: question_id; columns: "changed" (share of the drawn orders whose first page is not that of turn 0) and
+    "stability" (mean Kendall tau of all orders).
     """
-    part = corpus.with_questions(orders["question_id"])
-    single = [per_question(run, part, [1])["R@1"] for run in order_runs(orders)]
-    figures = per_question(pages_by_question(consensus(orders)), part, [1])
-    frame = figures[["question_id", "doc_name", "domain", "type"]].copy()
-    turns = {q: group.sort_values("turn") for q, group in orders.groupby("question_id")}
-    tops = {q: [pages[0] for pages in group["pages"]] for q, group in turns.items()}
-    frame["orders"] = [len(tops[q]) for q in frame["question_id"]]
-    frame["tops"] = [len(set(tops[q])) for q in frame["question_id"]]
-    frame["changed"] = [float(np.mean([top != tops[q][0] for top in tops[q][1:]])) for q in frame["question_id"]]
-    frame["stability"] = [stability(_places(turns[q])) for q in frame["question_id"]]
-    frame["R@1"] = np.mean(single, axis=0)
-    frame["consensus R@1"] = figures["R@1"]
-    return frame
+    rows = {}
+    for question, turns in orders.sort_values("turn").groupby("question_id", sort=False):
+        first, *others = (pages[0] for pages in turns["pages"])
+        changed = float(np.mean([page != first for page in others]))
+        rows[question] = {"changed": changed, "stability": stability(_places(turns))}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("question_id")
 
 
 def order_runs(orders: pd.DataFrame) -> list[dict[str, list[int]]]:
@@ -186,15 +173,10 @@ def perturbation_test(
     frames = []
     for name, candidates in {AS_SHOWN: shown, "blank": shown, "swap": swapped, "remove": removed}.items():
         frame = rerank_run(
-            reranker,
-            corpus,
-            Rankings(candidates),
-            folder,
-            f"perturbed-{name.replace(' ', '-')}",
+            reranker, corpus, Rankings(candidates), folder, f"perturbed-{name.replace(' ', '-')}",
             settings={"seed": seed, "perturbation": name, **(settings or {})},
-            page_bytes=blanked if name == "blank" else None,
-            **options,
-        )
+            page_bytes=blanked if name == "blank" else None, **options,
+        )  # fmt: skip
         frames.append(frame.assign(perturbation=name, target=[gold[q][0] for q in frame["question_id"]]))
     return pd.concat(frames, ignore_index=True)
 
@@ -246,17 +228,14 @@ def faithfulness(effects: pd.DataFrame, samples: int = 2000) -> pd.DataFrame:
     relevant nor ranked first, and the text of the others stays; under "swap" nothing changes; under "remove" no page is
     called relevant; and always the answer follows the text.
     """
-    measures = [name for name in effects if name not in ("question_id", "doc_name", "domain", "perturbation")]
     rows = []
-    for name in (AS_SHOWN, *PERTURBATIONS):
-        part = effects[effects["perturbation"] == name]
-        for measure in measures:
+    for name, part in effects.groupby(pd.Categorical(effects["perturbation"], [AS_SHOWN, *PERTURBATIONS])):
+        for measure in effects.columns.drop(["question_id", "doc_name", "domain", "perturbation"]):
             known = part[part[measure].notna()]
             if len(known) and not (name == AS_SHOWN and measure.endswith("stays")):
-                mean, low, high = _mean(known[measure], known["doc_name"], samples)
-                rows.append({"perturbation": name, "measure": measure, "mean": mean, "low": low, "high": high,
-                             "questions": len(known)})  # fmt: skip
-    return pd.DataFrame(rows)
+                figures = (name, measure, *_mean(known[measure], known["doc_name"], samples), len(known))
+                rows.append(figures)
+    return pd.DataFrame(rows, columns=["perturbation", "measure", "mean", "low", "high", "questions"])
 
 
 def blank_page(data: bytes) -> bytes:
@@ -286,6 +265,8 @@ def _alike(before: str, after: str) -> float:
     return SequenceMatcher(None, before.split(), after.split(), autojunk=False).ratio()
 
 
-def _mean(values: Any, documents: Any, samples: int) -> tuple[float, float, float]:
+def _mean(values: pd.Series, documents: pd.Series, samples: int) -> tuple[float, float, float]:
     """Mean and its interval over documents; NaN where there are no values."""
-    return (float(np.mean(values)) if len(values) else np.nan, *interval_or_nan(values, documents, samples))
+    if values.empty:
+        return np.nan, np.nan, np.nan
+    return (float(values.mean()), *bootstrap_interval(values, documents, samples))

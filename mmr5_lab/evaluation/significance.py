@@ -36,7 +36,7 @@ def paired_randomisation_test(
         raise ValueError(f"samples is {samples}, expected at least 1")
     differences = left - right
     if clusters is not None:
-        codes, _ = _checked_clusters(clusters, differences.size)
+        codes, _ = _cluster_codes(clusters, differences.size)
         differences = np.bincount(codes, weights=differences)
     differences = differences[np.abs(differences) > 1e-12]  # a swap of equal figures changes nothing
     if differences.size == 0:
@@ -68,16 +68,11 @@ def bootstrap_interval(
     independent, so documents are drawn with replacement, each with all its questions, and the mean is taken
     over the questions drawn. Source: Davison and Hinkley 1997, Bootstrap Methods and their Application, 3.8.
 
-    Raises ValueError for different lengths, no values, values that are not finite, fewer than two clusters
-    (nothing varies), samples < 1, or a level outside (0, 1).
+    (NaN, NaN) for a single cluster: nothing varies. Raises ValueError for different lengths, no values, values that
+    are not finite, samples < 1, or a level outside (0, 1).
     """
     [(low, high)] = bootstrap_intervals([values], clusters, samples, seed, level)
     return float(low), float(high)
-
-
-def interval_or_nan(values: Any, clusters: Any, samples: int = 2000) -> tuple[float, float]:
-    """`bootstrap_interval`, or (NaN, NaN) where fewer than two clusters leave nothing to resample."""
-    return bootstrap_interval(values, clusters, samples) if len(set(clusters)) > 1 else (np.nan, np.nan)
 
 
 def bootstrap_intervals(
@@ -89,17 +84,17 @@ def bootstrap_intervals(
 ) -> np.ndarray:
     """`bootstrap_interval` of S systems on the same draws of documents: values (S, Q), result (S, 2)."""
     figures = np.stack([_checked_values("values", row) for row in values])
-    codes, labels = _checked_clusters(clusters, figures.shape[1])
-    if len(labels) < 2:
-        raise ValueError(f"all values belong to one cluster ({labels[0]}): an interval needs at least two")
+    codes, number = _cluster_codes(clusters, figures.shape[1])
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"samples is {samples} and level {level}, expected samples >= 1 and 0 < level < 1")
+    if number < 2:
+        return np.full((len(figures), 2), np.nan)
     totals = np.stack([np.bincount(codes, weights=row) for row in (*figures, np.ones(codes.size))], axis=1)
     rng = np.random.default_rng(seed)
-    even = np.full(len(labels), 1 / len(labels))
-    rows = max(1, 2_000_000 // len(labels))  # bounds memory at some 32 MB
+    even = np.full(number, 1 / number)
+    rows = max(1, 2_000_000 // number)  # bounds memory at some 32 MB
     drawn = np.concatenate([
-        rng.multinomial(len(labels), even, size=min(rows, samples - start)).astype(float) @ totals
+        rng.multinomial(number, even, size=min(rows, samples - start)).astype(float) @ totals
         for start in range(0, samples, rows)
     ])  # fmt: skip
     means = drawn[:, :-1] / drawn[:, -1:]
@@ -135,9 +130,9 @@ def _checked_values(name: str, values: Any) -> np.ndarray:
     return figures
 
 
-def _checked_clusters(clusters: Any, size: int) -> tuple[np.ndarray, Any]:
-    """Code of each value's cluster (Q), and the labels that codes stand for."""
+def _cluster_codes(clusters: Any, size: int) -> tuple[np.ndarray, int]:
+    """Number of each value's cluster (Q), and how many clusters there are."""
     codes, labels = pd.factorize(np.asarray(clusters), use_na_sentinel=False)
     if codes.size != size:
         raise ValueError(f"{size} values but {codes.size} cluster labels: give one a question")
-    return codes, labels
+    return codes, len(labels)

@@ -149,7 +149,7 @@ def test_per_question_rows():
     assert frame["candidates"].tolist() == [2, 3, 3, 4]
     assert frame["gold_in_candidates"].tolist() == [1, 1, 0, 3]
     assert frame["R@3"].tolist() == [1, 0.5, 0, 0.5]
-    assert frame["ceiling@3"].tolist() == [1, 1, 1, 0.75]
+    assert frame["R@3 all pages"].tolist() == [1, 1, 1, 0.75]
 
 
 def test_other_measures_by_hand():
@@ -229,7 +229,7 @@ def test_breakdown_refuses_what_the_corpus_does_not_say():
         (lambda run: pd.DataFrame([run]), "not a DataFrame"),
         (lambda run: run | {"q9": [0]}, "does not know: q9"),
         (lambda run: {q: run[q] for q in ("q1", "q3")}, "lacks questions of the corpus: q2, q4"),
-        (lambda run: run | {"q2": []}, "empty rankings: q2"),
+        (lambda run: run | {"q2": []}, "questions without ranked pages: q2"),
         (lambda run: run | {"q2": [2, 10]}, "page 10 of question q2"),
         (lambda run: run | {"q2": [2, -1]}, "page -1 of question q2"),
         (lambda run: run | {"q2": [2, 3, 2]}, "repeats pages: page 2 of question q2"),
@@ -237,7 +237,6 @@ def test_breakdown_refuses_what_the_corpus_does_not_say():
         (lambda run: run | {"q2": [float("nan")]}, "not lists of whole page numbers: q2"),
         (lambda run: run | {"q2": ["2"]}, "not lists of whole page numbers: q2"),
         (lambda run: run | {"q2": None}, "not lists of whole page numbers: q2"),
-        (lambda run: run | {"q2": [10**30]}, "not lists of whole page numbers: q2"),
     ],
 )
 def test_runs_that_do_not_fit_are_named(change, message):
@@ -257,7 +256,7 @@ def test_long_lists_of_questions_are_cut():
         ([], "no questions"),
         ([("q1", "a.pdf", "Laws", [])], "without gold pages: q1"),
         ([("q1", "a.pdf", "Laws", [10])], "page 10 of question q1"),
-        ([("q1", "a.pdf", "Laws", [0]), ("q1", "a.pdf", "Laws", [1])], "repeats question ids q1"),
+        ([("q1", "a.pdf", "Laws", [0]), ("q1", "a.pdf", "Laws", [1])], "repeats question ids: q1"),
         ([("q1", "a.pdf", "macro", [0])], "named like summary rows"),
         ([("q1", "a.pdf", None, [0])], "without a domain: q1"),
         ([("q1", "a.pdf", "Laws", [2.5])], "gold pages that are not lists of whole page numbers: q1"),  # was read as 2
