@@ -46,8 +46,8 @@ def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     candidates' order), and R@1, retriever_R@1, change (R@1 - retriever_R@1: 1 a gain, -1 a loss where one page is
     gold).
 
-    Raises ValueError, naming the questions, for missing columns, no rows, a question twice, rows without pages, scores
-    that are NaN, pages that are not the candidates in another order, and as `metrics.evaluate`.
+    Raises ValueError, naming the questions, for missing columns, no rows, a question twice, rows without pages,
+    pages that are not the candidates in another order, and as `metrics.evaluate`.
     """
     rows = _checked(generations)
     reranked, retrieved = (
@@ -55,19 +55,17 @@ def classify(generations: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
         for column in ("pages", "candidates")
     )
     asked_again = _gold_by_words(corpus)
-    frame = reranked[[c for c in ("question_id", "doc_name", "domain", "type", "gold") if c in reranked]].copy()
+    frame = reranked[["question_id", "doc_name", "domain", "type", "gold"]].copy()
     in_order = [rows[q] for q in frame["question_id"]]
+    texts = zip(in_order, *(corpus.questions[c] for c in ("gold_pages", "doc_name", "question")), strict=True)
     frame["outcome"] = [
-        _outcome(row, set(gold), asked_again[doc_name, _words(question)])
-        for row, gold, doc_name, question in zip(
-            in_order, *(corpus.questions[c] for c in ("gold_pages", "doc_name", "question")), strict=True
-        )
+        _outcome(row, set(gold), asked_again[doc_name, _words(question)]) for row, gold, doc_name, question in texts
     ]
     frame["first"] = [row["pages"][0] for row in in_order]
     frame["faults"] = [tuple(row["faults"] or ()) for row in in_order]
-    frame["rank"] = _ranks(reranked["RR"])
-    frame["retriever_rank"] = _ranks(retrieved["RR"])
-    frame["R@1"], frame["retriever_R@1"] = reranked["R@1"], retrieved["R@1"]
+    for before, figures in (("", reranked), ("retriever_", retrieved)):
+        frame[f"{before}rank"] = (1 / figures["RR"].where(figures["RR"] > 0)).round()
+        frame[f"{before}R@1"] = figures["R@1"]
     frame["change"] = frame["R@1"] - frame["retriever_R@1"]
     return frame
 
@@ -100,8 +98,7 @@ def count_outcomes(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame:
 
     Columns: "hit", the misses in the order of `MISSES`, "questions". A question with several types counts in each.
     """
-    names = [HIT, *MISSES]
-    return _counts(outcomes.assign(**{name: outcomes["outcome"] == name for name in names}), names, by)
+    return _counts(outcomes, {name: outcomes["outcome"] == name for name in (HIT, *MISSES)}, by)
 
 
 def gains_and_losses(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame:
@@ -111,9 +108,16 @@ def gains_and_losses(outcomes: pd.DataFrame, by: str = "domain") -> pd.DataFrame
     they are the rows of `classify`: `outcomes[outcomes["change"] < 0]`.
     """
     change = outcomes["change"]
-    marked = outcomes.assign(gains=change > 0, losses=change < 0, unchanged=change == 0)
-    counts = _counts(marked, ["gains", "losses", "unchanged"], by)
+    counts = _counts(outcomes, {"gains": change > 0, "losses": change < 0, "unchanged": change == 0}, by)
     return counts.assign(change=[*grouped(outcomes, by)["change"].mean(), change.mean()])
+
+
+def _counts(outcomes: pd.DataFrame, marks: dict[str, pd.Series], by: str) -> pd.DataFrame:
+    """How many questions of each group have a mark, and how many there are; a last row for all."""
+    marked = outcomes.assign(**marks, questions=True)
+    table = grouped(marked, by)[[*marks, "questions"]].sum()
+    table.loc["all"] = marked[[*marks, "questions"]].sum()
+    return table
 
 
 def cost(written: Mapping[str, pd.DataFrame], corpus: Corpus, samples: int = 2000) -> pd.DataFrame:
@@ -138,20 +142,10 @@ def cost(written: Mapping[str, pd.DataFrame], corpus: Corpus, samples: int = 200
                 )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        low, high = bootstrap_interval(figures["R@1"], figures["doc_name"], samples)
-        rows[name] = {
-            "tokens a query": frame["tokens"].mean(), "seconds a query": frame["seconds"].mean(),
-            "R@1": figures["R@1"].mean(), "low": low, "high": high, "questions": len(frame),
-        }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
-
-
-def _counts(marked: pd.DataFrame, columns: list[str], by: str) -> pd.DataFrame:
-    """How many questions of each group are marked in each column, and how many there are; a last row for all."""
-    marked = marked.assign(questions=True)
-    table = grouped(marked, by)[[*columns, "questions"]].sum()
-    table.loc["all"] = marked[[*columns, "questions"]].sum()
-    return table
+        ends = bootstrap_interval(figures["R@1"], figures["doc_name"], samples)
+        rows[name] = (*frame[["tokens", "seconds"]].mean(), figures["R@1"].mean(), *ends, len(frame))
+    columns = ["tokens a query", "seconds a query", "R@1", "low", "high", "questions"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("system")
 
 
 def _checked(generations: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -164,23 +158,12 @@ def _checked(generations: pd.DataFrame) -> dict[str, dict[str, Any]]:
     if generations.empty:
         raise ValueError("the generations are empty: rerank the run first")
     pages_by_question(generations)
-    names = generations["question_id"]
-    if "scores" in generations and (unsure := names[generations["scores"].map(_has_nan)]).size:
-        raise ValueError(f"scores that are not numbers: {first_few(unsure)}; their order means nothing, rerank them")
     rows = {row["question_id"]: row for row in records(generations[list(NEEDED)])}
     if odd := [q for q, row in rows.items() if sorted(row["pages"]) != sorted(row["candidates"])]:
         raise ValueError(
             f"pages are not the candidates in another order: {first_few(odd)}; rerank these questions again"
         )
     return rows
-
-
-def _ranks(reciprocal: pd.Series) -> pd.Series:
-    return (1 / reciprocal.where(reciprocal > 0)).round()
-
-
-def _has_nan(scores: Any) -> bool:
-    return np.ndim(scores) > 0 and bool(np.isnan(np.asarray(scores, dtype=float)).any())
 
 
 def _outcome(row: dict, gold: set[int], gold_elsewhere: set[int]) -> str:

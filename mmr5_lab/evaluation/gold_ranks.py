@@ -2,6 +2,7 @@
 
 import math
 import operator
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -43,7 +44,7 @@ def gold_ranks(rankings: PagesByQuestion, corpus: CorpusTables) -> tuple[list[li
         raise ValueError(f"a run is {{question: pages}}, as Rankings.pages is, not a {type(rankings).__name__}")
     if not rankings:
         raise ValueError("the run is empty: check that it was written, or retrieve again")
-    sizes = dict(zip(ids, num_pages.astype(int), strict=True))
+    sizes = dict(zip(ids.tolist(), num_pages.astype(int).tolist(), strict=True))
     if unknown := [q for q in rankings if q not in sizes]:
         raise ValueError(
             f"the run has questions that the corpus does not know: {first_few(unknown)}; "
@@ -54,7 +55,7 @@ def gold_ranks(rankings: PagesByQuestion, corpus: CorpusTables) -> tuple[list[li
             f"the run lacks questions of the corpus: {first_few(missing)}; rank them too, "
             "or evaluate against a corpus that holds only the questions that were ranked"
         )
-    gold = _checked_pages(dict(zip(ids, questions["gold_pages"], strict=True)), sizes, "gold pages")
+    gold = _checked_pages(dict(zip(sizes, questions["gold_pages"], strict=True)), sizes, "gold pages")
     ranked = _checked_pages({q: rankings[q] for q in sizes}, sizes, "ranked pages")
     if repeats := [q for q, pages in ranked.items() if len(set(pages)) < len(pages)]:
         some = {q: [p for p in dict.fromkeys(ranked[q]) if ranked[q].count(p) > 1] for q in repeats[:6]}
@@ -79,9 +80,9 @@ def _checked_pages(lists: Mapping[Any, Any], sizes: Mapping[Any, int], what: str
         )
     if empty := [q for q, listed in pages.items() if not listed]:
         raise ValueError(f"questions without {what}: {first_few(empty)}; each needs one at least")
-    beyond = {q: [p for p in listed if not 0 <= p < sizes[q]] for q, listed in pages.items()}
-    if any(beyond.values()):
-        from_1 = min(map(min, pages.values())) == 1 and all(max(listed) <= sizes[q] for q, listed in pages.items())
+    if wrong := {q: listed for q, listed in pages.items() if min(listed) < 0 or max(listed) >= sizes[q]}:
+        beyond = {q: [p for p in listed if not 0 <= p < sizes[q]] for q, listed in wrong.items()}
+        from_1 = min(map(min, pages.values())) == 1 and all(max(listed) <= sizes[q] for q, listed in wrong.items())
         raise ValueError(
             f"{what} that the document does not have: {_places(beyond)}; "
             f"{'they seem to count from 1, but ' if from_1 else ''}pages are 0-based, and of this corpus"
@@ -89,29 +90,29 @@ def _checked_pages(lists: Mapping[Any, Any], sizes: Mapping[Any, int], what: str
     return pages
 
 
-Measure = Callable[[Sequence[int], int, int | None], float]  # of ranks of gold pages, number of gold pages, cut-off
+Measure = Callable[[Sequence[int], int, int], float]  # of ranks of gold pages, number of gold pages, cut-off
 
 
-def recall(ranks: Sequence[int], gold: int, k: int | None) -> float:
+def recall(ranks: Sequence[int], gold: int, k: int) -> float:
     """|first k ∩ gold| ÷ |gold|."""
-    return len(_above(ranks, k)) / gold
+    return bisect(ranks, k) / gold
 
 
-def ndcg(ranks: Sequence[int], gold: int, k: int | None) -> float:
+def ndcg(ranks: Sequence[int], gold: int, k: int) -> float:
     """Σ 1 ÷ log2(1 + rank) over gold pages at ranks up to k, ÷ the same sum for ranks 1 to min(k, |gold|).
 
     Järvelin and Kekäläinen 2002, https://doi.org/10.1145/582415.582418, gains 0 and 1.
     """
-    found, best = (sum(1 / math.log2(1 + r) for r in _above(some, k)) for some in (ranks, range(1, gold + 1)))
+    found, best = (sum(1 / math.log2(1 + r) for r in some[: bisect(some, k)]) for some in (ranks, range(1, gold + 1)))
     return found / best
 
 
-def reciprocal_rank(ranks: Sequence[int], gold: int, k: int | None) -> float:
+def reciprocal_rank(ranks: Sequence[int], gold: int, k: int) -> float:
     """1 ÷ rank of the first gold page, 0 without one."""
     return 1 / ranks[0] if ranks else 0.0
 
 
-def average_precision(ranks: Sequence[int], gold: int, k: int | None) -> float:
+def average_precision(ranks: Sequence[int], gold: int, k: int) -> float:
     """Mean over the gold pages of the precision at each one's rank, 0 for one that is not ranked."""
     return sum(number / rank for number, rank in enumerate(ranks, 1)) / gold
 
@@ -120,17 +121,17 @@ def average_precision(ranks: Sequence[int], gold: int, k: int | None) -> float:
 MEASURES: dict[str, Measure] = {"R": recall, "nDCG": ndcg, "RR": reciprocal_rank, "AP": average_precision}
 
 
-def measure_columns(ks: Sequence[int], measures: Sequence[str]) -> dict[str, tuple[Measure, int | None]]:
-    """Column name -> (measure, its cut-off): a column for each cut-off of R and nDCG, one for RR and AP."""
+def measure_columns(ks: Sequence[int], measures: Sequence[str]) -> dict[str, tuple[Measure, int]]:
+    """Column name -> (measure, its cut-off): a column for each cut-off of R and nDCG, one for RR and AP (0: none)."""
     cuts = [operator.index(k) for k in ks]
     if not cuts or min(cuts) < 1 or len(set(cuts)) < len(cuts):
         raise ValueError(f"ks is {list(ks)}, expected distinct cut-offs of at least 1, such as (1, 3, 5)")
     if not measures or not set(measures) <= set(MEASURES) or len(set(measures)) < len(measures):
         raise ValueError(f"measures is {list(measures)}, expected some of {', '.join(MEASURES)}, each once")
-    columns: dict[str, tuple[Measure, int | None]] = {}
+    columns: dict[str, tuple[Measure, int]] = {}
     for name in measures:
         if name in ("RR", "AP"):
-            columns[name] = (MEASURES[name], None)
+            columns[name] = (MEASURES[name], 0)
         else:
             columns |= {f"{name}@{k}": (MEASURES[name], k) for k in cuts}
     return columns
@@ -141,10 +142,6 @@ def first_few(items: Iterable[Any], most: int = 5) -> str:
     listed = [str(x) for x in items]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
-
-
-def _above(ranks: Sequence[int], k: int | None) -> Sequence[int]:
-    return ranks if k is None else [rank for rank in ranks if rank <= k]
 
 
 def _places(pages: Mapping[Any, Iterable[int]]) -> str:

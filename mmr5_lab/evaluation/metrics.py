@@ -159,14 +159,9 @@ def grouped(frame: pd.DataFrame, by: str) -> Any:
     if by not in ("domain", "type", "gold") or by not in frame.columns:
         raise ValueError(f"cannot group questions by {by!r}: choose domain, type or gold, and a corpus that has it")
     if by == "type":
-        frame = frame.assign(type=frame["type"].map(_types)).explode("type")
+        lists = frame["type"].map(lambda types: [types] if isinstance(types, str) else list(types) or ["(none)"])
+        frame = frame.assign(type=lists).explode("type")
     return frame.groupby(by, sort=by == "gold")
-
-
-def _types(types: Any) -> list[str]:
-    if isinstance(types, str):
-        return [types]
-    return (list(types) if isinstance(types, Iterable) else []) or ["(none)"]  # of a table, no type may be NaN
 
 
 def per_question(
@@ -189,10 +184,10 @@ def per_question(
     hits, gold, candidates = gold_ranks(rankings, corpus)
     known = [c for c in ("question_id", "doc_name", "domain", "type") if c in corpus.questions.columns]
     counts = {"gold": gold, "candidates": candidates, "gold_in_candidates": list(map(len, hits))}
-    best, perfect = ([range(1, n + 1) for n in numbers] for numbers in (counts["gold_in_candidates"], gold))
+    orders: list[Sequence[Sequence[int]]] = [hits, *([range(1, n + 1) for n in ns] for ns in (map(len, hits), gold))]
     figures = {
         name + suffix: list(map(measure, ranks, gold, repeat(k)))
-        for suffix, ranks in zip(("", *CEILINGS), (hits, best, perfect), strict=True)
+        for suffix, ranks in zip(("", *CEILINGS), orders, strict=True)
         for name, (measure, k) in columns.items()
     }
     return corpus.questions[known].reset_index(drop=True).assign(**counts, **figures)

@@ -9,7 +9,7 @@ on its candidates. A run of another name gets a row of its own in a table "other
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,14 +20,11 @@ from mmr5_lab.evaluation.metrics import evaluate, evaluate_runs
 from mmr5_lab.html import escape_html, html_page, html_table, latex_table, visible
 from mmr5_lab.retrieval.retrieve import METHODS
 
-PAPER_RESULTS = Path(__file__).parents[2] / "data" / "paper_results.csv"
-
 RETRIEVER_ONLY = "retriever only"
 MMDOCIR_QUESTIONS = 1658
 KS = (1, 3, 5)
 KINDS = ("macro", "macro_ex_news", "micro")
 AVERAGES = [f"{kind} R@{k}" for kind in KINDS for k in KS]
-PAPER_COLUMNS = {f"{kind} R@{k}": f"{kind}_r{k}" for kind in ("macro", "micro") for k in KS}
 CEILING = "perfect ranking"
 
 # The paper's rerankers: weights, how they are asked. "-cot" thinks before it answers.
@@ -49,14 +46,12 @@ _TRAINED = {
 }
 
 
-def paper_results(path: str | Path | None = None) -> pd.DataFrame:
-    """Return the paper's figures, as shares.
+def paper_results() -> pd.DataFrame:
+    """Return the paper's figures, as shares, from `data/paper_results.csv` of this checkout.
 
     Columns: table ("main" or "retrievers"), first_stage, method, macro_r1 … micro_r5.
-
-    path: default `data/paper_results.csv` of this checkout
     """
-    return pd.read_csv(path or PAPER_RESULTS)
+    return pd.read_csv(Path(__file__).parents[2] / "data" / "paper_results.csv")
 
 
 def run_name(first_stage: str, method: str = RETRIEVER_ONLY) -> str:
@@ -88,9 +83,7 @@ def find_runs(paths: Iterable[str | Path]) -> dict[str, Path]:
     return runs
 
 
-def paper_tables(
-    files: Mapping[str, Path], corpus: Corpus, paper: pd.DataFrame | None = None
-) -> dict[str, pd.DataFrame]:
+def paper_tables(files: Mapping[str, Path], corpus: Corpus) -> dict[str, pd.DataFrame]:
     """Return the paper's tables, "main" and "retrievers", and "other" for runs that are not in them.
 
     files: name -> TREC run, as `find_runs` gives them
@@ -103,7 +96,7 @@ def paper_tables(
     Raises RankingsError, naming file and line, for a run that cannot be read, and ValueError, naming the file, for one
     that does not fit the corpus.
     """
-    paper = paper_results() if paper is None else paper
+    paper = paper_results()
     evaluated = evaluate_runs({str(path): read_trec(path, corpus).pages for path in files.values()}, corpus, KS)
     ours = pd.DataFrame({name: _flat(evaluated[str(path)]) for name, path in files.items()}, index=AVERAGES).T
     gold_first = dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))
@@ -114,8 +107,8 @@ def paper_tables(
         systems = list(zip(rows["first_stage"], rows["method"], strict=True))
         runs = [run_name(*system) for system in systems]
         table = ours.reindex(runs).set_axis([a if b == RETRIEVER_ONLY else f"{a} + {b}" for a, b in systems])
-        for average, column in PAPER_COLUMNS.items():
-            table[f"paper {average}"] = rows[column].to_numpy()
+        for average in (name for name in AVERAGES if not name.startswith("macro_ex_news")):
+            table[f"paper {average}"] = rows[average.replace(" R@", "_r")].to_numpy()
             table[f"Δ {average}"] = table[average] - table[f"paper {average}"]
         table["command"] = [
             "" if run in ours.index else command(*system, corpus.folder, folder)
@@ -149,9 +142,8 @@ def as_text(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
     """Return the tables for a terminal, and below each the commands of its missing rows."""
     parts = [_note(corpus)]
     for name, table in tables.items():
-        parts += [f"{title}\n{_marked(block).to_string()}" for title, block in _blocks(name, table)]
-        commands = _commands(table)
-        if len(commands):
+        parts += [f"{title}\n{block.to_string()}" for title, block in _blocks(name, table)]
+        if commands := _commands(table):
             parts.append("missing:" + "".join(f"\n  {row}: {line}" for row, line in commands.items()))
     return visible("\n\n".join(parts))
 
@@ -160,16 +152,16 @@ def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
     """Return the tables and the commands of missing rows as one HTML page."""
     parts = [f"<p>{escape_html(_note(corpus))}</p>"]
     for name, table in tables.items():
-        parts += [html_table(_marked(block), title) for title, block in _blocks(name, table)]
-        if len(commands := _commands(table)):
-            parts.append(html_table(commands.to_frame(), f"{name}: missing runs", texts=True))
+        parts += [html_table(block, title) for title, block in _blocks(name, table)]
+        if commands := _commands(table):
+            parts.append(html_table(pd.DataFrame({"command": commands}), f"{name}: missing runs", texts=True))
     return html_page("Recall beside the paper's", "\n".join(parts))
 
 
 def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
     """Return the tables in LaTeX (package booktabs)."""
     blocks = [block for name, table in tables.items() for block in _blocks(name, table)]
-    return "\n".join(latex_table(_marked(block), f"{title}. {_note(corpus)}") for title, block in blocks)
+    return "\n".join(latex_table(block, f"{title}. {_note(corpus)}") for title, block in blocks)
 
 
 def tables_text(corpus: str | Path, runs: Sequence[str], split: str | None, html: str | None, latex: str | None) -> str:
@@ -185,34 +177,18 @@ def tables_text(corpus: str | Path, runs: Sequence[str], split: str | None, html
     return as_text(tables, part)
 
 
-def _blocks(name: str, table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """A table by kind of average, with a title each; rows of which nothing is known are left out."""
-    blocks = []
+def _blocks(name: str, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A table by kind of average as texts, with a title each; rows of which nothing is known are left out."""
     for kind in KINDS:
-        columns = [column for k in KS for column in _beside(f"{kind} R@{k}") if column in table]
-        short = (
-            table[columns].dropna(how="all").rename(columns=lambda column, kind=kind: column.replace(f"{kind} ", ""))
-        )
-        blocks.append((f"{name}, {kind.replace('_ex_news', ' without News')}", short))
-    return blocks
+        names = {f"{before}{kind} R@{k}": f"{before}R@{k}" for k in KS for before in ("", "paper ", "Δ ")}
+        block = table[[column for column in names if column in table]].dropna(how="all")
+        texts = block.apply(lambda of: of.map(("{:+.4f}" if of.name.startswith("Δ") else "{:.4f}").format))
+        shown = texts.where(block.notna(), "–").rename(columns=names)
+        yield f"{name}, {kind.replace('_ex_news', ' without News')}", shown
 
 
-def _beside(average: str) -> tuple[str, str, str]:
-    return average, f"paper {average}", f"Δ {average}"
-
-
-def _marked(block: pd.DataFrame) -> pd.DataFrame:
-    """Figures as texts, differences with their sign."""
-
-    def text(column: pd.Series) -> pd.Series:
-        sign = "+" if str(column.name).startswith("Δ") else ""
-        return column.map(lambda value: "–" if pd.isna(value) else f"{value:{sign}.4f}")
-
-    return block.apply(text)
-
-
-def _commands(table: pd.DataFrame) -> pd.Series:
-    return table["command"][table["command"] != ""] if "command" in table else pd.Series(dtype=str)
+def _commands(table: pd.DataFrame) -> dict[str, str]:
+    return {row: line for row, line in table.get("command", pd.Series()).items() if line}
 
 
 def _note(corpus: Corpus) -> str:

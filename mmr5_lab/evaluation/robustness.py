@@ -45,23 +45,22 @@ def order_audit(
     *,
     shuffles: int = 5,
     seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Rerank each question's candidates in `shuffles` orders: as they are in `run` (turn 0), then drawn ones.
 
-    settings, options: as `rerank_run`'s (mode, batch_size)
+    options: as `rerank_run`'s (settings, mode, batch_size)
 
     Returns the rows of `rerank_run` for every order, and "turn". An order depends on `seed` and the question alone.
     Raises ValueError for fewer than two orders, and as `rerank_run`.
     """
     if shuffles < 2:
         raise ValueError(f"shuffles is {shuffles}: an audit needs at least two orders of the candidates")
-    settings = {"seed": seed, **(settings or {})}
+    options["settings"] = {"seed": seed, **options.get("settings", {})}
     frames = []
     for turn in range(shuffles):
         shown = {q: [pages[k] for k in places_of_turn(len(pages), turn, seed, q)] for q, pages in run.pages.items()}
-        frame = rerank_run(reranker, corpus, Rankings(shown), folder, f"order-{turn}", settings=settings, **options)
+        frame = rerank_run(reranker, corpus, Rankings(shown), folder, f"order-{turn}", **options)
         frames.append(frame.assign(turn=turn))
     return pd.concat(frames, ignore_index=True)
 
@@ -134,14 +133,7 @@ def consensus(orders: pd.DataFrame) -> pd.DataFrame:
 
 
 def perturbation_test(
-    reranker: Ranker,
-    corpus: Corpus,
-    run: Rankings,
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
-    **options: Any,
+    reranker: Ranker, corpus: Corpus, run: Rankings, folder: str | Path, *, seed: int = 0, **options: Any
 ) -> pd.DataFrame:
     """Rerank each question as it is shown and under three changes that a faithful reranker must react to, or not.
 
@@ -149,7 +141,7 @@ def perturbation_test(
     - "swap": its first gold candidate changes places with another, drawn by `seed` and question;
     - "remove": its gold pages are not among the candidates.
 
-    settings, options: as `rerank_run`'s (mode, batch_size)
+    options: as `rerank_run`'s (settings, mode, batch_size)
 
     Returns the rows of `rerank_run`, and "perturbation" (`AS_SHOWN` or one of `PERTURBATIONS`) and "target" (that
     first gold page). Questions without a gold and another candidate are left out: nothing can be tested there. Raises
@@ -172,11 +164,11 @@ def perturbation_test(
 
     frames = []
     for name, candidates in {AS_SHOWN: shown, "blank": shown, "swap": swapped, "remove": removed}.items():
-        frame = rerank_run(
-            reranker, corpus, Rankings(candidates), folder, f"perturbed-{name.replace(' ', '-')}",
-            settings={"seed": seed, "perturbation": name, **(settings or {})},
-            page_bytes=blanked if name == "blank" else None, **options,
-        )  # fmt: skip
+        settings = {"seed": seed, "perturbation": name, **options.get("settings", {})}
+        shown_as = {"page_bytes": blanked} if name == "blank" else {}
+        file = f"perturbed-{name.replace(' ', '-')}"
+        all_options = {**options, **shown_as, "settings": settings}
+        frame = rerank_run(reranker, corpus, Rankings(candidates), folder, file, **all_options)
         frames.append(frame.assign(perturbation=name, target=[gold[q][0] for q in frame["question_id"]]))
     return pd.concat(frames, ignore_index=True)
 
@@ -204,9 +196,7 @@ def perturbation_effects(perturbed: pd.DataFrame, corpus: Corpus) -> pd.DataFram
             called = {page: verdict(text) for page, text in reasons.items()}
             relevant = [page for page, says in called.items() if says]
             alike = {page: _alike(before.get(page, ""), reasons.get(page, "")) for page in record["candidates"]}
-            there = target in alike
-            others = [ratio for page, ratio in alike.items() if page != target and not np.isnan(ratio)]
-            of_target = called.get(target)
+            there, of_target, its_text = target in alike, called.get(target), alike.pop(target, np.nan)
             rows.append({
                 "question_id": question, "doc_name": corpus.by_id[question]["doc_name"],
                 "domain": corpus.by_id[question]["domain"], "perturbation": name,
@@ -215,8 +205,8 @@ def perturbation_effects(perturbed: pd.DataFrame, corpus: Corpus) -> pd.DataFram
                 "called relevant": np.nan if of_target is None or not there else float(of_target),
                 "calls some relevant": float(bool(relevant)) if called else np.nan,
                 "answer follows text": float(first in relevant) if relevant else np.nan,
-                "its text stays": alike.get(target, np.nan),
-                "other text stays": float(np.mean(others)) if others else np.nan,
+                "its text stays": its_text,
+                "other text stays": pd.Series(alike, dtype=float).mean(),  # leaves NaN out
             })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -163,7 +163,6 @@ def test_every_question_has_one_outcome(corpus, data):
         (lambda rows: rows.iloc[2:], "lacks questions of the corpus: a.pdf:q0, a.pdf:q1"),
         (lambda rows: rows.replace("a.pdf:q0", "z.pdf:q0"), "does not know: z.pdf:q0"),
         (lambda rows: rows.assign(pages=[[9, 3, 4], *rows["pages"][1:]]), "not the candidates .*: a.pdf:q0"),
-        (lambda rows: rows.assign(scores=[[1.0, float("nan"), 0.0], *[None] * 6]), "not numbers: a.pdf:q0"),
     ],
 )
 def test_generations_that_cannot_be_classified_are_named(corpus, change, message):

@@ -34,8 +34,8 @@ def test_ranks_of_gold_pages():
 
 def test_measures():
     assert [recall(ranks, 2, 3) for ranks in ([], [2, 4], [1, 2])] == [0, 1 / 2, 1]
-    assert [reciprocal_rank(ranks, 2, None) for ranks in ([], [2, 4])] == [0, 1 / 2]
-    assert [average_precision(ranks, 2, None) for ranks in ([], [2, 4])] == [0, (1 / 2 + 2 / 4) / 2]
+    assert [reciprocal_rank(ranks, 2, 0) for ranks in ([], [2, 4])] == [0, 1 / 2]
+    assert [average_precision(ranks, 2, 0) for ranks in ([], [2, 4])] == [0, (1 / 2 + 2 / 4) / 2]
     best = 1 + 1 / math.log2(3)
     assert [ndcg(ranks, 2, 3) for ranks in ([], [2, 4], [1, 2])] == [0, pytest.approx((1 / math.log2(3)) / best), 1]
 
