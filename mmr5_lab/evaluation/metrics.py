@@ -159,8 +159,8 @@ def grouped(frame: pd.DataFrame, by: str) -> Any:
     if by not in ("domain", "type", "gold") or by not in frame.columns:
         raise ValueError(f"cannot group questions by {by!r}: choose domain, type or gold, and a corpus that has it")
     if by == "type":
-        lists = frame["type"].map(lambda types: [types] if isinstance(types, str) else list(types) or ["(none)"])
-        frame = frame.assign(type=lists).explode("type")
+        types = frame["type"].map(lambda of: of if isinstance(of, str) else of or None)  # () as None, like what lacks
+        frame = frame.assign(type=types).explode("type").fillna({"type": "(none)"})
     return frame.groupby(by, sort=by == "gold")
 
 
