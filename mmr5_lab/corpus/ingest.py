@@ -67,7 +67,6 @@ def build_corpus(
     annotations: str | Path | Sequence[dict[str, Any]] | None = None,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    jpeg_quality: int = 90,
     workers: int = 1,
     ocr: str = "auto",
 ) -> Corpus:
@@ -102,7 +101,7 @@ def build_corpus(
     parts = out / PARTS
     if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
         raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
-    rendering = Rendering(max_pixels, jpeg_quality, choose_engine(ocr))
+    rendering = Rendering(max_pixels, choose_engine(ocr))
     with ExitStack() as stack:
         stack.enter_context(sole_writer(out, parts / ".lock"))
         if (out / ANNOTATIONS).exists():  # questions added while this runs would be lost
@@ -123,15 +122,13 @@ def build_corpus(
         aside = _labels_without_place(matched, unmatched, documents)
         _report(folder, out, documents, contents, aside)
         if not documents:
-            raise CorpusError(
-                f"none of the {len(matched)} PDFs in {folder} can be used; {out / INGEST_REPORT} says why"
-            )
+            raise CorpusError(f"none of the {len(matched)} PDFs in {folder} can be used: see {out / INGEST_REPORT}")
         write_set_aside(aside, out)
-        unread = sum(d.report["read_by"].count(reader) for d in documents for reader in (NO_ENGINE, POOR_TEXT_LAYER))
-        if unread and ocr == "auto":
+        readers = read_by(out)
+        if ocr == "auto" and (unread := readers.get(NO_ENGINE, 0) + readers.get(POOR_TEXT_LAYER, 0)):
             logger.warning(
-                '%d pages have no usable text layer, and there is no OCR to read them: pip install "mmr5-lab[ocr]", or '
-                "install tesseract, and run this again",
+                "%d pages have no usable text layer, and there is no OCR to read them: install tesseract, or pip "
+                'install "mmr5-lab[ocr]", and run this again',
                 unread,
             )
         shutil.rmtree(parts, ignore_errors=True)  # Windows keeps the lock, which is held
@@ -220,10 +217,7 @@ def _plan(
     for name, digest in digests.items():
         pdf, report = contents.pdfs[name], reports.get(name, {})
         # What the rows of a document depend on, beside the OCR: with an equal recipe they need not be made again.
-        recipe = {
-            "sha256": digest, "text_version": _TEXT_VERSION,
-            "max_pixels": rendering.max_pixels, "jpeg_quality": rendering.jpeg_quality,
-        }  # fmt: skip
+        recipe = {"sha256": digest, "text_version": _TEXT_VERSION, "max_pixels": rendering.max_pixels}
         readers = set(report.get("read_by", [None]))
         reused = report.items() >= recipe.items() and readers <= {TEXT_LAYER, rendering.engine}
         try:

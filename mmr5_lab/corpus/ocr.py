@@ -25,14 +25,13 @@ _SECONDS_PER_PAGE = 300
 
 
 class OcrError(RuntimeError):
-    """A page that the engine could not read; the message is the engine's."""
+    """A page that the engine could not read; the message is the engine's own."""
 
 
 def choose_engine(ocr: str) -> str:
     """Return the engine for "tesseract", "rapidocr", "none" or "auto": the first of these that works.
 
-    Raises CorpusError for another word, and for an engine that is named but does not work; with "auto" the log has the
-    message of one that is installed and does not work.
+    Raises CorpusError for another word, and for an engine that is named but does not work.
     """
     if ocr not in ("auto", NO_ENGINE, *ENGINES):
         raise CorpusError(f"unknown OCR {ocr!r}; there is: auto, {', '.join(ENGINES)}, {NO_ENGINE}")

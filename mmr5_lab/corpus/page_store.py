@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mmr5_lab.corpus.ids import CorpusError
 
 _LARGEST_GROUP = 512 << 20  # bytes of one column
+_CACHE_BYTES = 64 << 20
 
 
 class PageStore:
@@ -25,21 +26,19 @@ class PageStore:
     needed: columns that must be there
     sort_by: columns by whose values rows are numbered; (): as they stand in the file
 
-    Keeps the groups last used, `cache_bytes` of them, and never the whole file. Safe to share among threads.
+    Keeps the groups last used, 64 MB of them, and never the whole file. Safe to share among threads.
     Raises CorpusError for a file that is not parquet or lacks columns.
     """
 
     def __init__(
         self,
         path: Path,
-        cache_bytes: int = 64 << 20,
         names: Mapping[str, str] | None = None,
         needed: Sequence[str] = ("doc_name", "image_binary", "ocr_text"),
         sort_by: Sequence[str] = (),
     ):
         self.path = path
         self._names = dict(names or {})
-        self._cache_bytes = cache_bytes
         self._cache: OrderedDict[tuple[int, str], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
         try:
@@ -83,7 +82,7 @@ class PageStore:
         with self._lock:
             if (group, name) not in self._cache:
                 self._cache[group, name] = self._read(group, name)
-                while len(self._cache) > 1 and sum(a.nbytes for a in self._cache.values()) > self._cache_bytes:
+                while len(self._cache) > 1 and sum(a.nbytes for a in self._cache.values()) > _CACHE_BYTES:
                     self._cache.popitem(last=False)
             self._cache.move_to_end((group, name))
             return self._cache[group, name][row - int(self._starts[group])].as_py()
@@ -108,17 +107,12 @@ class JoinedStores:
     def __init__(self, stores: Sequence[PageStore]):
         self._stores = stores
         self._starts = np.cumsum([0, *(store.num_rows for store in stores)])
-        self.num_rows = int(self._starts[-1])
         self.columns = [name for name in stores[0].columns if all(name in store.columns for store in stores)]
 
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the files' fingerprints."""
         return hashlib.sha256(" ".join(store.fingerprint for store in self._stores).encode()).hexdigest()[:12]
-
-    def column(self, name: str) -> list[Any]:
-        """Return a whole column, the files' one after another."""
-        return [value for store in self._stores for value in store.column(name)]
 
     def value(self, row: int, name: str) -> Any:
         """Return one cell. Raises CorpusError as the file's own store does."""

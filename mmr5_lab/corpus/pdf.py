@@ -30,6 +30,7 @@ _OCR_PIXELS = 2 * DEFAULT_MAX_PIXELS  # A4 at 140 dpi: small print is legible, a
 _OCR_SCALE = 300 / 72  # pixels a point at most: more dots an inch make no letter clearer
 _STRIP_ASPECT, _MOST_STRIPS = 1.5, 20  # a page longer than two of these is read in strips of about this aspect
 _LONGEST_SIDE = 100_000  # points, seven times what Acrobat allows; sizes above are damage
+_JPEG_QUALITY = 90
 _LONGEST_PICTURE = 65_000  # pixels; JPEG ends at 65,500
 _LARGE = 3 * 595 * 842  # square points: three times A4
 _FEW_WORDS = 50  # of a text layer over a scan, such as a header or a library's stamp
@@ -45,10 +46,9 @@ _FAILURES = (PdfError, pypdfium2.PdfiumError, OSError, ValueError, ArithmeticErr
 
 @dataclass(frozen=True)
 class Rendering:
-    """How pages become pictures and words: their pixels (width × height) at most, JPEG quality, and OCR engine."""
+    """How pages become pictures and words: their pixels (width × height) at most, and the OCR engine."""
 
     max_pixels: int = DEFAULT_MAX_PIXELS
-    jpeg_quality: int = 90
     engine: str = ocr.NO_ENGINE
 
 
@@ -90,7 +90,7 @@ def make_page(document: pypdfium2.PdfDocument, number: int, rendering: Rendering
     problems, picture = [], io.BytesIO()
     with closing(page):
         try:
-            render_page(page, rendering.max_pixels).save(picture, "JPEG", quality=rendering.jpeg_quality)
+            render_page(page, rendering.max_pixels).save(picture, "JPEG", quality=_JPEG_QUALITY)
             if math.prod(page.get_size()) > _LARGE:
                 problems.append("it is so large that small print is lost in its picture: raise max_pixels")
         except _FAILURES as error:

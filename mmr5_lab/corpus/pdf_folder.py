@@ -37,22 +37,19 @@ def list_pdfs(folder: Path, without: Path) -> FolderContents:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in sorted(Path(root) / name for name in files if not name.startswith(".")):
-            _sort_in(path, _name(path, folder), contents)
+            name = _name(path, folder)
+            if path.is_symlink() and not path.exists():
+                contents.unusable[name] = f"it is a link to {os.readlink(path)!r}, which does not exist"
+            elif not _looks_like_pdf(path):
+                contents.others.append(name)
+            elif not path.is_file():
+                contents.unusable[name] = "it is not a regular file"
+            elif name in contents.pdfs:
+                contents.unusable[f"{name} (2)"] = "another file has this name, with its accents written otherwise"
+            else:
+                contents.pdfs[name] = path
     contents.pdfs = dict(sorted(contents.pdfs.items()))
     return contents
-
-
-def _sort_in(path: Path, name: str, contents: FolderContents) -> None:
-    if path.is_symlink() and not path.exists():
-        contents.unusable[name] = f"it is a link to {os.readlink(path)!r}, which does not exist"
-    elif not _looks_like_pdf(path):
-        contents.others.append(name)
-    elif not path.is_file():
-        contents.unusable[name] = "it is not a regular file"
-    elif name in contents.pdfs:
-        contents.unusable[f"{name} (2)"] = "another file has this name, with its accents written otherwise"
-    else:
-        contents.pdfs[name] = path
 
 
 def _looks_like_pdf(path: Path) -> bool:

@@ -3,8 +3,8 @@
     with PdfProcesses(2) as processes:
         counts = list(processes.map(processes.num_pages, paths))
 
-The pools of concurrent.futures and loky do not serve here. multiprocessing's processes import the caller's script once
-more, which fails without a main guard; loky's take a second to start and outlive a caller that is killed.
+multiprocessing's processes would import the caller's script once more, which fails without a main guard; loky's take a
+second to start and outlive a caller that is killed.
 """
 
 import json
@@ -19,23 +19,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mmr5_lab.corpus.pdf import PdfError, Rendering, make_page, open_pdf, write_page
 
 _SECONDS = 1800  # that a request may take; a long page is read by OCR in up to 40 strips
 _ATTEMPTS = 2  # a process may also die because others took all memory
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 
 class PdfProcesses:
     """Some processes that open PDFs and make their pages, and a thread for each that waits for it."""
 
     def __init__(self, count: int):
-        self.count = max(1, count)
-        self._threads = ThreadPoolExecutor(self.count)  # processes, since PDFium is not safe among threads
+        self._threads = ThreadPoolExecutor(max(1, count))  # processes, since PDFium is not safe among threads
         self._own = threading.local()
         self._started: list[subprocess.Popen[str]] = []
         self._closed = False
@@ -52,20 +48,19 @@ class PdfProcesses:
         for process in self._started:
             _end(process)
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Return the results of a function that calls the methods below, in the order of the items."""
         return self._threads.map(function, items)
 
     def num_pages(self, pdf: Path) -> int:
         """Return a PDF's number of pages. Raises PdfError where it cannot be used."""
-        return self._ask({"pdf": str(pdf.absolute())})
+        return self._ask(pdf)
 
     def make_page(self, pdf: Path, page: int, folder: Path, rendering: Rendering) -> None:
         """Make a page and write it into its file. Raises PdfError where the PDF cannot be opened or kills PDFium."""
-        target = {"page": page, "folder": str(folder.absolute()), "rendering": asdict(rendering)}
-        self._ask({"pdf": str(pdf.absolute())} | target)
+        self._ask(pdf, page=page, folder=str(folder.absolute()), rendering=asdict(rendering))
 
-    def _ask(self, request: dict[str, Any]) -> Any:
+    def _ask(self, pdf: Path, **request: Any) -> Any:
         """Return the result that this thread's process answers to a request; both are lines of JSON."""
         for _ in range(_ATTEMPTS):
             process = self._process()
@@ -74,7 +69,7 @@ class PdfProcesses:
             timer.start()
             line = ""
             with suppress(OSError):  # it died before the request
-                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.write(json.dumps(request | {"pdf": str(pdf.absolute())}) + "\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
             timer.cancel()

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmr5_lab.corpus.annotations import is_pair, name_and_domain, parse_document
+from mmr5_lab.corpus.annotations import name_and_domain, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES
 from mmr5_lab.corpus.ids import CorpusError
 from mmr5_lab.files import json_line, replacing
@@ -42,20 +42,27 @@ def write_corpus(
     domains = dict(name_and_domain(record, f"annotation {n}") for n, record in enumerate(records))
     spans: dict[str, list[int]] = {}  # first and last row of each document's pages
     with replacing(folder / PAGES) as new_pages, replacing(folder / ANNOTATIONS) as new_annotations:
-        _write_rows(new_pages, _rows(pages, domains, spans))
-        with new_annotations.open("wb") as file:
-            for record in records:
-                name = record["doc_name"]
-                if name not in spans:
-                    if leave_out_empty:
-                        continue
-                    raise CorpusError(f"{name!r} is annotated but has no pages")
-                rows = record.get("page_indices", spans[name])
-                if not is_pair(rows) or list(rows) != spans[name]:
-                    raise CorpusError(f"page_indices of {name!r} is {rows}, but its pages are rows {spans[name]}")
-                record["page_indices"] = spans[name]
-                parse_document(record, "annotations")
-                file.write(json_line(record))
+        names = [name for name in PAGE_SCHEMA.names if name != "image_binary"]
+        # JPEG bytes neither repeat nor shrink: trying takes longer than rendering.
+        compression = dict.fromkeys(names, "zstd") | {"image_binary": "none"}
+        with pq.ParquetWriter(new_pages, PAGE_SCHEMA, compression=compression, use_dictionary=names) as writer:
+            rows = _rows(pages, domains, spans)
+            while batch := list(islice(rows, _ROWS_PER_GROUP)):
+                writer.write_table(pa.Table.from_pylist(batch, schema=PAGE_SCHEMA))
+        written = []
+        for record in records:
+            name = record["doc_name"]
+            if name not in spans:
+                if leave_out_empty:
+                    continue
+                raise CorpusError(f"{name!r} is annotated but has no pages")
+            if record.setdefault("page_indices", spans[name]) != spans[name]:
+                raise CorpusError(
+                    f"page_indices of {name!r} is {record['page_indices']}, but its pages are rows {spans[name]}"
+                )
+            parse_document(record, "annotations")
+            written.append(json_line(record))
+        new_annotations.write_bytes(b"".join(written))
 
 
 def _rows(
@@ -76,16 +83,6 @@ def _rows(
             yield defaults | {"domain": domains[name], "passage_id": str(row - first)} | page
             row += 1
         spans[name] = [first, row - 1]
-
-
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write page rows in small row groups."""
-    names = [name for name in PAGE_SCHEMA.names if name != "image_binary"]
-    # JPEG bytes neither repeat nor shrink: trying takes longer than rendering.
-    compression = dict.fromkeys(names, "zstd") | {"image_binary": "none"}
-    with pq.ParquetWriter(path, PAGE_SCHEMA, compression=compression, use_dictionary=names) as writer:
-        while batch := list(islice(rows, _ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(batch, schema=PAGE_SCHEMA), row_group_size=_ROWS_PER_GROUP)
 
 
 def regroup_pages(path: str | Path) -> None:

@@ -11,7 +11,7 @@ _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Hangul}\p{Thai}\p{Lao}\p{Khme
 _RUN = regex.compile(rf"(?P<unspaced>[{_UNSPACED}]+)|[^\W{_UNSPACED}]+")
 
 
-def bm25_scores(texts: list[str], queries: list[str], stopwords: str | list[str] = "en") -> np.ndarray | None:
+def bm25_scores(texts: list[str], queries: list[str]) -> np.ndarray | None:
     r"""Return BM25 of each text for each query, shape (queries, texts); None if no text has a word.
 
     Lucene's variant with k1 = 1.5, b = 0.75, as bm25s computes it (https://arxiv.org/abs/2407.03618): a word w of the
@@ -19,13 +19,13 @@ def bm25_scores(texts: list[str], queries: list[str], stopwords: str | list[str]
 
         ln(1 + (N - n + .5) / (n + .5)) · tf / (tf + k1 · (1 - b + b · length / mean length))
     """
-    words = content_words(texts, stopwords)
+    words = content_words(texts)
     if not any(words):
         return None  # bm25s cannot index this
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     index.index(words, show_progress=False)
     scores = np.zeros((len(queries), len(texts)), dtype=np.float32)
-    for row, query in zip(scores, content_words(queries, stopwords), strict=True):
+    for row, query in zip(scores, content_words(queries), strict=True):
         if query:
             row[:] = index.get_scores(query)
     return scores

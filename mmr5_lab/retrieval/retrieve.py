@@ -32,7 +32,6 @@ def retrieve(
     top_k: int = 10,
     *,
     source: str = "ocr_text",
-    stopwords: str | list[str] = "en",
     model: str | Path | None = None,
     vectors: str | Path | None = None,
     batch_size: int = 4,
@@ -40,7 +39,7 @@ def retrieve(
 ) -> Rankings:
     """Rank the pages of each question's own document and keep the best `top_k`.
 
-    method: one of `METHODS`; see `bm25_scores` for `source` and `stopwords`. The others encode pages with a `model`
+    method: one of `METHODS`; bm25 reads the text `source`. The others encode pages with a `model`
       (folder or hub name; None: `encoders.ENCODERS`' choice), `batch_size` at a time, and keep the `vectors` in a
       folder, by default one a model beside the corpus's files; pages that are there are not encoded again. `options`
       go to `encoders.load_encoder`.
@@ -71,16 +70,16 @@ def retrieve(
         encoder = load_encoder(method, model, **options)
         page_vectors = encode_corpus(corpus, encoder, vectors, batch_size=batch_size, source=source)
         return rank_documents(corpus, encoder, page_vectors, top_k)
-    return _bm25(corpus, top_k, source, stopwords)
+    return _bm25(corpus, top_k, source)
 
 
-def _bm25(corpus: Corpus, top_k: int, source: str, stopwords: str | list[str]) -> Rankings:
+def _bm25(corpus: Corpus, top_k: int, source: str) -> Rankings:
     wordless: list[str] = []
 
     def scores() -> Iterator[tuple[str, np.ndarray]]:
         for doc_name, questions in corpus.questions.groupby("doc_name", sort=False):
             texts = [corpus.page_text(doc_name, page, source) for page in range(corpus.num_pages(doc_name))]
-            by_query = bm25_scores(texts, questions["question"].tolist(), stopwords)
+            by_query = bm25_scores(texts, questions["question"].tolist())
             if by_query is None:
                 wordless.append(doc_name)
                 by_query = np.zeros((len(questions), len(texts)))

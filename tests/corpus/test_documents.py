@@ -184,11 +184,12 @@ def test_split_and_subset_are_views_with_the_same_pages(folder):
         corpus.subset(["d.pdf"])
 
 
-def test_only_the_groups_last_used_are_kept(tmp_path):
+def test_only_the_groups_last_used_are_kept(tmp_path, monkeypatch):
     """100 pages are groups of 32, 32, 32 and 4 rows; a cache smaller than a group keeps the last one only."""
     write_corpus(tmp_path, [document("a.pdf")], (page("a.pdf", n, f"page {n}") for n in range(100)))
     assert pq.ParquetFile(tmp_path / PAGES).metadata.num_row_groups == 4
-    store = PageStore(tmp_path / PAGES, cache_bytes=1)
+    monkeypatch.setattr(page_store, "_CACHE_BYTES", 1)
+    store = PageStore(tmp_path / PAGES)
     assert [store.value(row, "ocr_text") for row in (0, 31, 32, 99)] == [
         "page 0",
         "page 31",
@@ -196,6 +197,7 @@ def test_only_the_groups_last_used_are_kept(tmp_path):
         "page 99",
     ]
     assert list(store._cache) == [(3, "ocr_text")]
+    monkeypatch.undo()
     roomy = PageStore(tmp_path / PAGES)
     assert roomy.value(99, "image_binary") == picture(99)
     assert roomy.value(0, "ocr_text") == "page 0"

@@ -139,7 +139,7 @@ def test_a_folder_without_usable_pdfs_is_refused(tmp_path):
     with pytest.raises(CorpusError, match="absent is not a folder"):
         build_corpus(tmp_path / "absent", tmp_path / "out")
     (tmp_path / "empty.pdf").write_bytes(b"")
-    with pytest.raises(CorpusError, match=r"none of the 1 PDFs in .* can be used; .*ingest_report.json says why"):
+    with pytest.raises(CorpusError, match=r"none of the 1 PDFs in .* can be used: see .*ingest_report.json"):
         build_corpus(tmp_path, tmp_path / "out")
     with pytest.raises(CorpusError, match="max_pixels is 0"):
         build_corpus(tmp_path, tmp_path / "out", max_pixels=0)
