@@ -48,26 +48,39 @@ def profile(material, tmp_path_factory):
     return folder / "profile.yaml"
 
 
-def trained(profile, runs, start, by) -> tuple:
+def trained(profile, runs, start, by, **environment: str) -> tuple:
     """Run folders of SFT and GRPO in `runs`, trained by the command that `start` begins, which says by how many."""
     given = ["--profile", str(profile), "--runs", str(runs)]
     parameters, sft = chain_run("02_sft", profile, runs)
     run = open_run("02_sft", {**parameters, "RUN": str(sft)})
     run.finish({"base": parameters["MODEL"], "model": str(sft / "model")})  # as notebook 02 leaves it
     command = [sys.executable, *start, *SCRIPT, "02_sft", *given, ",", "03_grpo", *given]
-    on_cpus = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    on_cpus = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, env=on_cpus, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(f"is trained, by {by}, in") == 2, "one process speaks"
     return sft, chain_run("03_grpo", profile, runs)[1]
 
 
-def test_two_processes_train_what_one_trains(profile):
-    one, two = profile.parent / "one", profile.parent / "two"
+@pytest.fixture(scope="module")
+def by_one(profile) -> tuple:
+    one = profile.parent / "one"
     run_notebook("01_data_construction", yaml.safe_load(profile.read_text())["01_data_construction"], one)
+    return trained(profile, one, [], "one process")
+
+
+def as_shipped(name: str) -> dict[str, str]:
+    """The environment that accelerate makes of the shipped FSDP configuration."""
+    config = yaml.safe_load((ROOT / "notebooks" / "accelerate" / f"{name}.yaml").read_text()).get("fsdp_config", {})
+    used = {"ACCELERATE_USE_FSDP": "true"} if config else {}
+    return used | {key.upper(): str(value) for key, value in config.items()}
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_two_processes_train_what_one_trains(name, profile, by_one):
+    one, two = profile.parent / "one", profile.parent / name
     shutil.copytree(one / "01_data_construction", two / "01_data_construction")
-    by_one = trained(profile, one, [], "one process")
-    by_two = trained(profile, two, TWO, "2 processes (gloo)")
+    by_two = trained(profile, two, TWO, "2 processes (gloo)", **as_shipped(name))
     for alone, together in zip(by_one, by_two, strict=True):
         log, other = finished_log(alone), finished_log(together)
         assert len(log) == len(other) > 1
@@ -81,13 +94,17 @@ def test_two_processes_train_what_one_trains(profile):
     assert completions(together)["advantage"].tolist() == pytest.approx(
         completions(alone)["advantage"].tolist(), abs=1e-4
     )
-    sft = by_two[0]
+
+
+def test_the_notebook_finds_the_training_done(profile, by_one):
+    """Its settings are those of the launcher: a difference would be refused."""
+    sft, runs = by_one[0], profile.parent / "one"
     (sft / "results.json").unlink()
     written = (sft / "log.csv").stat().st_mtime_ns
-    [data_run] = (two / "01_data_construction").iterdir()
+    [data_run] = (runs / "01_data_construction").iterdir()
     parameters = yaml.safe_load(profile.read_text())["02_sft"]
-    assert run_notebook("02_sft", {**parameters, "DATA_RUN": str(data_run)}, two) == sft
-    assert (sft / "log.csv").stat().st_mtime_ns == written, "the notebook finds the training done"
+    assert run_notebook("02_sft", {**parameters, "DATA_RUN": str(data_run)}, runs) == sft
+    assert (sft / "log.csv").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("fsdp2", "FSDP"), ("deepspeed", "DEEPSPEED")])

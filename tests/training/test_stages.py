@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import weakref
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from helpers.architectures import save
 from helpers.material import SFT, Material
 from safetensors.torch import load_file
@@ -203,6 +205,19 @@ def test_shared_prefixes_come_before_flash_attention(material, tmp_path, monkeyp
     for share, kernel in ((True, "sdpa"), (False, "eager")):
         train_grpo(material.model, material.prompts, tmp_path / kernel, **GRPO, share_prefix=share)
         assert made["trainer"].model.config.get_text_config()._attn_implementation == kernel
+
+
+def test_fsdp_leaves_outputs_and_sums_of_gradients_in_full_precision():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    assert plugin.mixed_precision_policy.output_dtype is torch.bfloat16, "accelerate's own"
+    training._keep_full_precision(
+        SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    )
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (
+        torch.bfloat16, torch.float32, torch.float32
+    )  # fmt: skip
 
 
 def test_four_bits_need_a_gpu(material, tmp_path):
