@@ -1,9 +1,4 @@
-"""JSON lines, files replaced as a whole, progress files, and what a folder was made with.
-
-with appending("rows.jsonl") as append:  # survives whatever ends it: the next one goes on
-    done = read_lines("rows.jsonl")
-    append({"n": 1})
-"""
+"""JSON lines, files replaced as a whole, progress files, and what a folder was made with."""
 
 import codecs
 import hashlib
@@ -48,11 +43,7 @@ def json_lines(path: str | Path, drop_half: bool = False) -> Iterator[tuple[str,
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file that may still be appended to; [] where there is none yet.
-
-    A half-written last line (the process was killed, or is writing it now) is left out with a warning. Raises
-    ValueError like `json_lines`.
-    """
+    """Return the rows of a JSON-lines file that may still be appended to (`json_lines`); [] where there is none yet."""
     return [row for _, row in json_lines(path, drop_half=True)] if Path(path).exists() else []
 
 
@@ -82,35 +73,33 @@ def sole_writer(path: Path, lock: Path) -> Iterator[None]:
     Raises RuntimeError where another process holds it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock, timeout=0)
     try:
-        held.acquire()
+        held = FileLock(lock, timeout=0).acquire()
     except Timeout:
         raise RuntimeError(f"another process is writing {path}: wait for it, or choose another place") from None
-    try:
+    with held:
         yield
-    finally:
-        held.release()
 
 
 @contextmanager
 def appending(path: str | Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Within it, a function that appends one row to a JSON-lines file: in one write, whole or not at all.
 
-    A half-written last line (the process was killed, the disk was full) is cut off first, with a warning; a last line
-    that lacks only its line break gets it. Raises RuntimeError where another process has the file open for this
-    (`sole_writer`), ValueError for a file in UTF-16.
+    A half-written last line (the process was killed, the disk was full) is cut off first, with a warning. Raises
+    RuntimeError where another process has the file open for this (`sole_writer`), ValueError for a file in UTF-16.
     """
     path = Path(path)
     with sole_writer(path, path.with_name(f".{path.name}.lock")), path.open("a+b", buffering=0) as file:
         data = path.read_bytes()
         _refuse_utf16(path, data)
         whole = data.rfind(b"\n") + 1
-        if _is_json(data[whole:]):
-            file.write(b"\n")
-        elif whole < len(data):
-            logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
-            file.truncate(whole)
+        if whole < len(data):
+            try:
+                json.loads(data[whole:])
+                file.write(b"\n")
+            except ValueError:
+                logger.warning("%s ended in the middle of a line, which is dropped and made again", path)
+                file.truncate(whole)
 
         def append(row: Mapping[str, Any]) -> None:
             line = json_line(row)
@@ -135,14 +124,6 @@ def replacing(path: Path) -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 def read_object(path: Path) -> tuple[dict[str, Any] | None, str]:
@@ -171,10 +152,8 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def fingerprint(*values: Any) -> str:
     """Return sixteen hexadecimal digits that stand for JSON values, in this order (others count as their text)."""
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
-    return digest.hexdigest()[:16]
+    lines = [json.dumps(value, sort_keys=True, default=str) + "\n" for value in values]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def check_settings(path: str | Path, settings: Mapping[str, Any], remedy: str = "choose another folder") -> None:

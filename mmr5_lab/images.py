@@ -18,15 +18,8 @@ from mmr5_lab.html import visible
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses to decode
 MAX_SIDE = 65_500  # the longest side of a JPEG
-_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+_UPRIGHT = {k: Image.Transpose[turn] for k, turn in enumerate(_TURNS, 2)}  # EXIF orientation -> what undoes it
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NOTES = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
@@ -39,20 +32,17 @@ def open_page(source: Page, where: str = "", size: tuple[int, int] | None = None
 
     source: path (`~` is the home folder), file:// URL, bytes or open file of an image; a dict with "bytes" or "path";
         a PIL image; an array of shape (height, width) or (height, width, channels). 16-bit and float values are scaled
-        to 8 bits. Of an animation or a file of several pages, the first is taken.
+        to 8 bits. Of several pages, the first is taken.
     where: what error messages call the page; by default its path or kind
     size: (width, height) in pixels that are enough; a larger JPEG is then decoded at a fraction of its size
 
     Raises ValueError, naming the page, where it cannot be read or decoded or is larger than `MAX_PIXELS` or `MAX_SIDE`.
     """
     name = _name(source, where)
-    if isinstance(source, np.ndarray):
-        image = _from_array(source, name)
-    elif isinstance(source, Image.Image):
-        image = source
+    if isinstance(source, np.ndarray | Image.Image):
+        image = _bounded(_from_array(source, name) if isinstance(source, np.ndarray) else source, name)
     else:
         image = _opened(read_bytes(source, where), name)
-    _check_size(image, name)
     try:
         if size is not None and image is not source:
             image.draft("RGB", size[::-1] if _orientation(image) > 4 else size)  # above 4 it lies on its side
@@ -69,7 +59,6 @@ def page_size(source: Page, where: str = "") -> tuple[int, int]:
     if isinstance(source, Image.Image | np.ndarray):
         return open_page(source, where).size
     image = _opened(read_bytes(source, where), _name(source, where))
-    _check_size(image, _name(source, where))
     # Above 4 it lies on its side; of a TIFF Pillow gives the turned size at once.
     return image.size[::-1] if image.format != "TIFF" and _orientation(image) > 4 else image.size
 
@@ -84,7 +73,6 @@ def plain_file(source: Page, where: str = "") -> tuple[bytes, str]:
     if not isinstance(source, Image.Image | np.ndarray):
         data = _without_notes(read_bytes(source, where))
         image = _opened(data, _name(source, where))
-        _check_size(image, _name(source, where))
         if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and _orientation(image) == 1:
             return data, "jpeg"
         opaque = image.mode in ("1", "L", "P", "RGB") and "transparency" not in image.info
@@ -144,18 +132,16 @@ def _opened(data: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(_without_notes(data)))
     except UnidentifiedImageError as error:  # whose own words name an object in memory
-        raise ValueError(
-            f"{name} is not a readable image: its {len(data)} bytes are of no known format"
-            f" (they begin with {data[:12]!r})"
-        ) from error
+        why = f"its {len(data)} bytes are of no known format (they begin with {data[:12]!r})"
+        raise ValueError(f"{name} is not a readable image: {why}") from error
     except Exception as error:
         raise ValueError(f"{name} is not a readable image: {error}") from error
     if image.format == "EPS":  # Pillow would hand it to Ghostscript, which runs it as a program
         raise ValueError(f"{name} is an EPS file, which is not opened: convert it to PNG")
-    return image
+    return _bounded(image, name)
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _bounded(image: Image.Image, name: str) -> Image.Image:
     width, height = image.size
     if not (width and height):
         raise ValueError(f"{name} has no pixels ({width} × {height})")
@@ -163,21 +149,21 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ValueError(
             f"{name} is too large ({width} × {height} pixels): shrink it to {MAX_PIXELS:,} and {MAX_SIDE:,} a side"
         )
+    return image
 
 
 def _without_notes(data: bytes) -> bytes:
     """A PNG without its texts and colour profile: Pillow refuses a picture for more than 1 MB of them."""
     if not data.startswith(_PNG):
         return data
-    kept, notes, start = [slice(0, len(_PNG))], False, len(_PNG)
+    kept, end, start = [], 0, len(_PNG)  # end: of what is kept already
     while start < len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, kind, content, checksum
+        size = 12 + int.from_bytes(data[start : start + 4], "big")  # length, kind, content, checksum
         if data[start + 4 : start + 8] in _PNG_NOTES:
-            notes = True
-        else:
-            kept.append(slice(start, end))
-        start = end
-    return b"".join(data[part] for part in kept) if notes else data
+            kept.append(data[end:start])
+            end = start + size
+        start += size
+    return b"".join([*kept, data[end:]]) if kept else data
 
 
 def _orientation(image: Image.Image) -> int:
@@ -214,10 +200,8 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype.kind not in "buif" or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise ValueError(
-            f"{name} is an array of {array.dtype} of shape {array.shape}; expected numbers of shape (height, width) or"
-            " (height, width, 3 or 4)"
-        )
+        expected = "expected numbers of shape (height, width) or (height, width, 3 or 4)"
+        raise ValueError(f"{name} is an array of {array.dtype} of shape {array.shape}; {expected}")
     if array.dtype != np.uint8:
         array = _eight_bits(array)
     return Image.fromarray(np.ascontiguousarray(array))

@@ -4,29 +4,23 @@ Two sets. `rank_reward`, `format_reward` and `ndcg_reward` are built on `parse_r
 gain but a good ranking. `released_rank_reward` and `released_format_reward` return what the code of
 i2vec/MM-R5 returns, number for number, faults included, so that its training can be repeated and studied.
 
-Forms. The strict rank rewards credit any order that a person would read (`1. Image 3`, JSON, 0-based ids, a list
-without tags), so that a model which ranks well before it knows the form is already told so. The strict format
-reward is 0 for every such form: only the asked one earns it, so a policy gains 1 by learning it and loses nothing.
-Reading more forms opens nothing to exploit: the parser finds one order in a text, without knowing the positives,
-so hedging with two lists, scores or list numbers cannot beat writing the better order alone; and an answer inside
-closed reasoning, or in reasoning that was cut off, still does not count.
+The strict rank rewards credit any order that a person would read (`1. Image 3`, JSON, 0-based ids, a list without
+tags); the strict format reward is 0 for every such form. The parser finds one order in a text, without knowing the
+positives, so hedging with two lists, scores or list numbers cannot beat writing the better order alone. An answer
+inside closed reasoning, or in reasoning that was cut off, does not count.
 
-The paper (arXiv 2506.12364) adds a rank and a format reward without weights; trl does so by default
-(`GRPOConfig.reward_weights=None`). With the strict pair the sum is at most 2, and only a well-formed
-permutation with the positives first reaches it.
+The paper (arXiv 2506.12364) adds a rank and a format reward without weights, as trl does by default. With the strict
+pair the sum is at most 2, and only a well-formed permutation with the positives first reaches it.
 
 Every function has the signature `reward(completions, positive_ids, num_candidates, **columns)`:
 
-- completions: B texts, each a string or a list of messages `{"role", "content"}` (content a string or a list
-  of `{"type": "text", "text": ...}` parts; the texts of all its messages are joined);
-- positive_ids: B lists of 1-based ids of the relevant candidates, num_candidates: B counts n;
-- further dataset columns and what trl adds are accepted and ignored.
+- completions: B texts, each a string or a list of messages (their texts are joined); where the chat template opens
+  `<think>`, apply `answers.with_opening` first
+- positive_ids: B lists of 1-based ids of the relevant candidates; num_candidates: B counts n
+- further dataset columns and what trl adds are ignored
 
-Where the chat template opens `<think>`, put it before the completions first: `answers.with_opening`.
-
-They return B floats and never raise because of what a completion says. Faulty data is another matter:
-ValueError for columns of different lengths and, in the strict set, for a count below 1, no positives or a
-positive outside 1..n, naming the index; TypeError for a completion that is neither form.
+They return B floats, whatever a completion says. Raises ValueError for columns of different lengths and, in the strict
+set, for no positives or a positive outside 1..n, naming the index; TypeError for a completion that is neither form.
 """
 
 import math
@@ -47,8 +41,7 @@ def rank_reward(
     """Reward how early the positives stand: Σ_{g∈G, g∈π} 1/rank(g)³ ÷ Σ_{i=1..|G|} 1/i³, in [0, 1].
 
     G is the set of positives, π the answer, rank(g) the place of the first mention of g in π as written:
-    repeats and ids out of range take up places, so padding never pays. A positive that is not written earns
-    nothing, and no answer earns 0. Source: arXiv 2506.12364, rank reward; π is read by `parse_ranking`.
+    repeats and ids out of range take up places, so padding never pays. Source: arXiv 2506.12364, rank reward.
 
         >>> rank_reward(["<think>…</think><answer>[3, 1, 4, 2, 5]</answer>"], [[3, 4]], [5])
         [0.9218106995884773]
@@ -63,9 +56,9 @@ def ndcg_reward(
 ) -> list[float]:
     """Return the nDCG of the answer: Σ_{g∈G, g∈π} 1/log₂(1 + rank(g)) ÷ Σ_{i=1..|G|} 1/log₂(1 + i), in [0, 1].
 
-    Binary gains, no cut-off, rank(g) as in `rank_reward`. Where the cubic reward looks at the first place
-    almost alone, this one still pays for the step from rank 4 to 3, which recall@3 counts. Source: Järvelin
-    and Kekäläinen 2002, https://doi.org/10.1145/582415.582418, with the usual log₂(1 + rank) discount.
+    Binary gains, no cut-off, rank(g) as in `rank_reward`. Where the cubic reward looks at the first place almost
+    alone, this one still pays for the step from rank 4 to 3. Source: Järvelin and Kekäläinen 2002,
+    https://doi.org/10.1145/582415.582418, with the usual log₂(1 + rank) discount.
 
         >>> ndcg_reward(["<think>…</think><answer>[1, 2, 3]</answer>"], [[3]], [3])
         [0.5]
@@ -82,10 +75,9 @@ def format_reward(
 
     The set counts each id once. valid is 1 when the text is one think block with words in it, then one
     answer block that holds one bracketed list, and nothing else but white space; else 0
-    (`ParsedRanking.well_formed`). So only a permutation of 1..n earns all of it, yet a nearly right list
-    earns nearly all: a reward that pays for permutations alone gives a beginner nothing to climb. A permutation of
-    0..n-1 has one id out of range, and earns (n-1) ÷ n. Source: arXiv 2506.12364, format reward, with its two
-    factors (length, range) replaced by one that neither repeats nor long answers can raise.
+    (`ParsedRanking.well_formed`). Only a permutation of 1..n earns all of it, and a nearly right list nearly all, so
+    that a beginner has something to climb; a permutation of 0..n-1 earns (n-1) ÷ n. Source: arXiv 2506.12364, format
+    reward, with its two factors (length, range) replaced by one that neither repeats nor long answers can raise.
 
         >>> format_reward(["<think>…</think><answer>[3, 1, 2, 3, 3]</answer>"], [[3]], [5])
         [0.6]
@@ -94,7 +86,8 @@ def format_reward(
     """
     rewards = []
     for i, text in enumerate(_texts(completions, positive_ids, num_candidates)):
-        n = _checked(i, positive_ids[i], num_candidates[i])[1]
+        n = int(num_candidates[i])
+        _positives(i, positive_ids[i], n)
         parsed = parse_ranking(text, n)
         if parsed.answer is None or not parsed.well_formed:
             rewards.append(0.0)
@@ -109,9 +102,8 @@ def released_rank_reward(
 ) -> list[float]:
     """The rank reward as released (i2vec/MM-R5, `qwen_module.py`, `rerank_reward`).
 
-    The formula of `rank_reward` over another reading: the first `<answer>[…]</answer>` that stands on one
-    line, anywhere, inside think too, split at commas; an entry that is not an integer makes it 0. So an
-    answer rehearsed in the reasoning counts in place of the real one. Without positives it is 0.
+    The formula of `rank_reward` over another reading: the first `<answer>[…]</answer>` that stands on one line, inside
+    think too, split at commas; an entry that is not an integer makes it 0, and so does a question without positives.
 
         >>> released_rank_reward(["so <answer>[3]</answer>"], [[3]], [5])
         [1.0]
@@ -143,7 +135,8 @@ def _gains(
     """Sum of gain(rank) over the positives in each answer, over the sum for the first |G| ranks."""
     rewards = []
     for i, text in enumerate(_texts(completions, positive_ids, counts)):
-        waiting, n = _checked(i, positive_ids[i], counts[i])
+        n = int(counts[i])
+        waiting = _positives(i, positive_ids[i], n)
         ideal = math.fsum(gain(rank) for rank in range(1, len(waiting) + 1))
         earned = []
         for rank, x in enumerate(parse_ranking(text, n).answer or (), start=1):
@@ -165,35 +158,27 @@ def _texts(completions: Sequence[Completion], positive_ids: Sequence[Any], num_c
 
 
 def completion_texts(completions: Sequence[Completion]) -> list[str]:
-    """Return the text of each completion.
-
-    Raises TypeError, naming its index, for one that is neither a string nor a list of messages.
-    """
-    return [_text(i, completion) for i, completion in enumerate(completions)]
-
-
-def _text(index: int, completion: Completion) -> str:
-    if isinstance(completion, str):
-        return completion
-    try:
-        return "".join(content_text(message["content"]) for message in completion)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise TypeError(
-            f"completion {index} is neither a string nor a list of messages with a content: {error!r}"
-        ) from error
+    """Return the text of each completion; raises TypeError for one that is neither a string nor a list of messages."""
+    texts = []
+    for index, completion in enumerate(completions):
+        try:
+            parts = [completion] if isinstance(completion, str) else [message["content"] for message in completion]
+            texts.append("".join(map(content_text, parts)))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise TypeError(
+                f"completion {index} is neither a string nor a list of messages with a content: {error!r}"
+            ) from error
+    return texts
 
 
-def _checked(index: int, positives: Sequence[int], n: int) -> tuple[set[int], int]:
-    """The set of positives and n as Python integers, or ValueError naming the index."""
-    n = int(n)
-    if n < 1:
-        raise ValueError(f"num_candidates of index {index} is {n}: there must be at least one candidate")
+def _positives(index: int, positives: Sequence[int], n: int) -> set[int]:
+    """The set of positives, or ValueError naming the index."""
     ids = {int(g) for g in positives}
     if not ids:
         raise ValueError(f"positive_ids of index {index} is empty: leave out prompts without a positive")
     if outside := sorted(g for g in ids if not 1 <= g <= n):
         raise ValueError(f"positive_ids of index {index} holds {outside}, outside 1..{n} (ids are 1-based)")
-    return ids, n
+    return ids
 
 
 def _released_rank(text: str, positives: list[int]) -> float:
@@ -211,21 +196,11 @@ def _released_rank(text: str, positives: list[int]) -> float:
 
 
 def _first_answer_on_a_line(text: str) -> str | None:
-    r"""What the pattern `<answer>\[(.*?)\]</answer>` captures (`.` is no newline), in linear time.
-
-    Searched as a pattern it would scan to the end of the line from every `<answer>[`.
-    """
-    opening, closing = "<answer>[", "]</answer>"
-    start = text.find(opening)
-    while start >= 0:
-        start += len(opening)
-        end = text.find(closing, start)
-        if end < 0:
-            return None
-        newline = text.rfind("\n", start, end)
-        if newline < 0:
-            return text[start:end]
-        start = text.find(opening, newline)  # any opening before this newline fails in the same way
+    r"""What the pattern `<answer>\[(.*?)\]</answer>` captures (`.` is no newline), in linear time."""
+    for line in text.split("\n"):
+        inner, closed, _ = line.partition("<answer>[")[2].partition("]</answer>")
+        if closed:
+            return inner
     return None
 
 

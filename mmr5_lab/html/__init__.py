@@ -68,9 +68,7 @@ def html_table(frame: pd.DataFrame, caption: str = "", digits: int = 4, texts: b
     )
     lines = zip(frame.index, *(frame[name] for name in frame.columns), strict=True)
     rows = ([escape_html(_shown(value, digits)) for value in line] for line in lines)
-    body = "\n".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, *cells in rows
-    )
+    body = "\n".join(f'<tr><th scope="row">{name}</th><td>{"</td><td>".join(cells)}</td></tr>' for name, *cells in rows)
     above = f"<caption>{escape_html(caption)}</caption>" if caption else ""
     kind = ' class="texts"' if texts else ""
     return f"<table{kind}>{above}\n<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"

@@ -1,9 +1,7 @@
 """Ask a server with OpenAI's chat interface from many threads at once, and lose nothing to faults that pass.
 
-    chat = Chat("http://localhost:8000/v1", "i2vec/MM-R5", concurrency=16)
-    reply = chat.ask(with_images(messages, map(page_url, pages)), max_tokens=200, temperature=0.0)
+    reply = Chat("http://localhost:8000/v1", "i2vec/MM-R5").ask(messages, max_tokens=200)
     reply.problem or reply.answer
-    chat.close()
 
 The key is read from the environment variable OPENAI_API_KEY and written nowhere.
 """
@@ -40,29 +38,20 @@ LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; beyond that the w
 _FATAL = (401, 402, 403, 404, 405)  # a wrong key, an empty account, a forbidden or unknown model or path
 _FATAL_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "invalid_api_key"}
 _OPTIONS = ("max_tokens", "top_p", "temperature", "seed")  # that some models do not take
-_NOT_TAKEN = re.compile(
-    r"unsupported|not support|instead|deprecated|unrecognized|not permitted|cannot both", re.IGNORECASE
-)
+_NOT_TAKEN = re.compile("(?i)unsupported|not support|instead|deprecated|unrecognized|not permitted|cannot both")
 _TOO_LONG = re.compile(r"context (?:length|window|size)|context_length|model length|too (?:long|large)", re.IGNORECASE)
 
 
 @dataclass(eq=False)
 class RequestError(Exception):
-    """A request that got no reply. Its message is one line, begins with a kind and names the server, without the key.
-
-    billable: the server may have worked for it, and send a bill
-    passing: the same request may succeed later
-    fatal: every other request would fail too: a wrong key, model or address, an empty account
-    wait: seconds that the server asks to wait, or None
-    option: the option of the request that the server does not take, or None
-    """
+    """A request that got no reply. Its message is one line: a kind, the server, what happened, without the key."""
 
     message: str
-    billable: bool = False
-    passing: bool = False
-    fatal: bool = False
-    wait: float | None = None
-    option: str | None = None
+    billable: bool = False  # the server may have worked for it, and send a bill
+    passing: bool = False  # the same request may succeed later
+    fatal: bool = False  # every other request would fail too: a wrong key, model or address, an empty account
+    wait: float | None = None  # seconds that the server asks to wait
+    option: str | None = None  # of the request, which the server does not take
 
     def __str__(self) -> str:
         return self.message
@@ -95,10 +84,8 @@ class Chat:
         pause: float = 0.5,
         per_minute: float | None = None,
     ):
-        if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}: it must be at least 1")
-        if per_minute is not None and per_minute <= 0:
-            raise ValueError(f"per_minute is {per_minute}: it must be positive")
+        if concurrency < 1 or (per_minute is not None and per_minute <= 0):
+            raise ValueError(f"concurrency is {concurrency} and per_minute {per_minute}: they must be positive")
         self.address, self.model, self.concurrency = check_address(base_url), model, concurrency
         self.timeout, self.retries, self.pause = timeout, retries, pause
         self._interval = 60 / per_minute if per_minute else 0.0
@@ -120,10 +107,8 @@ class Chat:
         each_try: called for each try with the function that sends it; an error that it raises itself ends the request
 
         A reply is final, whatever it says. Tried again are rate limits, server errors, cut connections, and bodies that
-        are no chat completion. Options that the model does not take are renamed or left out from then on.
-
-        Raises RequestError where the request was refused or all tries failed, and after `close`. Once an error is
-        fatal, nothing more is sent.
+        are no chat completion. Options that the model does not take are renamed or left out from then on. Raises
+        RequestError where the request was refused or all tries failed, and after `close` or a fatal one.
         """
         tries = 0
         while True:
@@ -253,12 +238,11 @@ def check_address(base_url: str) -> str:
 
 def with_images(messages: list[dict[str, Any]], urls: Iterable[str]) -> list[dict[str, Any]]:
     """Return the messages with each image placeholder replaced by a URL, in their order."""
-    rest = iter(urls)
-
-    def part(shown: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "image_url", "image_url": {"url": next(rest)}} if shown["type"] == "image" else shown
-
-    return [{**message, "content": [part(p) for p in message["content"]]} for message in messages]
+    parts = ({"type": "image_url", "image_url": {"url": url}} for url in urls)
+    return [
+        {**message, "content": [next(parts) if part["type"] == "image" else part for part in message["content"]]}
+        for message in messages
+    ]
 
 
 def page_url(page: Page, max_pixels: int | None = None) -> str:
@@ -305,10 +289,10 @@ def _line(text: str) -> str:
 
 
 def _key() -> str:
-    """The key. Raises ValueError where no header can hold it, which an HTTP library would call a connection error."""
+    """The key. Raises ValueError where no header can hold it, which httpx would call a connection error."""
     key = os.environ.get(KEY_VARIABLE) or "none"
-    for place, character in enumerate(key, 1):
-        if not "!" <= character <= "~":
-            what = "a line break" if character in "\r\n" else f"{character!r} (U+{ord(character):04X})"
-            raise ValueError(f"{KEY_VARIABLE} is not a key: character {place} of {len(key)} is {what}. Set it again")
+    if odd := re.search("[^!-~]", key):
+        raise ValueError(
+            f"{KEY_VARIABLE} is not a key: character {odd.end()} of {len(key)} is {odd[0]!a}. Set it again"
+        )
     return key

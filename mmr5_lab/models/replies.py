@@ -1,9 +1,5 @@
 """Judge what a chat server answered: what the model wrote, whether that is an answer, and what it cost.
 
-    reply = read_reply(body)      # of a 200
-    reply.problem                 # None, or a name from PROBLEMS
-    reply.answer, reply.text      # without and with the thinking
-
 Servers differ in where they put things: `content` may be null, a list of parts, or begin in the middle of the thinking;
 thinking may stand in `reasoning`, `reasoning_content` or a part, and the whole completion with it; an error may come
 as a 200.

@@ -7,6 +7,7 @@ and whether numbers come in pairs (`1: 3, 2: 1`). Every step is linear in the te
 
 import operator
 import re
+from bisect import bisect_left
 from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
@@ -20,33 +21,19 @@ _PAGE = {"page", "pages", "doc", "document", "documents", "candidate", "candidat
 _RANK = {"rank", "ranks", "place", "position", "top"}
 _SCORE = {"score", "scores", "relevance", "rating", "confidence", "similarity", "probability", "points"}
 _OTHER = {
-    "and",
-    "then",
-    "is",
-    "the",
-    "answer",
-    "final",
-    "ranking",
-    "ranked",
-    "order",
-    "result",
-    "list",
-    "json",
-    "boxed",
-}
-WORDS_OF_ANSWERS = _IMAGE | _PAGE | _RANK | _SCORE | _OTHER | {"text", "st", "nd", "rd", "th"}
+    "and", "then", "is", "the", "answer", "final", "ranking", "ranked", "order", "result", "list", "json", "boxed",
+    "text", "st", "nd", "rd", "th",
+}  # fmt: skip
+WORDS_OF_ANSWERS = _IMAGE | _PAGE | _RANK | _SCORE | _OTHER
 
 # A word; a sign (a hyphen after a word or number joins, as in "page-3"); or a number with what makes it no id: a
 # decimal part, a percent sign, "/10". The quantifiers are possessive (`*+`): no text is tried again from inside.
 _TOKEN = re.compile(r"[^\W\d_]++|(?<![0-9A-Za-z_])[-−](?=[0-9])|(?P<id>[0-9]++)(?P<no>(?:\.[0-9]++)++|[ ]?%|/100?\b)?+")
-_WORD = re.compile(r"[^\W\d_]++")
 _AFTER_WORD = re.compile(r"[ \t\"'`*_#:=\[({\\.-]*+")  # between a word and the number that it describes
-_JOIN = re.compile(
-    r"[ \t\"'`*\[\]]*+(?:(?:[,;>&]|(?:and|then|followed)\b)[\s\"'`*\[\]]*+)*+"
-)  # between ids of one list
-_LEAD = re.compile(
-    r"(?:st|nd|rd|th)?+[\s\"'`*]*+(?:[-=]>|[.):|=→–-])*+[\s\"'`*\[({|]*+"
-)  # between a list number and its id
+# between ids of one list
+_JOIN = re.compile(r"[ \t\"'`*\[\]]*+(?:(?:[,;>&]|(?:and|then|followed)\b)[\s\"'`*\[\]]*+)*+")
+# between a list number and its id
+_LEAD = re.compile(r"(?:st|nd|rd|th)?+[\s\"'`*]*+(?:[-=]>|[.):|=→–-])*+[\s\"'`*\[({|]*+")
 _CLEAN_LIST = re.compile(r"\[\s*+[0-9]++(?:\s*+,\s*+[0-9]++)*+\s*+\]")
 _BRACKETS = re.compile(r"\[[^\[\]]*+(?:\]|\Z)")
 _PAIR_MARK = re.compile(r"[.):|→]|[-=]>")
@@ -108,23 +95,15 @@ def _numbers(text: str) -> list[Number]:
 
 def _one_list(text: str, numbers: list[Number]) -> list[Number]:
     """The numbers of the one list of several in square brackets; lists of scores do not count."""
-    lists = [match.span() for match in _CLEAN_LIST.finditer(text)]
-    parts = _inside(lists, numbers)
-    parts = [part for part in parts if len(part) > 1 and part[0].word not in _SCORE]
+    parts = [part for part in _inside(_CLEAN_LIST, text, numbers) if len(part) > 1 and part[0].word not in _SCORE]
     return parts[0] if len(parts) == 1 else []
 
 
-def _inside(spans: list[tuple[int, int]], numbers: list[Number]) -> list[list[Number]]:
-    """The numbers in each of some spans, which are in order and do not overlap."""
-    parts, k = [], 0
-    for start, end in spans:
-        part = []
-        while k < len(numbers) and numbers[k].digits < end:
-            if numbers[k].digits >= start:
-                part.append(numbers[k])
-            k += 1
-        parts.append(part)
-    return parts
+def _inside(brackets: re.Pattern[str], text: str, numbers: list[Number]) -> list[list[Number]]:
+    """The numbers in each match of a pattern."""
+    places = [x.digits for x in numbers]
+    spans = (match.span() for match in brackets.finditer(text))
+    return [numbers[bisect_left(places, start) : bisect_left(places, end)] for start, end in spans]
 
 
 def _described(text: str, numbers: list[Number], words: set[str]) -> list[Number]:
@@ -160,7 +139,7 @@ def _described(text: str, numbers: list[Number], words: set[str]) -> list[Number
 
 def _bare(text: str, numbers: list[Number], n: int, cut: bool) -> tuple[list[Number], list[Number]]:
     """The numbers that count where no word says which are ids, and the ids among them."""
-    parts = _inside([match.span() for match in _BRACKETS.finditer(text)], numbers)
+    parts = _inside(_BRACKETS, text, numbers)
     bracketed = [x for part in parts for x in part]
     if bracketed and len(bracketed) < len(numbers):
         if all(len(part) < 2 for part in parts):  # 1. [3] 2. [1]

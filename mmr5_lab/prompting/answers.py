@@ -2,7 +2,7 @@
 
 The form asked for (arXiv 2506.12364) is `<think>reasoning</think><answer>[3, 1, 2]</answer>`, ids 1-based.
 Models write everything else too, so the parser never fails on text, keeps whatever order a person would read in
-it, and reports each repair as a fault. The rules are in the docstring of `parse_ranking`.
+it, and reports each repair as a fault.
 """
 
 import operator
@@ -32,16 +32,16 @@ _BOXED = re.compile(r"\\boxed\s*+\{([^{}]*+)\}")
 _FENCED = re.compile(r"```[a-z]*+((?:[^`]|`(?!``))*+)```")
 _BARE_LIST = re.compile(r"\[\s*+[0-9]++(?:\s*+,\s*+[0-9]++)++\s*+\]")
 _WORD = re.compile(r"[^\W\d_]++")
+_PARTIAL_TAG = re.compile("(?:" + "|".join("</answer"[:length] for length in range(8, 0, -1)) + r")\Z")
 
 
 @dataclass(frozen=True)
 class ParsedRanking:
     """What a completion says about n candidates.
 
-    order: 0-based permutation of range(n): ids as written (first mention, in range), then the rest in
-        candidate order.
-    answer: 1-based ids in the order of the answer, with repeats and ids out of range; () for an empty list; None if
-        there is no answer to read. Ids beyond ±10**18 are recorded as ±10**18.
+    order: 0-based permutation of range(n): ids as written (first mention, in range), then the rest in candidate order.
+    answer: 1-based ids as written, with repeats and ids out of range (beyond ±10**18 as ±10**18); () for an empty list;
+        None if there is no answer to read.
     think: text of the first think block, verbatim; None if there is none.
     faults: names from `FAULTS`; see `parse_ranking`.
     """
@@ -69,8 +69,8 @@ _OPENING = re.compile(r"<think>\s*+(?:</think>\s*+(?:<answer>\s*+\[?+\s*+)?+)?+\
 def with_opening(text: str, prompt: str | None = None) -> str:
     """Return a completion with what its prompt had opened of the answer put before it, such as `<think>`.
 
-    Many chat templates end a prompt with `<think>`, so the model goes on from there and its completion alone looks
-    as if it had not thought. Apply this before `parse_ranking` and before any reward, in training and inference.
+    Where a chat template ends a prompt with `<think>`, the completion alone looks as if the model had not thought.
+    Apply this before `parse_ranking` and before any reward, in training and inference.
 
         >>> with_opening("Image 2 fits.</think><answer>[2, 1]</answer>", "…<|im_start|>assistant\\n<think>\\n")
         '<think>\\nImage 2 fits.</think><answer>[2, 1]</answer>'
@@ -226,7 +226,7 @@ def _blocks(text: str, plain: str) -> tuple[list[tuple[int, int]], list[tuple[in
 
 def _read_answer(block: str, cut: bool, n: int, faults: set[str]) -> tuple[int, ...] | None:
     """The ids in an answer block, None if it has neither list nor id; adds the faults of its form."""
-    whole = _without_partial_tag(block) if cut else block
+    whole = _PARTIAL_TAG.sub("", block) if cut else block
     if whole.strip() and not (_CUT_LIST if cut else _LIST).fullmatch(whole):
         faults.add("extra_text")
     ids, others = read_ids(whole, n, cut and whole == block)
@@ -248,11 +248,3 @@ def _read_untagged(region: str, n: int, after_think: bool, faults: set[str]) -> 
         return None
     faults |= {"untagged"} | ({"other_numbers"} if others else set()) | ({"truncated"} if cut else set())
     return values
-
-
-def _without_partial_tag(block: str) -> str:
-    closing = "</answer>"
-    for length in range(len(closing) - 1, 0, -1):
-        if block.endswith(closing[:length]):
-            return block[:-length]
-    return block

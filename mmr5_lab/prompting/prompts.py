@@ -4,10 +4,6 @@ The texts are part of the released model's interface (MIT licence, i2vec/MM-R5, 
 `src/sft`; arXiv 2506.12364): one changed byte and another model is measured. They are therefore constants
 here, and `PROMPT_VERSION` goes into every manifest and trace that was made with them.
 
-    from mmr5_lab import build_messages
-    messages = build_messages("What was the revenue in 2015?", num_candidates=5)
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
 What is untrusted (the question, and a teacher's words about a page) goes through `neutralise` first, so that
 text which looks like a special token cannot close a turn or claim an image.
 """
@@ -37,12 +33,11 @@ _REQUEST = (
     "image and provide your analysis process.For example: <think>Image 1 shows the most relevant "
     "content because...</think><answer>[id_most_relevant, id_second_relevant, ...]</answer>\n"
 )
-# The release spells the placeholders of its two templates differently; the filled texts differ in the last newline.
 INFERENCE_QUESTION_TEMPLATE = (
     _REQUEST + "The question is: {Question}\n\n"
     "There are {image_num} images, id from 1 to {image_num_end}, Image ID to image mapping:\n"
 )
-SFT_QUESTION_TEMPLATE = (
+SFT_QUESTION_TEMPLATE = (  # released, and counted in PROMPT_VERSION; it lacks one newline
     _REQUEST + "The question is: {question}\n\n"
     "There are {image_num} images, id from 1 to {image_num}, Image ID to image mapping:"
 )
@@ -78,18 +73,11 @@ POINTWISE_TEMPLATE = (
 )
 POINTWISE_ANSWERS = ("True", "False")
 
-_ALL_TEXTS = (
-    SYSTEM_PROMPT,
-    INFERENCE_QUESTION_TEMPLATE,
-    SFT_QUESTION_TEMPLATE,
-    IMAGE_PREFIX,
-    TEACHER_POSITIVE_TEMPLATE,
-    TEACHER_NEGATIVE_TEMPLATE,
-    TEACHER_REFINE_TEMPLATE,
-)
-
 # Twelve hexadecimal digits name the texts above: traces and runs made with other texts do not compare.
-PROMPT_VERSION = hashlib.sha256("\0".join(_ALL_TEXTS).encode()).hexdigest()[:12]
+PROMPT_VERSION = hashlib.sha256("\0".join([
+    SYSTEM_PROMPT, INFERENCE_QUESTION_TEMPLATE, SFT_QUESTION_TEMPLATE, IMAGE_PREFIX,
+    TEACHER_POSITIVE_TEMPLATE, TEACHER_NEGATIVE_TEMPLATE, TEACHER_REFINE_TEMPLATE,
+]).encode()).hexdigest()[:12]  # fmt: skip
 
 # Two shapes of control text. `<|name|>` is Qwen's (also Llama's and Phi's; DeepSeek writes it with a
 # full-width bar). The listed names stand in plain angle brackets: image placeholders of ms-swift, LLaVA,
@@ -108,9 +96,8 @@ _CONTROL_TEXT = re.compile(
 def neutralise(text: str) -> str:
     """Put one space after the `<` of every special-token look-alike; leave all other text byte for byte.
 
-    `<|im_end|>` becomes `< |im_end|>` and `<image>` becomes `< image>`: a reader still sees what was written,
-    and no tokenizer takes it for a token, since tokens are matched as exact strings. Nothing is removed, so
-    removing cannot join the halves of another token. Takes time linear in the text.
+    `<|im_end|>` becomes `< |im_end|>` and `<image>` becomes `< image>`: a reader still sees what was written, and no
+    tokenizer takes it for a token. Nothing is removed, which could join the halves of another token. Linear time.
     """
     return _CONTROL_TEXT.sub("< ", text)
 
@@ -121,8 +108,7 @@ def build_messages(query: str, num_candidates: int) -> list[dict[str, Any]]:
     Returns `[system, user]`. The content of both is a list (trl needs that of every message): text parts
     `{"type": "text", "text": ...}` and, in candidate order, one `{"type": "image"}` placeholder a page. Read
     in order, the user's parts give the released inference text: the question, then "\\nImage i: " and image
-    i, cut into parts as the release cuts it. SFT, RL and inference use it alike; the release's SFT text
-    (`SFT_QUESTION_TEMPLATE`) lacks one newline.
+    i, cut into parts as the release cuts it. SFT, RL and inference use it alike.
 
     Raises ValueError for a blank query, one that is not valid Unicode text (a lone surrogate), or fewer than one
     candidate, and TypeError for a query that is not a string.
@@ -159,15 +145,9 @@ def build_pointwise_messages(query: str) -> list[dict[str, Any]]:
 def completion_text(think: str, answer_ids: Sequence[int]) -> str:
     """Return the completion that a model should write: `<think>…</think><answer>[3, 1, 2]</answer>`.
 
-    `answer_ids` are 1-based candidate ids, best first. Raises ValueError when they are empty, or when `think`
-    holds `</think>` and so would end early.
+    `answer_ids` are 1-based candidate ids, best first; `think` must not hold `</think>` (see `neutralise`).
     """
-    ids = [operator.index(i) for i in answer_ids]
-    if not ids:
-        raise ValueError("answer_ids is empty: a completion ranks at least one page")
-    if "</think>" in think:
-        raise ValueError("think holds '</think>', which would end the reasoning early: remove it first")
-    return f"<think>{think}</think><answer>{ids}</answer>"
+    return f"<think>{think}</think><answer>{list(map(int, answer_ids))}</answer>"
 
 
 def content_text(content: str | Sequence[dict[str, Any]] | None, image: str = "") -> str:
@@ -202,13 +182,10 @@ def teacher_prompt(question: str, positive: bool) -> str:
 def refine_prompt(question: str, positive_images: Sequence[int], think: str) -> str:
     """Return what the refine pass is asked: one sentence for the positive images, one for the rest.
 
-    `positive_images` are 1-based ids, named "Image 1", "Image 1 and Image 4", "Image 1, Image 2 and Image 4";
-    `think` holds the lines "Image i: …" of the first pass. The template speaks of "the five retrieved images"
-    whatever their number, as released. Raises ValueError without positive images, else like `build_messages`.
+    `positive_images` are 1-based ids, at least one; `think` holds the lines "Image i: …" of the first pass. The
+    template speaks of "the five retrieved images" whatever their number, as released. Raises like `build_messages`.
     """
-    names = [f"Image {operator.index(i)}" for i in positive_images]
-    if not names:
-        raise ValueError("positive_images is empty: the refine pass explains why some image can help")
+    names = [f"Image {i}" for i in positive_images]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return TEACHER_REFINE_TEMPLATE.format(
         question=_checked("question", question), positive_image=listed, think=_checked("think", think)

@@ -10,8 +10,6 @@ REFUSAL = re.compile(
     r"|\bno (?:image|picture|page) (?:was|is|has been|were) (?:provided|attached|given|uploaded)",
     re.IGNORECASE,
 )
-
-
 _CANNOT = re.compile(
     r"\b(?:can(?:not|['’]t| not)|(?:do|does|did|is|are|was)(?:n['’]t| not)|unable to|fails? to|lacks?|without)"
     r" (?:[\w'’-]+ ){0,4}?(?:help|answer|assist|contain|provide|address|include|mention|show|offer|give|state"
@@ -21,8 +19,6 @@ _CANNOT = re.compile(
     r"|\bno (?:[\w-]+ ){0,2}?(?:information|mention|data|details?|evidence|answer)\b",
     re.IGNORECASE,
 )
-
-
 _CAN = re.compile(
     r"\b(?:can|could|will|does|directly|clearly|it|which|that|this|page|image(?: \d+)?|picture|table|figure|chart|graph"
     r"|text|data|information|and|thus|therefore) (?:\w+ly )?(?:helps?|answers?)\b"
@@ -32,11 +28,7 @@ _CAN = re.compile(
     r"(?:answer|information (?:needed|required|asked))\b",
     re.IGNORECASE,
 )
-
-
 _CONCESSION = re.compile(r"\b(?:although|though|while|whereas|even if|despite)\b[^,.;!?]*,", re.IGNORECASE)
-
-
 _CLAUSES = re.compile(r"[.;!?]+(?:\s+|$)|,? \b(?:but|however|yet|nevertheless)\b", re.IGNORECASE)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import Rankings, RankingsError, read_trec
-from mmr5_lab.models.chat import check_address
 from mmr5_lab.reranking.ranking import Ranker
 from mmr5_lab.reranking.strategies import Consensus, Windows
 from mmr5_lab.reranking.whole_runs import rerank_run
@@ -72,7 +71,11 @@ def rerank_to_file(
     first = Rankings({question: pages[:candidates] for question, pages in read_trec(run, part).pages.items()})
     if not ranker["server"] and mode == "reason":
         print(_checked_memory(part, first, batch_size, ranker), flush=True)
-    server = check_address(ranker["server"]) if ranker["server"] else None  # without the user or key that it may hold
+    server = None
+    if ranker["server"]:
+        from mmr5_lab.models.chat import check_address  # loads openai
+
+        server = check_address(ranker["server"])  # without the user or key that it may hold
     written = rerank_run(
         open_ranker(**ranker), part, first, out.parent, out.stem, mode=mode, batch_size=batch_size, trec=out,
         settings=ranker | {"server": server},

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache, partial
 from typing import Any
 
-from mmr5_lab.models.chat import Chat, RequestError, check_address, page_url, with_images
+from mmr5_lab.models.chat import Chat, RequestError, page_url, with_images
 from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.reranking.pages import Pages, Pair
@@ -27,10 +27,9 @@ KEPT_URLS = 1024  # pages that are kept as they are sent: a page stands in sever
 class RemoteReranker(Ranker):
     """Asks a server. Only mode "reason": the others need the model's own logits.
 
-    base_url: up to and with /v1; model: the name that the server knows it by
-    concurrency, timeout, retries, pause: as of `Chat`
     max_pixels: pages with more are made smaller before they are sent; None: pages keep their size
     max_new_tokens: tokens of an answer at most; temperature, seed: how it is sampled
+    base_url, model, chat: as of `Chat`, such as timeout and retries. Raises ValueError as it does.
 
     The key is read from the environment variable OPENAI_API_KEY when a request is made, and is kept nowhere.
     """
@@ -40,24 +39,20 @@ class RemoteReranker(Ranker):
         base_url: str,
         model: str,
         *,
-        concurrency: int = 8,
-        timeout: float = 600.0,
-        retries: int = 5,
-        pause: float = 0.5,
         max_pixels: int | None = None,
         max_new_tokens: int = 2048,
         temperature: float = 0.0,
         seed: int | None = None,
+        concurrency: int = 8,
+        **chat: Any,
     ):
-        if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}: it must be at least 1")
         check_decoding(temperature, max_new_tokens)
-        check_address(base_url)
-        self._open_chat = partial(
-            Chat, base_url, model, concurrency=concurrency, timeout=timeout, retries=retries, pause=pause
-        )
-        self.concurrency, self.max_pixels = concurrency, max_pixels
-        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        self._open_chat = partial(Chat, base_url, model, concurrency=concurrency, **chat)
+        self._open_chat().close()  # names a bad option, address or key now
+        self.concurrency, self.max_pixels, self.max_new_tokens = concurrency, max_pixels, max_new_tokens
+        self._options = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0}
+        if seed is not None:
+            self._options["seed"] = seed
         self._sizes = {}
 
     def rank_each(
@@ -100,20 +95,11 @@ class RemoteReranker(Ranker):
         self, chat: Chat, messages: list[dict[str, Any]], keys: list[bytes], url: Callable[[bytes], str]
     ) -> Ranking:
         started = time.perf_counter()
-        options: dict[str, Any] = {} if self.seed is None else {"seed": self.seed}
-        reply = chat.ask(
-            with_images(messages, map(url, keys)),
-            max_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=1.0,
-            **options,
-        )
+        reply = chat.ask(with_images(messages, map(url, keys)), **self._options)
         # A text that was cut off, or that holds no ranking, is the model's own: it has faults, as from a local model.
         if reply.problem not in (None, "cut", "empty") or not reply.text.strip():
             raise RequestError(reply.reason)
         parsed = parse_ranking(reply.text, len(keys))
         faults = parsed.faults | ({"truncated"} if reply.problem == "cut" else set())
-        seconds = time.perf_counter() - started
-        return Ranking(
-            list(parsed.order), parsed.think or None, reply.text, faults, None, reply.completion_tokens or 0, seconds
-        )
+        spent = reply.completion_tokens or 0, time.perf_counter() - started
+        return Ranking(list(parsed.order), parsed.think or None, reply.text, faults, None, *spent)

@@ -165,9 +165,7 @@ def test_refine_prompt_names_the_positive_images(positives, named):
     assert refine_prompt("Which year?", positives, "Image 1: a table.") == expected
 
 
-def test_refine_prompt_needs_positives_and_analysis():
-    with pytest.raises(ValueError, match="positive_images is empty"):
-        refine_prompt("Which year?", [], "Image 1: a table.")
+def test_refine_prompt_needs_analysis():
     with pytest.raises(ValueError, match="think is empty"):
         refine_prompt("Which year?", [1], "")
 
@@ -178,13 +176,6 @@ def test_completion_text_is_what_the_parser_calls_valid():
     parsed = parse_ranking(text, 3)
     assert parsed.valid
     assert parsed.order == (2, 0, 1)
-
-
-def test_completion_text_refuses_what_would_not_parse_back():
-    with pytest.raises(ValueError, match="answer_ids is empty"):
-        completion_text("Image 3 fits.", [])
-    with pytest.raises(ValueError, match="</think>"):
-        completion_text("so</think>", [1])
 
 
 def test_prompt_version_is_pinned():
