@@ -50,7 +50,7 @@ class RemoteReranker(Ranker):
         self._open_chat = partial(Chat, base_url, model, concurrency=concurrency, **chat)
         self._open_chat().close()  # names a bad option, address or key now
         self.concurrency, self.max_pixels, self.max_new_tokens = concurrency, max_pixels, max_new_tokens
-        self._options = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0}
+        self._options: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0}
         if seed is not None:
             self._options["seed"] = seed
         self._sizes = {}
