@@ -136,11 +136,9 @@ def _check_text(record: dict[str, Any], what: str) -> None:
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        text = error.object[max(0, error.start - 30) : error.start]
-        raise CorpusError(
-            f"{what} has half a character ({error.object[error.start]!r}) after {text!r}: "
-            "a text was cut in the middle of an emoji or another rare character; delete the half"
-        ) from None
+        before = error.object[max(0, error.start - 30) : error.start]
+        half = error.object[error.start]
+        raise CorpusError(f"{what} has half a character ({half!r}) after {before!r}: delete what was cut") from None
 
 
 def is_pair(value: Any) -> bool:

@@ -222,11 +222,11 @@ def _strips(page: pypdfium2.PdfPage) -> Iterator[Image.Image]:
     lightness = picture.convert("L").resize(size, Image.Resampling.BOX).tobytes()
     length, start = math.ceil(line_count / count), 0
     while start < line_count:
-        stop = min(start + length, line_count)
-        if stop < line_count:
+        stop = line_count
+        if line_count - start > 1.2 * length:  # no tiny strip at the end
             # Light neighbours too: the gap within a letter is a line or two.
-            window = range(start + round(0.8 * length), stop)
-            stop = max(window, key=lambda line: (min(lightness[line - 2 : line + 3]), line), default=stop)
+            window = range(start + round(0.8 * length), start + length + 1)
+            stop = max(window, key=lambda line: (min(lightness[line - 2 : line + 3]), line))
         yield picture.crop((0, start, picture.width, stop) if tall else (start, 0, stop, picture.height))
         start = stop
 

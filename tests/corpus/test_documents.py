@@ -409,7 +409,6 @@ def test_an_unknown_page_is_named(folder, doc_name, number, message):
             r"\[0, 1\], but its pages are rows \[0, 0\]",
         ),
         ([document("a.pdf", question("?", [1]))], [page("a.pdf", 0)], "gold page 1 does not exist"),
-        ([document("a.pdf")], [page("a.pdf", 0, colour="red")], "unknown columns: colour"),
         ([{"doc_name": "a.pdf"}], [], "domain is missing"),
     ],
 )
