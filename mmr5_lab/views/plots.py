@@ -3,9 +3,9 @@
 Colours are Okabe and Ito's, safe for colour-blind readers; lines and bars also differ in dashes, markers and hatches.
 """
 
-import numbers
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -113,17 +113,14 @@ def visual_tokens(image: Image.Image, rows: int, columns: int, merge: int) -> Fi
     """
     high, wide = rows // merge, columns // merge
     page = np.asarray(image.convert("L"), dtype=float)
-    tall, broad = page.shape[0] / high, page.shape[1] / wide  # pixels of a token
-    squares = {
-        (r, c): page[round(r * tall) : round((r + 1) * tall), round(c * broad) : round((c + 1) * broad)]
-        for r in range(high)
-        for c in range(wide)
-    }
-    r, c = max(squares, key=lambda place: squares[place].std())
+    squares = [square for row in np.array_split(page, high) for square in np.array_split(row, wide, axis=1)]
+    number = int(np.argmax([square.std() for square in squares]))
+    r, c = divmod(number, wide)
+    aspect = page.shape[0] * wide / (page.shape[1] * high)
     height = 8 * 0.55 * max(0.6, min(1.5, page.shape[0] / page.shape[1]))
     figure, (whole, one) = _figure(8, height, 1, 2, width_ratios=(3, 2))
-    whole.imshow(image.convert("RGB"), extent=(0, wide, high, 0), aspect=tall / broad)
-    one.imshow(squares[r, c], cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=tall / broad)
+    whole.imshow(image.convert("RGB"), extent=(0, wide, high, 0), aspect=aspect)
+    one.imshow(squares[number], cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=aspect)
     for axes, across, down in ((whole, wide, high), (one, 1, 1)):
         axes.set(xticks=range(across + 1), yticks=range(down + 1))
         axes.set_xticks(np.arange(across * merge + 1) / merge, minor=True)
@@ -131,15 +128,14 @@ def visual_tokens(image: Image.Image, rows: int, columns: int, merge: int) -> Fi
         axes.grid(color=BLUE, linewidth=1.6, alpha=0.8)
         axes.grid(which="minor", color=BLUE, linewidth=0.4 if axes is whole else 1.6, alpha=0.8)
         axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-    for k, (row, column) in enumerate(squares if len(squares) <= 60 else (), 1):
-        whole.text(column + 0.06, row + 0.28, str(k), color=BLUE, fontsize=8)
+    for k in range(len(squares) if len(squares) <= 60 else 0):
+        whole.text(k % wide + 0.06, k // wide + 0.28, str(k + 1), color=BLUE, fontsize=8)
     whole.plot([c, c + 1, c + 1, c, c], [r, r, r + 1, r + 1, r], color=ORANGE, linewidth=3)
-    number = r * wide + c + 1
     whole.set_title(f"{rows} × {columns} patches, {len(squares)} visual tokens", fontsize=10)
-    one.set_title(f"token {number}: {merge} × {merge} patches", fontsize=10)
+    one.set_title(f"token {number + 1}: {merge} × {merge} patches", fontsize=10)
     figure.alt = (
         f"A page of {rows} × {columns} patches; each {merge} × {merge} of them are one visual token,"
-        f" {len(squares)} in all. Token {number}, enlarged, holds the part in row {r + 1}, column {c + 1}"
+        f" {len(squares)} in all. Token {number + 1}, enlarged, holds the part in row {r + 1}, column {c + 1}"
     )
     return figure
 
@@ -232,9 +228,9 @@ def group_advantages(rewards: Sequence[float], advantages: Sequence[float], labe
     left.invert_yaxis()
     left.set_title("reward", fontsize=10)
     figure.legend(loc="outside upper center", ncols=2, fontsize=8)
-    for k, advantage in enumerate(advantages):
-        colour, hatch = (BLUE, "") if advantage > 0 else (ORANGE, "//")
-        right.barh(k, advantage, color=colour, hatch=hatch, edgecolor="white")
+    above = [advantage > 0 for advantage in advantages]
+    right.barh(range(len(values)), advantages, color=[BLUE if up else ORANGE for up in above],
+               hatch=["" if up else "//" for up in above], edgecolor="white")  # fmt: skip
     right.axvline(0, color="black", linewidth=0.8)
     right.set_title("advantage (above 0: becomes more likely)", fontsize=10)
     pairs = "; ".join(f"{r:.2f}, {a:+.2f}" for r, a in zip(values, advantages, strict=True))
@@ -249,11 +245,11 @@ def exploits(batteries: Mapping[str, pd.DataFrame]) -> Figure:
     figure, [grid] = _figure(*size, 1, len(batteries), sharex=True, sharey=True, squeeze=False)
     spoken = []
     for axes, (name, table) in zip(grid, batteries.items(), strict=True):
-        y, pays = range(len(table)), table["pays"].to_numpy(dtype=bool)
+        y, pays = range(len(table)), table["pays"]
         axes.hlines(y, table["honest"], table["paid"], color=PALE, zorder=1)
         axes.scatter(table["honest"], y, marker="|", s=140, color="black", label="honest answer")
-        for which, colour, marker, label in ((~pays, BLUE, "o", "exploit"), (pays, ORANGE, "X", "exploit that pays")):
-            axes.scatter(table["paid"].where(which), y, color=colour, marker=marker, s=45, label=label, zorder=3)
+        axes.scatter(table["paid"].mask(pays), y, color=BLUE, marker="o", s=45, label="exploit", zorder=3)
+        axes.scatter(table["paid"].where(pays), y, color=ORANGE, marker="X", s=45, label="exploit that pays", zorder=3)
         axes.set_title(f"{_plain(name)}: {pays.sum()} pay", fontsize=10)
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
@@ -274,8 +270,7 @@ def reward_bars(summary: pd.DataFrame) -> Figure:
         ["groups without variance", "best-rewarded answer is right", f"agreement with {summary.index[0]}"], axis=1
     )
     figure, axes = _figure(9, 3)
-    for bars in _grouped_bars(axes, shown, map(_plain, summary.index)):
-        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    _grouped_bars(axes, shown, map(_plain, summary.index))
     axes.set_ylim(min(0, shown.min().min()), 1.1)
     figure.legend(loc="outside upper center", ncols=3)
     figure.alt = f"Replayed rewards. {_spoken(shown)}"
@@ -294,8 +289,7 @@ def recall_bars(
     """Show recall@k of each system (rows of `table`, columns R@k), with 95 % intervals of R@1 (columns low, high)."""
     figure, axes = _figure(9, 3.6)
     errors = None if intervals is None else abs(intervals[["low", "high"]].sub(table[table.columns[0]], axis=0)).T
-    for bars in _grouped_bars(axes, table, map(_plain, table.index), errors):
-        axes.bar_label(bars, fmt="%.2f", fontsize=8)  # above the whisker
+    _grouped_bars(axes, table, map(_plain, table.index), errors)
     if ceiling is not None:
         axes.axhline(ceiling, color=GREY, linestyle=":", label="ceiling of R@1")
     axes.set(ylabel="micro recall", ylim=(0, 1.08), xlabel=f"n = {questions} questions" if questions else "")
@@ -394,16 +388,16 @@ def faithfulness(table: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(table["perturbation"]))
     rows = -(-len(measures) // 4)
     figure, grid = _figure(10, 0.3 * rows * (len(names) + 3), rows, 4, squeeze=False, sharey=True, sharex=True)
-    for axes in grid.flat[len(measures) :]:
-        axes.axis("off")
-    for axes, measure in zip(grid.flat, measures, strict=False):
+    for axes, measure in zip_longest(grid.flat, measures):
+        if measure is None:
+            axes.axis("off")
+            continue
         part = table[table["measure"] == measure].set_index("perturbation").reindex(names)
         axes.errorbar(part["mean"], range(len(names)), xerr=_whiskers(part, "mean"), fmt="o", color=BLUE, capsize=3)
         for y, (mean, n) in enumerate(zip(part["mean"], part["questions"], strict=True)):
             if pd.notna(mean):
                 axes.annotate(f"{mean:.2f} (n = {n:.0f})", (0.03, y - 0.22), fontsize=7, color=GREY)
-        axes.set_yticks(range(len(names)), names)
-        axes.set(xlim=(0, 1.03), ylim=(len(names) - 0.5, -0.7))
+        axes.set(xlim=(0, 1.03), ylim=(len(names) - 0.5, -0.7), yticks=range(len(names)), yticklabels=names)
         axes.set_title(measure, fontsize=10)
     means = "; ".join(f"{row.perturbation}, {row.measure}: {row.mean:.2f}" for row in table.itertuples())
     figure.alt = f"Faithfulness under perturbations, with 95 % intervals over documents. {means}"
@@ -422,21 +416,20 @@ def parallel_axes(table: pd.DataFrame, settings: Sequence[str], figure_of_merit:
     merit = table[figure_of_merit].astype(float).reset_index(drop=True)
     low, high = merit.min(), merit.max()
     scaled = (merit - low) / (high - low or 1)
-    heights = []  # of the lines at each axis, from 0 to 1
+    heights = []  # of the lines at each axis, from 0.05 to 0.95
     for x, name in enumerate(settings):
-        values = sorted(table[name].unique(), key=_sortable)
-        level = {value: 0.05 + 0.9 * k / max(1, len(values) - 1) for k, value in enumerate(values)}
-        heights.append(table[name].map(level))
-        for value in values:
-            axes.annotate(f"{value}", (x, level[value]), (-6, 5), textcoords="offset points", ha="right")
+        codes, values = pd.factorize(table[name], sort=True)
+        steps = 0.05 + 0.9 * np.arange(len(values)) / max(1, len(values) - 1)
+        heights.append(steps[codes])
+        for value, height in zip(values, steps, strict=True):
+            axes.annotate(f"{value}", (x, height), (-6, 5), textcoords="offset points", ha="right")
     heights.append(scaled * 0.9 + 0.05)
     for value, height in {low: heights[-1].min(), high: heights[-1].max()}.items():
         axes.annotate(f"{value:.3f}", (len(settings), height), (6, -3), textcoords="offset points")
     lines = np.array(heights, dtype=float).T
-    for k in scaled.argsort():
-        shade = scaled[k]
+    for shade, line in sorted(zip(scaled, lines.tolist(), strict=True)):
         colour = BLUE if shade == 1 else GREY
-        axes.plot(lines[k], color=colour, alpha=0.2 + 0.8 * shade, linewidth=1 + 2 * shade, marker="o")
+        axes.plot(line, color=colour, alpha=0.2 + 0.8 * shade, linewidth=1 + 2 * shade, marker="o")
     axes.vlines(range(len(settings) + 1), 0, 1.06, color=PALE, linewidth=1, zorder=0)
     axes.set_xticks(range(len(settings) + 1), [*settings, figure_of_merit])
     axes.set(yticks=[], ylim=(0, 1.06), xlim=(-0.4, len(settings) + 0.4))
@@ -451,8 +444,8 @@ def seed_spread(values: Mapping[str, Sequence[float]], figure_of_merit: str = "m
     figure, axes = _figure(8, 0.5 * len(values) + 1.2)
     places = np.arange(len(values))
     axes.vlines([np.mean(v) for v in values.values()], places - 0.3, places + 0.3, color=ORANGE, lw=3, label="mean")
-    axes.scatter(np.concatenate(list(values.values())), places.repeat([len(v) for v in values.values()]), color=BLUE,
-                 zorder=3, label="seed")  # fmt: skip
+    for k, of_seeds in enumerate(values.values()):
+        axes.scatter(of_seeds, [k] * len(of_seeds), color=BLUE, zorder=3, label="" if k else "seed")
     axes.set_yticks(places, list(values))
     axes.set(xlabel=figure_of_merit, ylim=(len(values) - 0.4, -0.6))
     axes.grid(axis="x", color="#dddddd")
@@ -463,20 +456,15 @@ def seed_spread(values: Mapping[str, Sequence[float]], figure_of_merit: str = "m
     return figure
 
 
-def _grouped_bars(
-    axes: Axes, table: pd.DataFrame, names: Iterable[str], errors: pd.DataFrame | None = None
-) -> list[Any]:
-    """Draw bars in groups: a group a row of the table, a bar a column; errors: of the first column."""
+def _grouped_bars(axes: Axes, table: pd.DataFrame, names: Iterable[str], errors: pd.DataFrame | None = None) -> None:
+    """Draw labelled bars in groups: a group a row of the table, a bar a column; errors: of the first column."""
     width = 0.8 / len(table.columns)
-    drawn = []
     for c, (column, (colour, _, _, hatch)) in enumerate(zip(table, SERIES, strict=False)):
         places = np.arange(len(table)) + (c - (len(table.columns) - 1) / 2) * width
-        drawn.append(
-            axes.bar(places, table[column], width * 0.94, yerr=None if c else errors, capsize=3, label=column,
-                     color=colour, hatch=hatch, edgecolor="white")
-        )  # fmt: skip
+        bars = axes.bar(places, table[column], width * 0.94, yerr=None if c else errors, capsize=3, label=column,
+                        color=colour, hatch=hatch, edgecolor="white")  # fmt: skip
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)  # above the whisker
     axes.set_xticks(range(len(table)), list(names))
-    return drawn
 
 
 def _whiskers(table: pd.DataFrame, name: str) -> list[pd.Series]:
@@ -492,10 +480,6 @@ def _spoken(table: pd.DataFrame, digits: str = ".2f", head: str = "{} ") -> str:
 
 def _listed(values: pd.Series, between: str, digits: str = ".2f") -> str:
     return ", ".join(f"{name}{between}{value:{digits}}" for name, value in values.items() if pd.notna(value))
-
-
-def _sortable(value: object) -> tuple[bool, float, str]:
-    return (True, 0.0, str(value)) if not isinstance(value, numbers.Real) else (False, float(value), "")
 
 
 def _plain(text: str) -> str:
