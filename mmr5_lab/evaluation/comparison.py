@@ -86,29 +86,29 @@ def compare(
     return table
 
 
-def to_html(table: pd.DataFrame, digits: int = 3) -> str:
+def to_html(table: pd.DataFrame) -> str:
     """Return a table of `compare` as HTML for people: intervals beside their figures, names escaped."""
-    return html_table(presented(table, digits), table.attrs.get("note", ""))
+    return html_table(presented(table), table.attrs.get("note", ""))
 
 
-def to_latex(table: pd.DataFrame, digits: int = 3) -> str:
+def to_latex(table: pd.DataFrame) -> str:
     """Return a table of `compare` as LaTeX (package booktabs), names escaped."""
-    return latex_table(presented(table, digits), table.attrs.get("note", ""))
+    return latex_table(presented(table), table.attrs.get("note", ""))
 
 
-def presented(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+def presented(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table as texts: figures rounded, "[low, high]" in one column, signed differences, Holm's p only."""
     means = [name for name in table.columns if name.split()[0] in AVERAGES]
     shown = pd.DataFrame(index=table.index)
     if (table["seeds"] > 1).any():
         shown["seeds"] = table["seeds"].map(str)
-        shown["sd"] = _rounded(table["sd"], digits)
+        shown["sd"] = _rounded(table["sd"])
     for name in [*means, "candidate ceiling", "corpus ceiling"]:
-        shown[name.replace("macro_ex_news", "macro ex News")] = _rounded(table[name], digits)
-    shown["interval"] = _interval(table["low"], table["high"], digits)
-    shown["difference"] = _rounded(table["difference"], digits, "+")
-    shown["its interval"] = _interval(table["difference low"], table["difference high"], digits)
-    shown["p"] = _rounded(table["p Holm"], max(digits, 4))
+        shown[name.replace("macro_ex_news", "macro ex News")] = _rounded(table[name])
+    shown["interval"] = _interval(table["low"], table["high"])
+    shown["difference"] = _rounded(table["difference"], "+.3f")
+    shown["its interval"] = _interval(table["difference low"], table["difference high"])
+    shown["p"] = _rounded(table["p Holm"], ".4f")
     return shown
 
 
@@ -142,10 +142,9 @@ def _row(mean: pd.DataFrame, seeds: Sequence[pd.DataFrame], ks: Sequence[int], m
     return row | {name: float(mean[measure + suffix].mean()) for name, suffix in ceilings}
 
 
-def _rounded(values: pd.Series, digits: int, sign: str = "") -> pd.Series:
-    return values.map(lambda value: "–" if pd.isna(value) else f"{value:{sign}.{digits}f}".replace("-", "−"))
+def _rounded(values: pd.Series, form: str = ".3f") -> pd.Series:
+    return values.map(lambda value: "–" if pd.isna(value) else f"{value:{form}}".replace("-", "−"))
 
 
-def _interval(low: pd.Series, high: pd.Series, digits: int) -> pd.Series:
-    texts = "[" + _rounded(low, digits) + ", " + _rounded(high, digits) + "]"
-    return texts.where(low.notna(), "–")
+def _interval(low: pd.Series, high: pd.Series) -> pd.Series:
+    return ("[" + _rounded(low) + ", " + _rounded(high) + "]").where(low.notna(), "–")

@@ -24,15 +24,14 @@ from mmr5_lab.views.thumbnails import thumbnails
 
 SCRIPT = Path(__file__).with_name("browser.js")
 STATIC_PAGE = (560, 720)  # pixels at most: in a static export a thumbnail is also the enlarged page
-MARKS = ("good", "bad", "even")
 
 
 @dataclass(frozen=True)
 class Row:
     """A row of the list; all texts are plain, whoever wrote them.
 
-    mark: one of `MARKS`, shown as ✓, ✗ or • with `word`; label, note: its two lines; find: the text that is searched
-    values: one list for each filter, of what the row is found under
+    mark: "good", "bad" or "even", shown as ✓, ✗ or • with `word`; label, note: its two lines
+    find: the text that is searched; values: one list for each filter, of what the row is found under
     """
 
     mark: str
@@ -41,10 +40,6 @@ class Row:
     note: str
     find: str
     values: list[list[str]]
-
-    def __post_init__(self) -> None:
-        if self.mark not in MARKS:
-            raise ValueError(f"unknown mark {self.mark!r}: choose one of {', '.join(MARKS)}")
 
 
 class Browser(anywidget.AnyWidget):

@@ -31,12 +31,11 @@ def run_head(name: str, row: Mapping[str, Any], outcome: pd.Series) -> str:
     """Return a run's name, its outcome for a question, and the rewards and cost of its answer."""
     word, change = outcome["outcome"], outcome["change"]
     against = f"a {'gain' if change > 0 else 'loss'} against the retriever" if change else ""
-    facts = [
-        f"{reward_name(key)} reward {meter(row[key])}" for key in row if key.endswith("_reward") and _has(row, key)
-    ]
-    facts += [f"{row['tokens']} tokens"] if _has(row, "tokens") else []
-    facts += [f"{row['seconds']:.2f} s"] if _has(row, "seconds") else []
-    facts += [f"stability {row['stability']:.2f}"] if _has(row, "stability") else []
+    rewards = [key for key in row if key.endswith("_reward")]
+    shapes = {key: f"{reward_name(key)} reward {{}}" for key in rewards}
+    shapes |= {"tokens": "{} tokens", "seconds": "{:.2f} s", "stability": "stability {:.2f}"}
+    known = {key: row[key] for key in shapes if pd.notna(row.get(key))}
+    facts = [shapes[key].format(meter(value) if key in rewards else value) for key, value in known.items()]
     facts += [f"faults: {escape_html(', '.join(row['faults']))}"] if row["faults"] else []
     return (
         f"<h4>{escape_html(name)} {badge(OUTCOME_MARKS.get(word, 'bad'), word)} {against}</h4>"
@@ -48,17 +47,21 @@ def run_cards(question: pd.Series, row: Mapping[str, Any]) -> str:
     """Return the pages in a run's order, and beside each what the reasoning says of it."""
     order = [row["candidates"].index(page) for page in row["pages"]]
     reasons = reasons_in_order(row.get("think"), order, row.get("shown"))
-    moves = ["▲" if rank < k else "▼" if rank > k else "=" for rank, k in enumerate(order)]
-    places = [(f"{rank}", f"{move} from {k + 1}") for rank, (k, move) in enumerate(zip(order, moves, strict=True), 1)]
+    places = [
+        (f"{rank + 1}", f"{'▲' if rank < k else '▼' if rank > k else '='} from {k + 1}") for rank, k in enumerate(order)
+    ]
     return cards(question, row["pages"], places, reasons)
 
 
 def cards(question: pd.Series, pages: Sequence[int], places: Sequence[tuple[str, str]], reasons: Sequence[str]) -> str:
     """Return pages below each other; beside each its place (in bold, and more about it) and a reason."""
+    said = [
+        f"<p>{escape_html(text)}</p>" if text else '<p class="silent">nothing said of this page</p>' for text in reasons
+    ]
     items = "".join(
         f'<li>{page_button(question, page)}<div><span class="place"><span class="rank">{place}</span> '
-        f"{more} · page {page + 1}{star(question, page)}</span>{_reason(reason)}</div></li>"
-        for page, (place, more), reason in zip(pages, places, reasons, strict=True)
+        f"{more} · page {page + 1}{star(question, page)}</span>{reason}</div></li>"
+        for page, (place, more), reason in zip(pages, places, said, strict=True)
     )
     return f'<ol class="cards">{items}</ol>'
 
@@ -67,11 +70,8 @@ def strip(
     question: pd.Series, pages: Sequence[int], title: str, notes: Sequence[str] | None = None, more: str = ""
 ) -> str:
     """Return pages side by side; below each its place, or a note (HTML); more: HTML beside the title."""
-    notes = [str(place) for place in range(1, len(pages) + 1)] if notes is None else notes
-    items = "".join(
-        f"<li>{page_button(question, page)}{note}{star(question, page)}</li>"
-        for page, note in zip(pages, notes, strict=True)
-    )
+    below = zip(pages, notes or map(str, range(1, len(pages) + 1)), strict=True)
+    items = "".join(f"<li>{page_button(question, page)}{note}{star(question, page)}</li>" for page, note in below)
     return f'<h4>{escape_html(title)} {more}</h4><ol class="strip">{items}</ol>'
 
 
@@ -102,9 +102,7 @@ def _boxes(boxes: Iterable[Any], page: int) -> Iterator[str]:
 
 def as_written(text: str | None) -> str:
     """Return a model's text as it wrote it, to be unfolded."""
-    if not text:
-        return '<p class="silent">ranked by scores, without text</p>'
-    return folded("As written", text)
+    return folded("As written", text) if text else '<p class="silent">ranked by scores, without text</p>'
 
 
 def folded(title: str, text: str) -> str:
@@ -131,11 +129,3 @@ def meter(value: float) -> str:
 def reward_name(column: str) -> str:
     """Return what a column of rewards is called: "rank" for "rank_reward"."""
     return escape_html(column.removesuffix("_reward").replace("_", " "))
-
-
-def _reason(text: str) -> str:
-    return f"<p>{escape_html(text)}</p>" if text else '<p class="silent">nothing said of this page</p>'
-
-
-def _has(row: Mapping[str, Any], key: str) -> bool:
-    return pd.notna(row.get(key))

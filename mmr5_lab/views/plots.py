@@ -50,16 +50,16 @@ def _figure(width: float, height: float, *grid: int, **options: Any) -> tuple[Fi
 # Pages
 
 
-def page_sheet(images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 6) -> Figure:
-    """Show page images in rows of `columns`, each with its title below."""
-    columns = min(columns, len(images))
+def page_sheet(images: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
+    """Show page images in rows of six, each with its title below."""
+    columns = min(6, len(images))
     rows = -(-len(images) // columns)
     figure, grid = _figure(1.9 * columns, 2.5 * rows, rows, columns, squeeze=False)
-    for k, axes in enumerate(grid.flat):
+    for axes, image, title in zip_longest(grid.flat, images, titles):
         axes.axis("off")
-        if k < len(images):
-            _page(axes, images[k], titles[k] if titles else "", False)
-    figure.alt = f"{len(images)} page images" + (f": {', '.join(titles)}" if titles else "")
+        if image is not None:
+            _page(axes, image, title, False)
+    figure.alt = f"{len(images)} page images: {', '.join(titles)}"
     return figure
 
 
@@ -157,21 +157,19 @@ def loss_curve(log: pd.DataFrame) -> Figure:
     return figure
 
 
-def reward_curves(
-    log: pd.DataFrame, rewards: Sequence[str] = ("rank_reward", "format_reward"), smooth: int = 5
-) -> Figure:
+def reward_curves(log: pd.DataFrame, rewards: Sequence[str] = ("rank_reward", "format_reward")) -> Figure:
     """Show GRPO's mean rewards, share of groups whose rewards are all equal (they teach nothing), completion length."""
-    return _curves(log, smooth, [
+    return _curves(log, [
         ("mean reward", {name.replace("_", " "): f"rewards/{name}/mean" for name in rewards}, 1.02),
         ("share of groups without variance", {"": "frac_reward_zero_std"}, 1.02),
         ("completion length (tokens)", {"": "completions/mean_length"}, None),
     ])  # fmt: skip
 
 
-def answer_curves(log: pd.DataFrame, smooth: int = 5) -> Figure:
+def answer_curves(log: pd.DataFrame) -> Figure:
     """Show GRPO's valid and right answers, faults, similarity of the answers to the input order, entropy and KL."""
     faults = log[[name for name in log if name.startswith("faults/")]].mean().sort_values(ascending=False)
-    return _curves(log, smooth, [
+    return _curves(log, [
         ("share of answers", {"valid": "answers/valid", "right page first": "answers/first_right"}, 1.02),
         ("most frequent faults", {name[7:].replace("_", " "): name for name in faults.index[:4]}, None),
         ("similarity to the input order", {"Kendall tau": "order/tau", "share of copies": "order/copied"}, None),
@@ -179,15 +177,15 @@ def answer_curves(log: pd.DataFrame, smooth: int = 5) -> Figure:
     ])  # fmt: skip
 
 
-def _curves(log: pd.DataFrame, smooth: int, panels: Sequence[tuple[str, Mapping[str, str], float | None]]) -> Figure:
-    """Columns of a log by step, faintly, and their running means; panels: title, {label: column}, end of the axis."""
+def _curves(log: pd.DataFrame, panels: Sequence[tuple[str, Mapping[str, str], float | None]]) -> Figure:
+    """Columns of a log by step, faintly, and means over five steps; panels: title, {label: column}, end of the axis."""
     figure, grid = _figure(3.4 * len(panels), 3.3, 1, len(panels))
     edge, ends = max(1, len(log) // 4), []
     for axes, (title, columns, top) in zip(grid, panels, strict=True):
         shown = {label: log[column] for label, column in columns.items() if column in log}
         for (label, values), (colour, line, _, _) in zip(shown.items(), SERIES, strict=False):
             axes.plot(log["step"], values, color=colour, alpha=0.25, linewidth=1)
-            mean = values.rolling(smooth, min_periods=1, center=True).mean()
+            mean = values.rolling(5, min_periods=1, center=True).mean()
             axes.plot(log["step"], mean, color=colour, linestyle=line, label=label)
             ends.append(f"{label or title} {values.head(edge).mean():.2f}, {values.tail(edge).mean():.2f}")
         negative = any((values < 0).any() for values in shown.values())
@@ -298,11 +296,12 @@ def recall_bars(
     return figure
 
 
-def frontier(table: pd.DataFrame, retriever: float, questions: int, cost: str = "seconds a query") -> Figure:
-    """Show what quality costs: one point a way to rank (rows; columns `cost`, "R@1"), the retriever as a line.
+def frontier(table: pd.DataFrame, retriever: float, questions: int) -> Figure:
+    """Show what quality costs: a point a way to rank (rows; columns "seconds a query", "R@1"), the retriever as a line.
 
     With columns "low" and "high", intervals; ways that no cheaper one reaches are joined: the frontier.
     """
+    cost = "seconds a query"
     figure, axes = _figure(8, 4)
     axes.axhline(retriever, color=GREY, linestyle=":", label="retriever")
     best = table.sort_values([cost, "R@1"], ascending=[True, False])
@@ -319,8 +318,7 @@ def frontier(table: pd.DataFrame, retriever: float, questions: int, cost: str = 
     axes.set_title(f"{questions} questions{', 95 % intervals over documents' if 'low' in table else ''}", fontsize=10)
     axes.margins(x=0.35)
     axes.legend(loc="lower right")
-    shown = "{:.3f} s" if cost.startswith("seconds") else "{:.0f} " + cost.split()[0]
-    points = "; ".join(f"{name} {row['R@1']:.2f} in {shown.format(row[cost])}" for name, row in table.iterrows())
+    points = "; ".join(f"{name} {row['R@1']:.2f} in {row[cost]:.3f} s" for name, row in table.iterrows())
     figure.alt = f"Recall@1 against {cost}: {points}; the retriever {retriever:.2f}"
     return figure
 

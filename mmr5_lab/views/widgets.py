@@ -79,29 +79,24 @@ def run_comparison(
     Filters: domain, type, and for each other run whether it is better or worse than the baseline. Raises like
     `reasoning_browser` and for fewer than two runs or an unknown baseline.
     """
-    if len(runs) < 2:
-        raise ValueError(f"a comparison needs at least two runs, not {len(runs)}")
     systems = _systems(corpus, runs)
     first = next(iter(runs)) if baseline is None else baseline
-    if first not in systems:
-        raise ValueError(f"the baseline {first!r} is not among the runs: {', '.join(map(repr, runs))}")
+    if len(runs) < 2 or first not in systems:
+        raise ValueError(
+            f"a comparison needs two runs or more, and a baseline among them: {', '.join(map(repr, runs))}"
+        )
     recall = {name: outcomes["R@1"] for name, outcomes in systems.items()}
     others = [name for name in systems if name != first]
     filters = {
         f"{name} against {first}": [[_sign(change, "better", "worse")] for change in recall[name] - recall[first]]
         for name in others
     }
-    part = corpus.with_questions(systems[first]["question_id"])
-    tables = "".join(_crossed(recall, first, name) for name in others)
-    if len(set(part.questions["doc_name"])) > 1:
-        rankings = {
-            name: {row["question_id"]: row["pages"] for row in outcomes["row"]} for name, outcomes in systems.items()
-        }
-        table = compare(rankings, part, first, samples=samples)
-        shown = presented(table).filter(regex="^micro|interval|difference|^p$")
-        heading = html_table(shown, table.attrs["note"]) + tables
-    else:
-        heading = f"{tables}<p>All questions are of one document: no intervals and tests, which resample documents.</p>"
+    rankings = {
+        name: {row["question_id"]: row["pages"] for row in outcomes["row"]} for name, outcomes in systems.items()
+    }
+    table = compare(rankings, corpus.with_questions(systems[first]["question_id"]), first, samples=samples)
+    shown = presented(table).filter(regex="^micro|interval|difference|^p$")
+    heading = html_table(shown, table.attrs["note"]) + "".join(_crossed(recall, first, name) for name in others)
     title = f"{', '.join(others)} against {first}"
     return _run_browser(
         title, corpus, systems, filters, lambda name, q, row: strip(q, row["pages"], f"Order of {name}"), heading
@@ -122,13 +117,11 @@ def order_browser(corpus: Corpus, orders: pd.DataFrame, figure: str = "") -> Bro
     def row(question: pd.Series, turns: Sequence[dict[str, Any]]) -> Row:
         tops = [turn["pages"][0] for turn in turns]
         gold = sum(page in question["gold_pages"] for page in tops)
-        often, mark = {len(tops): ("always gold", "good"), 0: ("never gold", "bad")}.get(
-            gold, ("sometimes gold", "even")
-        )
+        often, mark = ("always", "good") if gold == len(tops) else ("sometimes", "even") if gold else ("never", "bad")
         changes = "the same in all orders" if len(set(tops)) == 1 else f"{len(set(tops))} different"
         return _question_row(
-            question, mark, f"gold in {gold} of {len(tops)}", [turn["text"] for turn in turns], [[changes], [often]],
-            f"top page: {changes}",
+            question, mark, f"gold in {gold} of {len(tops)}", [turn["text"] for turn in turns],
+            [[changes], [f"{often} gold"]], f"top page: {changes}",
         )  # fmt: skip
 
     def section(question: pd.Series, number: int, turn: Mapping[str, Any]) -> str:
@@ -155,13 +148,8 @@ def completion_viewer(completions: pd.DataFrame, figure: str = "") -> Browser:
 
     completions: `monitoring.completions` of a run: step, prompt, completion, a column for each reward, advantage
 
-    Raises ValueError where columns are missing or there are no rows.
+    Raises ValueError where there are no rows.
     """
-    lacking = [name for name in ("step", "prompt", "completion", "advantage") if name not in completions]
-    if lacking:
-        raise ValueError(
-            f"the completions lack the columns {', '.join(lacking)}: pass what monitoring.completions reads"
-        )
     if completions.empty:
         raise ValueError("there are no completions: train a step first")
     rewards = [name for name in completions if name.endswith("_reward")]
@@ -188,12 +176,12 @@ def completion_viewer(completions: pd.DataFrame, figure: str = "") -> Browser:
 
     def render(k: int) -> str:
         group = groups[k].sort_values("advantage", ascending=False, kind="stable")
-        about = facts_line(
-            [f"step {group['step'].iloc[0]}, {len(group)} completions of one prompt, best first"], "meta"
-        )
+        about = f"step {group['step'].iloc[0]}, {len(group)} completions of one prompt, best first"
         listed = "".join(map(card, group.to_dict("records")))
         prompt = folded("Prompt", group["prompt"].iloc[0])
-        return f'<h3>{escape_html(rows[k].label)}</h3>{about}<ol class="cards">{listed}</ol>{prompt}'
+        return (
+            f'<h3>{escape_html(rows[k].label)}</h3>{facts_line([about], "meta")}<ol class="cards">{listed}</ol>{prompt}'
+        )
 
     rows = list(map(row, groups))
     return Browser("Completions while training", ["Step", "Rewards"], rows, render, None, figure)
@@ -218,14 +206,12 @@ def trace_browser(
         faults, place = list(trace.get("faults", ())), str(min(trace["positive_ids"], default=NONE))
         return _question_row(
             corpus.by_id[trace["query_id"]], "bad" if faults else "good", ", ".join(faults) or "accepted",
-            [trace["messages"][-1]["content"]], [faults or ["accepted"], [place]], trace["teacher"],
+            [_text(trace["messages"])], [faults or ["accepted"], [place]], trace["teacher"],
         )  # fmt: skip
 
     def render(k: int) -> str:
         trace = traces[k]
-        question, completion, pages = (
-            corpus.by_id[trace["query_id"]], trace["messages"][-1]["content"], trace["candidates"],
-        )  # fmt: skip
+        question, pages, completion = corpus.by_id[trace["query_id"]], trace["candidates"], _text(trace["messages"])
         faults = "".join(
             f"<li>{badge('bad', fault)} {escape_html(FAULTS.get(fault, ''))}</li>" for fault in trace.get("faults", ())
         )
@@ -291,12 +277,7 @@ def _run_browser(
 
 
 def _question_row(
-    question: pd.Series,
-    mark: str,
-    word: str,
-    texts: Iterable[str | None],
-    values: Sequence[list[str]],
-    note: str = "",
+    question: pd.Series, mark: str, word: str, texts: Iterable[str | None], values: Iterable[list[str]], note: str = ""
 ) -> Row:
     """The line of a question; texts: what the search finds it by, beside its own."""
     own = [question[name] for name in ("question", "answer", "doc_name", "domain")]

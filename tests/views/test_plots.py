@@ -25,7 +25,7 @@ REPLAYED = pd.DataFrame(
 )
 TABLE = pd.DataFrame({"R@1": [0.5, 0.75], "R@3": [0.8, 0.9]}, index=["BM25", "SFT"])
 COST = pd.DataFrame(
-    {"tokens a query": [80.0, 240.0], "R@1": [0.5, 0.75], "low": [0.4, 0.7], "high": [0.6, 0.8]}, ["one", "three"]
+    {"seconds a query": [0.5, 2.0], "R@1": [0.5, 0.75], "low": [0.4, 0.7], "high": [0.6, 0.8]}, ["one", "three"]
 )
 OUTCOMES = pd.DataFrame(
     [[3, 0, 0, 0, 0, 1, 4], [0, 0, 2, 0, 0, 0, 2], [3, 0, 2, 0, 0, 1, 6]], ["Laws", "News", "all"],
@@ -94,7 +94,7 @@ GROUPS = pd.DataFrame(
             lambda: plots.frontier(pd.DataFrame({"seconds a query": [0.1], "R@1": [0.5]}, index=["score"]), 0.25, 40),
             "score 0.50 in 0.100 s; the retriever 0.25",
         ),
-        (lambda: plots.frontier(COST, 0.25, 40, "tokens a query"), "a query: one 0.50 in 80 tokens; three 0.75 in 240"),
+        (lambda: plots.frontier(COST, 0.25, 40), "a query: one 0.50 in 0.500 s; three 0.75 in 2.000 s"),
         (lambda: plots.outcome_bars(OUTCOMES, "SFT"), "SFT by group: Laws hit 3, inversion 1; News candidate miss 2"),
         (lambda: plots.position_curve(BIAS), "place 1: ranked first 0.60, found 0.80; place 2: ranked first 0.40"),
         (lambda: plots.faithfulness(PERTURBATIONS), "blank, called relevant: 0.10; swap, called relevant: 0.90"),
@@ -193,7 +193,7 @@ def test_texts_of_others_are_neither_formulas_nor_controls():
         plots.page_sheet(PAGES, [name] * 3),
         plots.group_bars({"BM25": GROUPS.rename(index={"Table": name})}),
         plots.outcome_bars(OUTCOMES.rename(index={"Laws": name}), question),
-        plots.frontier(COST.rename(index={"one": name}), 0.25, 40, "tokens a query"),
+        plots.frontier(COST.rename(index={"one": name}), 0.25, 40),
         plots.recall_bars(TABLE.rename(index={"SFT": name})),
     ]
     for figure in figures:

@@ -26,7 +26,7 @@ from mmr5_lab.reranking.ranking import Ranker, Ranking
 from mmr5_lab.reranking.whole_runs import rerank_run
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.traces.construction import make_traces, read_traces, training_candidates
-from mmr5_lab.views.browser import Browser, Row
+from mmr5_lab.views.browser import Browser
 from mmr5_lab.views.thumbnails import thumbnails
 from mmr5_lab.views.widgets import completion_viewer, order_browser, reasoning_browser, run_comparison, trace_browser
 
@@ -141,15 +141,17 @@ def test_runs_are_compared_against_a_baseline(corpus, runs):
     both = sum(a and b for a, b in zip(right["same"], right["last"], strict=True))
     assert f'<th scope="row">same right</th><td>{both}</td>' in browser.heading
     assert "documents resampled" in browser.heading
-    with pytest.raises(ValueError, match="at least two runs, not 1"):
+    with pytest.raises(ValueError, match="needs two runs"):
         run_comparison(corpus, {"same": runs["same"]})
-    with pytest.raises(ValueError, match="baseline 'x' is not among the runs: 'same', 'last'"):
+    with pytest.raises(ValueError, match="a baseline among them: 'same', 'last'"):
         run_comparison(corpus, {"same": runs["same"], "last": runs["last"]}, "x")
 
 
 def test_one_document_is_compared_without_intervals(corpus, runs):
     part = {name: runs[name].head(3) for name in ("same", "last")}
-    assert "no intervals and tests" in run_comparison(corpus, part).heading
+    heading = run_comparison(corpus, part, samples=10).heading
+    assert "3 questions of 1 documents" in heading
+    assert "<td>–</td>" in heading
 
 
 def test_orders_are_shown_as_they_were(corpus, tmp_path):
@@ -181,8 +183,6 @@ def test_completions_are_grouped_by_step_and_prompt():
     assert shown.index("advantage +0.25") < shown.index("advantage −0.25"), "best first"
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown
-    with pytest.raises(ValueError, match="lack the columns step"):
-        completion_viewer(pd.DataFrame(rows).drop(columns="step"))
     with pytest.raises(ValueError, match="no completions"):
         completion_viewer(pd.DataFrame(rows).head(0))
 
@@ -371,8 +371,6 @@ def test_an_empty_list_is_a_browser_too():
     browser = Browser("nothing", ["Domain"], [], lambda row: "")
     assert browser.detail == {"row": -1}
     assert json.loads(re.search(r'id="data">(.*?)</script>', browser.static_export().html)[1])["details"] == []
-    with pytest.raises(ValueError, match="unknown mark 'x'"):
-        Browser("t", [], [Row("x", "", "", "", "", [])], lambda row: "")
 
 
 def test_scores_without_text_are_shown(corpus, runs):
