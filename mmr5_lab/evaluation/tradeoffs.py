@@ -27,13 +27,10 @@ def compare_modes(
         started = time.perf_counter()
         rankings = ranker.rank_many(pairs, mode, batch_size)
         seconds = (time.perf_counter() - started) / len(pairs)
-        ranked = {
-            question_id: [pages[k] for k in ranking.order]
-            for (question_id, pages), ranking in zip(run.pages.items(), rankings, strict=True)
-        }
+        lists = zip(run.pages.items(), rankings, strict=True)
+        ranked = {question_id: [pages[k] for k in ranking.order] for (question_id, pages), ranking in lists}
+        stable = pd.Series([ranking.stability for ranking in rankings], dtype=float).mean()
         rows[name] = {
-            "seconds a query": seconds,
-            "R@1": evaluate(ranked, corpus).loc["micro", "R@1"],
-            "stability": pd.Series([ranking.stability for ranking in rankings], dtype=float).mean(),
-        }
+            "seconds a query": seconds, "R@1": evaluate(ranked, corpus).loc["micro", "R@1"], "stability": stable
+        }  # fmt: skip
     return pd.DataFrame(rows).T
