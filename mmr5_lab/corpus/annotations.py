@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mmr5_lab.corpus.ids import CorpusError, name_key, question_id
+from mmr5_lab.corpus.ids import CorpusError, question_id
 from mmr5_lab.files import json_lines
 
 _DOCUMENT_KEYS = {"doc_name", "domain", "page_indices", "questions", "split"}
@@ -25,25 +25,19 @@ def read_annotations(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise CorpusError(str(error)) from error
 
 
-def annotation_records(
-    annotations: str | Path | Sequence[dict[str, Any]] | None,
-) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return by `name_key` of its document the place of each annotation record, for messages, and the record.
+def annotation_records(annotations: str | Path | Sequence[dict[str, Any]] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Return the place of each annotation record, for messages, and the record.
 
-    Raises CorpusError for a file that does not exist, a record without name or domain, a document annotated twice.
+    Raises CorpusError for a file that does not exist and a record without name or domain.
     """
     if isinstance(annotations, str | Path):
         if not Path(annotations).is_file():
             raise CorpusError(f"the annotation file {annotations} does not exist")
-        located: Any = read_annotations(Path(annotations))
+        records = list(read_annotations(Path(annotations)))
     else:
-        located = ((f"annotation {number}", record) for number, record in enumerate(annotations or []))
-    records: dict[str, tuple[str, dict[str, Any]]] = {}
-    for where, record in located:
-        name, _ = name_and_domain(record, where)
-        first, other = records.setdefault(name_key(name), (where, record))
-        if first != where:
-            raise CorpusError(f"{where}: document {name!r} is annotated twice, as {other['doc_name']!r} in {first}")
+        records = [(f"annotation {number}", record) for number, record in enumerate(annotations or [])]
+    for where, record in records:
+        name_and_domain(record, where)
     return records
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mmr5_lab.corpus.annotations import annotation_records, parse_document
 from mmr5_lab.corpus.documents import ANNOTATIONS
-from mmr5_lab.corpus.ids import name_key
+from mmr5_lab.corpus.ids import CorpusError, name_key
 from mmr5_lab.files import write_lines
 
 SET_ASIDE = "set_aside.jsonl"
@@ -30,9 +30,9 @@ def read_labels(annotations: str | Path | Sequence[dict[str, Any]] | None, folde
 
     Raises CorpusError, naming file and line, for one that no document could have.
     """
-    labels = [Label(*located, True) for located in annotation_records(annotations).values()]
+    labels = [Label(*located, True) for located in annotation_records(annotations)]
     for path in (folder / ANNOTATIONS, folder / SET_ASIDE):
-        for where, record in annotation_records(path).values() if path.is_file() else ():
+        for where, record in annotation_records(path) if path.is_file() else ():
             if path.name == ANNOTATIONS:
                 record.pop("page_indices", None)  # rows of the page file there, which is made anew
             labels.append(Label(where, record, False))
@@ -44,22 +44,29 @@ def read_labels(annotations: str | Path | Sequence[dict[str, Any]] | None, folde
 def match_labels(labels: list[Label], names: Sequence[str]) -> tuple[dict[str, list[Label]], list[Label]]:
     """Return the labels of each document, the first of which counts, and those of no document.
 
-    Names are compared as they are, then by `name_key`, then without their folder where that is unambiguous.
+    Names are compared as they are, then by `name_key`, then without their folder where that is unambiguous. Raises
+    CorpusError where two of the labels that were passed are of one document.
     """
     spellings: dict[str, set[str]] = {}
     for name in names:
-        for spelling in (name, name_key(name), "/" + _base_key(name)):
+        for spelling in (name_key(name), "/" + _base_key(name)):
             spellings.setdefault(spelling, set()).add(name)
     matched: dict[str, list[Label]] = {name: [] for name in names}
     unmatched = []
     for label in labels:
         name = label.record["doc_name"]
-        for spelling in (name, name_key(name), "/" + _base_key(name)):
-            if len(candidates := spellings.get(spelling, set())) == 1:
-                matched[next(iter(candidates))].append(label)
-                break
-        else:
+        keys = (name_key(name), "/" + _base_key(name))
+        candidates = [{name}] if name in matched else [spellings.get(key, set()) for key in keys]
+        if not (single := [names for names in candidates if len(names) == 1]):
             unmatched.append(label)
+            continue
+        [match] = single[0]
+        if label.passed and matched[match]:
+            first, other, _ = matched[match][0]
+            raise CorpusError(
+                f"{label.where}: document {name!r} is annotated twice, as {other['doc_name']!r} in {first}"
+            )
+        matched[match].append(label)
     return matched, unmatched
 
 
@@ -67,7 +74,7 @@ def not_among(labels: Iterable[Label], questions: Sequence[dict[str, Any]] = ())
     """Return records, one a document, with the questions of `labels` that are not among `questions`."""
     records: dict[str, dict[str, Any]] = {}
     for label in labels:
-        record = records.setdefault(name_key(label.record["doc_name"]), label.record | {"questions": []})
+        record = records.setdefault(label.record["doc_name"], label.record | {"questions": []})
         record["questions"] = without_repeats([*record["questions"], *label.record["questions"]], questions)
     return [record for record in records.values() if record["questions"]]
 

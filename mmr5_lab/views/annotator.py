@@ -37,7 +37,7 @@ def add_question(
     if not pages:
         raise CorpusError("no page is marked: mark at least one that answers the question")
     with annotations_lock(path):
-        records = [record for _, record in annotation_records(path).values()]
+        records = [record for _, record in annotation_records(path)]
         record = next((record for record in records if record["doc_name"] == doc_name), None)
         if record is None:
             raise CorpusError(f"{folder} has no document {doc_name!r}")

@@ -191,3 +191,18 @@ def test_a_label_that_no_document_could_have_is_refused_at_once(pdfs, tmp_path):
     wrong = [annotation("a.pdf", ("One?", [0])), annotation("absent.pdf", ("Two?", ["1"]))]
     with pytest.raises(CorpusError, match=r"annotation 1: question 0 of 'absent.pdf': page_id is not a list of page"):
         ingest(pdfs, tmp_path / "new", wrong)
+
+
+def test_names_that_differ_in_capitals_or_ending_are_documents_of_their_own(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, pages in (("a.pdf", 1), ("A.PDF", 2), ("a", 3)):
+        blank_pdf(tmp_path / "in" / name, pages)
+    both = [annotation("a.pdf", ("Small?", [0])), annotation("A.PDF", ("Large?", [1]))]
+    assert ingest(tmp_path / "in", tmp_path / "out", both) == [("A.PDF", "Large?"), ("a.pdf", "Small?")]
+    add_question(tmp_path / "out", "a", "None?", [2])
+    everything = [("A.PDF", "Large?"), ("a", "None?"), ("a.pdf", "Small?")]
+    assert ingest(tmp_path / "in", tmp_path / "out") == everything
+    (tmp_path / "in" / "a").rename(tmp_path / "elsewhere")
+    ingest(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "elsewhere").rename(tmp_path / "in" / "a")
+    assert ingest(tmp_path / "in", tmp_path / "out") == everything
