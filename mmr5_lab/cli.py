@@ -249,6 +249,17 @@ COMMANDS: list[tuple] = [
         arg("--until", default="", metavar="NOTEBOOK", help="stop after it, such as 02_sft, without a report"),
     ),
     (
+        "reproduce", "experiments.reproduce:reproduce", "the paper's tables at full size",
+        "Run the paper's experiments with MMDocIR and the real models from the Hugging Face hub. Disk, GPU, key and "
+        "files are checked before anything starts; an interrupted run continues when started again.",
+        arg("target", metavar="TARGET", help="released, baselines, paper or recommended (docs/full_size.md)"),
+        arg("--dry-run", action="store_true",
+            help="say what it downloads, computes, asks of a teacher and writes, and stop"),
+        arg("--max-questions", type=_positive, metavar="N", help="of each row of the tables (default: all)"),
+        arg("--profile", metavar="FILE", help="parameters in place of the target's, notebooks/profiles/TARGET.yaml"),
+        RUNS,
+    ),
+    (
         "ingest", _ingest, "turn a folder of PDFs into a corpus",
         "Render the PDFs of a folder into a corpus folder, with the text layer of each page, or where a page has "
         "none, the text that OCR reads from its picture. PDFs that cannot be used are skipped with a warning. "

@@ -17,6 +17,7 @@ import yaml
 # Written out, so that a check does not import every room; a test compares them with what the rooms take.
 CHOICES = {
     "METHOD": ("bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense"),
+    "RETRIEVER": ("", "bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense"),
     "EXPORT": ("swift", "vlm-r1", "trl", "datasets"),
     "TRACKER": ("", "trackio", "tensorboard", "wandb", "mlflow"),
     "SFT_ADAPTER": ("merge", "continue"),

@@ -178,10 +178,12 @@ def parameters_of(source: Path, namespace: Mapping[str, Any]) -> dict[str, Any]:
 def with_newest(parameters: Mapping[str, Any], root: str | Path = "runs") -> dict[str, Any]:
     """Return the parameters, with the newest run's folder for each earlier run (`CHAIN`) whose parameter is empty.
 
-    Those that are not taken stay empty: of SFT where there is a MODEL to start from, of systems that are not evaluated.
+    Those that are not taken stay empty: of SFT where there is a MODEL to start from, of data where there is a
+    RETRIEVER, of systems that are not evaluated.
     Raises FileNotFoundError where there is no such run.
     """
     unused = {"SFT_RUN"} if parameters.get("MODEL") else set()
+    unused |= {"DATA_RUN"} if parameters.get("RETRIEVER") else set()
     if "SYSTEMS" in parameters:
         unused |= set(RUN_OF_SYSTEM.values()) - {RUN_OF_SYSTEM.get(system) for system in parameters["SYSTEMS"]}
     return dict(parameters) | {

@@ -84,8 +84,8 @@ def test_choices_are_what_the_rooms_take():
     from mmr5_lab.training.stages import SAMPLING_LEVELS, SCHEDULES
 
     taken = {
-        "METHOD": METHODS, "EXPORT": FORMATS, "TRACKER": ("", *TRACKERS), "SFT_ADAPTER": SFT_ADAPTER,
-        "SCHEDULE": SCHEDULES, "IMPORTANCE_SAMPLING_LEVEL": SAMPLING_LEVELS,
+        "METHOD": METHODS, "RETRIEVER": ("", *METHODS), "EXPORT": FORMATS, "TRACKER": ("", *TRACKERS),
+        "SFT_ADAPTER": SFT_ADAPTER, "SCHEDULE": SCHEDULES, "IMPORTANCE_SAMPLING_LEVEL": SAMPLING_LEVELS,
         "SELECTION": SELECTIONS, "REWARDS": REWARD_SETS, "MODE": MODES, "SYSTEMS": ("base", *RUN_OF_SYSTEM),
     }  # fmt: skip
     assert {name: sorted(choices) for name, choices in CHOICES.items()} == {k: sorted(v) for k, v in taken.items()}
@@ -100,7 +100,7 @@ def test_every_number_of_the_shipped_notebooks_has_a_range():
 @pytest.mark.parametrize("profile", sorted((NOTEBOOKS / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_profiles_name_notebooks_of_the_chain_and_their_parameters(profile):
     parameters = read_profile(profile)
-    assert list(parameters) == list(CHAIN)
+    assert list(parameters) == [name for name in CHAIN if name in parameters]
     for notebook, values in parameters.items():
         checked_parameters(NOTEBOOKS / f"{notebook}.ipynb", values)
 

@@ -5,6 +5,6 @@ from hub.stand_in import build_hub
 
 
 @pytest.fixture(scope="session")
-def hub(tiny_model, tmp_path_factory) -> Path:
-    """A stand-in hub whose rerankers are the tests' tiny model."""
-    return build_hub(tmp_path_factory.mktemp("hub"), tiny_model)
+def hub(tmp_path_factory) -> Path:
+    """A stand-in hub whose rerankers are the base of the miniature."""
+    return build_hub(tmp_path_factory.mktemp("hub"))
