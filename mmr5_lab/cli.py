@@ -123,49 +123,32 @@ def _ingest(out: str, workers: int | None, **options: Any) -> str:
 
 
 def _traces(
-    corpus,
-    split,
-    run,
-    out,
-    candidates,
-    seed,
-    shuffles,
-    max_traces,
-    max_per_domain,
-    refine,
-    max_words,
-    answers,
+    corpus, split, run, out, candidates, seed, shuffles, max_traces, max_per_domain, refine, max_words, answers,
     **teacher,
-):
+) -> str:  # fmt: skip
     from mmr5_lab.corpus.documents import load_corpus
     from mmr5_lab.corpus.rankings import read_trec
     from mmr5_lab.mini.teacher import evidence_teacher
-    from mmr5_lab.traces.construction import (
-        make_traces,
-        read_traces,
-        rejected_path,
-        training_candidates,
-        within_quota,
-    )
-    from mmr5_lab.traces.quality import dataset_card, report
+    from mmr5_lab.traces import construction, quality
     from mmr5_lab.traces.teachers import ServerTeacher, open_teacher
     from mmr5_lab.views.widgets import trace_browser
 
     part, out = load_corpus(corpus, split), Path(out)
-    chosen = training_candidates(part, read_trec(run, part), candidates, seed, shuffles)
-    chosen = within_quota(chosen, max_traces or len(chosen), max_per_domain)
+    chosen = construction.training_candidates(part, read_trec(run, part), candidates, seed, shuffles)
+    chosen = construction.within_quota(chosen, max_traces or len(chosen), max_per_domain)
     answers, offline = answers or out.with_suffix(".sqlite"), evidence_teacher(part)
     with open_teacher(part, answers=answers, offline=offline, **teacher) as opened:
         try:
-            make_traces(part, chosen, opened, out, refine, max_words=max_words)
+            construction.make_traces(part, chosen, opened, out, refine, max_words=max_words)
         finally:
             if isinstance(opened, ServerTeacher):
                 print(opened.account.summary().to_string())
-    accepted, rejected = read_traces(out), read_traces(rejected_path(out))
-    print(report(accepted, rejected)[["traces", "share"]].to_string(formatters={"share": "{:.1%}".format}))
-    out.with_suffix(".card.md").write_text(dataset_card(accepted, rejected, out.stem), encoding="utf-8")
+    rejected_file = construction.rejected_path(out)
+    accepted, rejected = construction.read_traces(out), construction.read_traces(rejected_file)
+    print(quality.report(accepted, rejected)[["traces", "share"]].to_string(formatters={"share": "{:.1%}".format}))
+    out.with_suffix(".card.md").write_text(quality.dataset_card(accepted, rejected, out.stem), encoding="utf-8")
     page = trace_browser(part, accepted, rejected).static_export().save(out.with_suffix(".html"))
-    return f"{out}: {len(accepted)} traces; {rejected_path(out)}: {len(rejected)} with a fault; to look at: {page}"
+    return f"{out}: {len(accepted)} traces; {rejected_file}: {len(rejected)} with a fault; to look at: {page}"
 
 
 def _evaluate(corpus: str, split: str | None, runs: list[str], ks: list[int], measures: list[str], by: str | None):

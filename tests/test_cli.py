@@ -166,7 +166,7 @@ def test_ingest_renders_pdfs(tmp_path, capsys):
         (["ingest", "EMPTY", "OUT", "--annotations", "ABSENT"], "holds no PDF files"),
         (["retrieve", "EMPTY", "--out", "OUT"], "is not a corpus folder"),
         (["evaluate", "CORPUS", "ABSENT"], "the run ABSENT does not exist"),
-        (["evaluate", "CORPUS", "bad.trec"], "bad.trec, line 1: 1 fields instead of"),
+        (["evaluate", "CORPUS", "bad.trec"], "bad.trec, line 1 is not `question Q0 page rank"),
         (["evaluate", "CORPUS", "part.trec"], "b.pdf:q0"),
     ],
 )
