@@ -28,11 +28,21 @@ class Strategy(Ranker):
         self.ranker.check(pairs)
 
     def _rank_turn(
-        self, pairs: Sequence[Pair], due: Sequence[int], mode: str, batch_size: int, failures: dict[int, str]
+        self,
+        pairs: Sequence[Pair],
+        due: Sequence[int],
+        places: Sequence[Sequence[int]],
+        mode: str,
+        batch_size: int,
+        failures: dict[int, str],
     ) -> Iterator[tuple[int, Ranking]]:
-        """Yield (place in `due`, ranking). A pair that fails on a server is noted in `failures`; the others go on."""
+        """Show the pairs `due` their pages at `places`; yield (place in `due`, ranking).
+
+        A pair that fails on a server is noted in `failures`; the others go on.
+        """
+        shown = [(pairs[i][0], [pairs[i][1][k] for k in some]) for i, some in zip(due, places, strict=True)]
         try:
-            yield from self.ranker.rank_each(pairs, mode, batch_size)
+            yield from self.ranker.rank_each(shown, mode, batch_size)
         except RemoteError as error:
             failures |= {due[j]: reason for j, reason in error.failures.items()}
             if error.fatal:
@@ -64,27 +74,19 @@ class Windows(Strategy):
         self.check(pairs)  # all pages, before the first window
         orders = [list(range(len(pages))) for _, pages in pairs]
         starts = [window_starts(len(pages), self.size, self.stride) for _, pages in pairs]
-        done: list[Ranking | None] = [None] * len(pairs)
+        rankings: list[list[Ranking]] = [[] for _ in pairs]
         failures: dict[int, str] = {}
         for turn in range(max(map(len, starts), default=0)):
             due = [i for i, places in enumerate(starts) if turn < len(places) and i not in failures]
-            shown = [orders[i][starts[i][turn] : starts[i][turn] + self.size] for i in due]
-            window = [(pairs[i][0], [pairs[i][1][k] for k in places]) for i, places in zip(due, shown, strict=True)]
-            for j, ranking in self._rank_turn(window, due, mode, batch_size, failures):
+            places = [orders[i][starts[i][turn] : starts[i][turn] + self.size] for i in due]
+            for j, ranking in self._rank_turn(pairs, due, places, mode, batch_size, failures):
                 i, start = due[j], starts[due[j]][turn]
-                orders[i][start : start + self.size] = [shown[j][k] for k in ranking.order]
-                before = done[i]
-                if before is not None:
-                    ranking = replace(
-                        ranking,
-                        faults=before.faults | ranking.faults,
-                        tokens=before.tokens + ranking.tokens,
-                        seconds=before.seconds + ranking.seconds,
-                    )
-                done[i] = ranking
+                orders[i][start : start + self.size] = [places[j][k] for k in ranking.order]
+                rankings[i].append(ranking)
                 if turn == len(starts[i]) - 1:
-                    scores = ranking.scores if len(starts[i]) == 1 else None  # of one window only
-                    yield i, replace(ranking, order=orders[i], scores=scores, shown=shown[j])
+                    scores = ranking.scores if turn == 0 else None  # scores of different windows do not compare
+                    last = replace(ranking, order=orders[i], scores=scores, shown=places[j])
+                    yield i, _with_costs(last, rankings[i])
         if failures:
             raise RemoteError(failures, len(pairs))
 
@@ -95,36 +97,25 @@ def window_starts(n: int, size: int, stride: int) -> list[int]:
     >>> window_starts(20, 10, 5)
     [10, 5, 0]
     """
-    starts = [max(0, n - size)]
-    while starts[-1] > 0:
-        starts.append(max(0, starts[-1] - stride))
-    return starts
+    return [*range(n - size, 0, -stride), 0]
 
 
 class Consensus(Strategy):
     """Ranks several shuffles of the candidates and fuses the orders, which averages out a liking for places.
 
-    Permutation self-consistency (arXiv 2310.07712), with sums of ranks instead of its Kemeny optimum:
-
-    - "borda": n - rank points a shuffle;
-    - "rrf": 1 / (60 + rank) a shuffle (reciprocal rank fusion, Cormack and others, SIGIR 2009).
+    Permutation self-consistency (arXiv 2310.07712), with sums of ranks (Borda: n - rank points a shuffle) instead of
+    its Kemeny optimum.
 
     The first shuffle keeps the candidates' order. A ranking's `scores` are the points, `stability` is the mean Kendall
     tau between its orders (1: always the same), its reasoning and text are those of the first shuffle.
 
-    early: with "borda", stop for a query once no further shuffle can change its first place.
-
-    Raises ValueError for fewer than one shuffle or an unknown fusion.
+    Raises ValueError for fewer than one shuffle.
     """
 
-    def __init__(self, ranker: Ranker, shuffles: int = 5, fusion: str = "borda", seed: int = 0, early: bool = False):
+    def __init__(self, ranker: Ranker, shuffles: int = 5, seed: int = 0):
         if shuffles < 1:
             raise ValueError(f"shuffles is {shuffles}: it must be at least 1")
-        if fusion not in ("borda", "rrf"):
-            raise ValueError(f"unknown fusion {fusion!r}: choose borda or rrf")
-        if early and fusion != "borda":
-            raise ValueError("early works with borda: only there the points that can still be won are bounded")
-        self.ranker, self.shuffles, self.fusion, self.seed, self.early = ranker, shuffles, fusion, seed, early
+        self.ranker, self.shuffles, self.seed = ranker, shuffles, seed
 
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
@@ -133,34 +124,30 @@ class Consensus(Strategy):
         self.check(pairs)
         rankings: list[list[Ranking]] = [[] for _ in pairs]
         orders: list[list[list[int]]] = [[] for _ in pairs]
-        open_pairs = list(range(len(pairs)))
         failures: dict[int, str] = {}
         for turn in range(self.shuffles):
-            places = [places_of_turn(len(pairs[i][1]), turn, self.seed, pairs[i][0]) for i in open_pairs]
-            shown = [(pairs[i][0], [pairs[i][1][k] for k in p]) for i, p in zip(open_pairs, places, strict=True)]
-            for j, ranking in self._rank_turn(shown, open_pairs, mode, batch_size, failures):
-                rankings[open_pairs[j]].append(ranking)
-                orders[open_pairs[j]].append([places[j][k] for k in ranking.order])
-            open_pairs = [i for i in open_pairs if i not in failures]
-            turns = self.shuffles - turn - 1  # to come
-            ended = [i for i in open_pairs if not turns or (self.early and _settled(orders[i], turns))]
-            for i in ended:
-                yield i, self._fused(rankings[i], orders[i])
-            open_pairs = [i for i in open_pairs if i not in set(ended)]
+            due = [i for i in range(len(pairs)) if i not in failures]
+            places = [places_of_turn(len(pairs[i][1]), turn, self.seed, pairs[i][0]) for i in due]
+            for j, ranking in self._rank_turn(pairs, due, places, mode, batch_size, failures):
+                i = due[j]
+                rankings[i].append(ranking)
+                orders[i].append([places[j][k] for k in ranking.order])
+                if turn == self.shuffles - 1:
+                    order, points = fused(orders[i])
+                    first = replace(rankings[i][0], order=order, scores=points, stability=stability(orders[i]))
+                    yield i, _with_costs(first, rankings[i])
         if failures:
             raise RemoteError(failures, len(pairs))
 
-    def _fused(self, rankings: list[Ranking], orders: list[list[int]]) -> Ranking:
-        order, points = fused(orders, self.fusion)
-        return replace(
-            rankings[0],
-            order=order,
-            scores=points,
-            faults=frozenset().union(*(ranking.faults for ranking in rankings)),
-            tokens=sum(ranking.tokens for ranking in rankings),
-            seconds=sum(ranking.seconds for ranking in rankings),
-            stability=stability(orders),
-        )
+
+def _with_costs(ranking: Ranking, turns: Sequence[Ranking]) -> Ranking:
+    """Return a ranking with the faults, tokens and seconds of all turns that led to it."""
+    return replace(
+        ranking,
+        faults=frozenset().union(*(turn.faults for turn in turns)),
+        tokens=sum(turn.tokens for turn in turns),
+        seconds=sum(turn.seconds for turn in turns),
+    )
 
 
 def stability(orders: Sequence[Sequence[int]]) -> float | None:
@@ -172,30 +159,13 @@ def stability(orders: Sequence[Sequence[int]]) -> float | None:
     return float(sum(taus) / len(taus))
 
 
-def fused(orders: Sequence[Sequence[int]], fusion: str = "borda") -> tuple[list[int], list[float]]:
+def fused(orders: Sequence[Sequence[int]]) -> tuple[list[int], list[float]]:
     """Return one order of several, and each candidate's points (`Consensus`); ties stand as in the first order."""
-    points = _points(orders, fusion)
-    return sorted(range(len(points)), key=lambda k: (-points[k], orders[0].index(k))), points
-
-
-def _points(orders: Sequence[Sequence[int]], fusion: str) -> list[float]:
     n = len(orders[0])
-    points = [0.0] * n
-    for order in orders:
-        for rank, k in enumerate(order, 1):
-            points[k] += n - rank if fusion == "borda" else 1 / (60 + rank)
-    return points
+    points = [float(sum(n - 1 - order.index(k) for order in orders)) for k in range(n)]
+    return sorted(range(n), key=lambda k: (-points[k], orders[0].index(k))), points
 
 
 def places_of_turn(n: int, turn: int, seed: int, query: str) -> list[int]:
     """Return places 0 to n - 1 in the order in which a turn shows them: as they are in turn 0, then drawn."""
     return list(range(n)) if turn == 0 else shuffled(range(n), seed, query, turn)
-
-
-def _settled(orders: Sequence[Sequence[int]], turns: int) -> bool:
-    """Return whether no candidate can overtake the first one in so many turns, each of which moves two by n - 1."""
-    n = len(orders[0])
-    if n == 1:
-        return True
-    first, second = sorted(_points(orders, "borda"), reverse=True)[:2]
-    return first - second > turns * (n - 1)
