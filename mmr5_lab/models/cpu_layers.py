@@ -1,4 +1,4 @@
-"""Linear layers and patch embeddings on a CPU, computed by oneDNN.
+"""Linear layers on a CPU, computed by oneDNN.
 
 PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor unused; oneDNN, which PyTorch comes
 with, does not (`docs/log.md`, 2026-11-24). Values differ by rounding, if at all; gradients are there as before.
@@ -14,32 +14,21 @@ FEW_ROWS = 8  # below, what it takes to call oneDNN is more than it saves
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let the linear layers and patch embeddings of a model on a CPU be computed by oneDNN, where PyTorch has it.
+    """Let the linear layers of a model on a CPU be computed by oneDNN, where PyTorch has it.
 
-    They stay `nn.Linear` and `nn.Conv3d` with their parameters, so that they are saved, wrapped by peft, merged and
-    trained like any others.
+    They stay `nn.Linear` with their parameters, so that they are saved, wrapped by peft, merged and trained like any
+    others.
     """
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
-        elif type(module) is nn.Conv3d and module.kernel_size == module.stride and not any(module.padding):
-            module.__class__ = PatchEmbedding
 
 
 class Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return linear(input, self.weight, self.bias)
-
-
-class PatchEmbedding(nn.Conv3d):
-    """A convolution over patches that are as large as its kernel: one product of matrices."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.shape[2:] != self.kernel_size or self.groups > 1:
-            return super().forward(input)
-        return linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Model and adapter folders: which folder is meant, and what is wrong with it, before transformers reads it."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 ADAPTER = "adapter_config.json"
 LFS_POINTER = b"version https://git-lfs"
@@ -67,10 +68,8 @@ def _local(name: str | Path, part: str, config: str) -> Path | None:
         return path
     if (path / part).is_dir() and ((path / "log.csv").is_file() or part == "adapter"):
         return path / part
-    if (path / "checkpoints").is_dir():
-        raise FileNotFoundError(f"the training in {path} is not finished: run its notebook to the end first")
-    if (path / "manifest.json").is_file():
-        raise FileNotFoundError(f"{path} is a run that trains no model: name a run of 02_sft or 03_grpo")
+    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
+        raise FileNotFoundError(f"{path} is a run without a trained {part}: name a finished run of 02_sft or 03_grpo")
     return path
 
 
@@ -90,43 +89,25 @@ def _check_files(folder: Path, weights: str | None) -> None:
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: download or copy the weights again")
     for name in sorted(names):
-        _check_safetensors(folder / name)
+        try:
+            with safe_open(folder / name, "pt"):  # compares the file's size with its header
+                pass
+        except SafetensorError as error:
+            raise _damaged(folder / name, error) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    _refuse_pointer(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): download or copy it again") from None
+        raise _damaged(path, error) from None
 
 
-def _check_safetensors(path: Path) -> None:
-    """Raise ValueError where a safetensors file has not the size that its header states.
-
-    Format: 8 bytes with the header's length, a JSON header with each tensor's offsets, the tensors
-    (https://github.com/huggingface/safetensors).
-    """
-    _refuse_pointer(path)
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            [length] = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < size else None
-    except (struct.error, ValueError):
-        header = None
-    if header is None:
-        raise ValueError(f"{path} is not a whole safetensors file ({size:,} bytes): download or copy it again")
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise ValueError(f"{path} has {size:,} of {expected:,} bytes: download or copy it again")
-
-
-def _refuse_pointer(path: Path) -> None:
+def _damaged(path: Path, error: Exception) -> ValueError:
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(
+            return ValueError(
                 f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository, or download"
                 " the model with `hf download`"
             )
+    return ValueError(f"{path} is damaged or cut short ({error}): download or copy it again")

@@ -1,7 +1,6 @@
 """Completions and next-token logits of left-padded batches, by transformers' own `generate`."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,11 +20,7 @@ class PreallocatedLayer(DynamicLayer):
     2026-11-26); a StaticLayer would attend to the whole room of `max_new_tokens`.
     """
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Start with no positions."""
-        super().lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
-        self._rooms = (self.keys, self.values)
+    _rooms: tuple[torch.Tensor, ...]  # of keys and of values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -33,23 +28,23 @@ class PreallocatedLayer(DynamicLayer):
         """Append, and return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        first = self.keys.shape[-2] == 0
-        keys, key_room = _appended(self.keys, self._rooms[0], key_states)
-        values, value_room = _appended(self.values, self._rooms[1], value_states)
-        self.keys, self.values, self._rooms = keys, values, (key_room, value_room)
-        return (key_states, value_states) if first else (keys, values)
+            self.keys, self.values = self._rooms = key_states, value_states
+        else:
+            pairs = zip((self.keys, self.values), self._rooms, (key_states, value_states), strict=True)
+            self._rooms = tuple(_room_with(kept, room, new) for kept, room, new in pairs)
+            length = self.get_seq_length() + key_states.shape[-2]
+            self.keys, self.values = (room[..., :length, :] for room in self._rooms)
+        return self.keys, self.values
 
 
-def _appended(kept: torch.Tensor, room: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (kept and new as one tensor, its room). `kept` is the front of `room` unless rows were selected since."""
-    length = kept.shape[-2] + new.shape[-2]
-    if kept.data_ptr() != room.data_ptr() or room.shape[-2] < length:
+def _room_with(kept: Any, room: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that begins with `kept` and `new`: `room`, where it begins with `kept` and is large enough."""
+    start, length = kept.shape[-2], kept.shape[-2] + new.shape[-2]
+    if kept.data_ptr() != room.data_ptr() or room.shape[-2] < length:  # other rows were selected since, or it is full
         room = new.new_empty((*new.shape[:2], length + GROWTH, new.shape[-1]))
-        room[..., : kept.shape[-2], :] = kept
-    room[..., kept.shape[-2] : length, :] = new
-    return room[..., :length, :], room
+        room[..., :start, :] = kept
+    room[..., start:length, :] = new
+    return room
 
 
 def preallocated_cache(model: Any) -> DynamicCache:
@@ -79,7 +74,10 @@ def complete(
     width = inputs["input_ids"].shape[1]
     if allowed is not None:
         options["prefix_allowed_tokens_fn"] = lambda row, ids: allowed[row].following(ids[width:].tolist())
-    with _seeded(seed, model.device):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         ids = model.generate(
             **inputs, **options, eos_token_id=sorted(ends), pad_token_id=min(ends), cache=preallocated_cache(model)
         )
@@ -87,29 +85,22 @@ def complete(
     return [row[: next((k for k, token in enumerate(row, 1) if token in ends), None)] for row in rows]
 
 
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch's generators within the block and put them back afterwards."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 @torch.inference_mode()
 def next_logits(model: Any, inputs: dict[str, Any], prefixes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    """Return logits (batch × vocabulary) of what follows each row of a left-padded batch and each of `prefixes`.
+    """Return logits (batch × vocabulary, float32) after each row of a left-padded batch and each of `prefixes`.
 
-    The first prefix is empty; the prompt is read once for all.
+    The first prefix is empty; the prompt is read once for all. Raises FloatingPointError for logits that are no
+    numbers, which would rank at random.
     """
 
     def after(inputs: dict[str, Any], **cache: Any) -> torch.Tensor:
         output = model.generate(
             **inputs, **GREEDY, **cache, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
         )
-        return output.logits[0]
+        [logits] = output.logits
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError(f"the model's logits are not finite ({logits.dtype}): load it with dtype float32")
+        return logits.float()
 
     if len(prefixes) == 1:  # nothing is read twice, so no keys and values are kept
         return [after(inputs, use_cache=False)]

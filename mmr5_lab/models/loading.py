@@ -68,7 +68,13 @@ def load_model(
     if attention:
         options["attn_implementation"] = attention
     if four_bit:
-        options |= {"quantization_config": _four_bits(device), "device_map": {"": device}}
+        if not (device.startswith("cuda") and is_bitsandbytes_available()):
+            raise ValueError(
+                f"4-bit weights need a GPU (the device is {device}) and bitsandbytes: pip install bitsandbytes, or"
+                " leave four_bit away"
+            )
+        nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+        options |= {"quantization_config": nf4, "device_map": {"": device}}
     processor = AutoProcessor.from_pretrained(model)
     if not processor.chat_template:
         raise ValueError(
@@ -118,15 +124,6 @@ def adapter_fingerprint(adapter: str | Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _four_bits(device: str) -> BitsAndBytesConfig:
-    if not (device.startswith("cuda") and is_bitsandbytes_available()):
-        raise ValueError(
-            f"4-bit weights need a GPU (the device is {device}) and bitsandbytes: pip install bitsandbytes, or leave"
-            " four_bit away"
-        )
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def set_max_pixels(processor, max_pixels: int) -> None:

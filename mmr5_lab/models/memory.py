@@ -9,6 +9,7 @@ them; what a pass through the vision tower and the reading of the prompts hold a
 `plan_training` estimates memory and time of LoRA training.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from mmr5_lab.prompting.prompts import build_messages
 
 GIB = 1 << 30
 PAGE_CACHE = GIB  # bytes that `PageCache` may take
+PATCH_NUMBERS = 6 * 14**2  # two frames of three colours, 14 × 14 pixels
 
 
 def visual_tokens(processor, image_sizes: Sequence[tuple[int, int]]) -> list[int]:
@@ -96,7 +98,7 @@ class Budget:
     cache, features, prefill: bytes of the whole batch: keys and values, pages after the vision tower, and what one
         layer holds while the prompts are read
     vision: bytes while pages are encoded, a bounded number at once
-    fitting_pixels: a max_pixels with which the pages would fit the context; None: they fit, or none would
+    pixels_a_token: of a page; None where a processor has no pixel budget
     """
 
     page_tokens: list[int]
@@ -111,7 +113,7 @@ class Budget:
     prefill: int
     vision: int
     memory: int
-    fitting_pixels: int | None
+    pixels_a_token: int | None
 
     @property
     def tokens(self) -> int:
@@ -123,29 +125,26 @@ class Budget:
         share = batch_size / self.batch_size
         return self.weights + round(share * self.features + max(share * (self.cache + self.prefill), self.vision))
 
-    def problems(self) -> list[str]:
-        """Return what does not fit, each with the settings that would; empty where all fits."""
+    def check(self) -> None:
+        """Raise ValueError, naming numbers and settings that would fit, where the request does not."""
         problems = []
         problem = overfull(self.page_tokens, self.text_tokens, self.new_tokens, self.context)
         if problem and self.context is not None:
-            room = self.context - self.text_tokens - self.new_tokens
+            room, pages = self.context - self.text_tokens - self.new_tokens, len(self.page_tokens)
             most = max(self.page_tokens)
             advice = [f"at most {room // most} such pages"] if room >= most else []
-            advice += [f"max_pixels={self.fitting_pixels}"] if self.fitting_pixels else []
+            if self.pixels_a_token and room >= pages:
+                advice.append(f"max_pixels={room // pages * self.pixels_a_token}")
             problems.append(f"{problem}. What would fit: {' or '.join(advice) or 'a shorter answer (max_new_tokens)'}")
         if self.needed(self.batch_size) > self.memory:
             batch = next((n for n in range(self.batch_size, 0, -1) if self.needed(n) <= self.memory), 0)
-            advice = [f"batch_size={batch}" if batch else "a smaller model, 4-bit weights or more memory"]
+            fitting = f"batch_size={batch}" if batch else "a smaller model, 4-bit weights or more memory"
             problems.append(
                 f"weights take {self.weights / GIB:.1f} GiB and a batch of {self.batch_size} queries"
                 f" {(self.needed(self.batch_size) - self.weights) / GIB:.1f} GiB, but {self.memory / GIB:.1f} GiB are"
-                f" free. What would fit: {advice[0]}"
+                f" free. What would fit: {fitting}"
             )
-        return problems
-
-    def check(self) -> None:
-        """Raise ValueError, naming numbers and settings that would fit, where the request does not."""
-        if problems := self.problems():
+        if problems:
             raise ValueError("this does not fit: " + "; ".join(problems))
 
     def __str__(self) -> str:
@@ -171,26 +170,20 @@ def _vision_bytes(
     On a CPU the processor's own copies count, about four of the pixels in float32 (measured: docs/log.md, 2026-11-26).
     """
     vision = config.vision_config
-    merged = getattr(vision, "spatial_merge_size", 2) ** 2  # patches a token
     hidden = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL calls its output hidden_size
     inner = getattr(vision, "intermediate_size", None) or int(hidden * getattr(vision, "mlp_ratio", 4))
-    pixels = (
-        6 * vision.patch_size**2 if isinstance(vision.patch_size, int) else 6 * 14**2
-    )  # two frames of three colours
-    most = 0
-    for size, count in zip(image_sizes, tokens, strict=True):
-        patches = count * merged
-        pages = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
-        a_patch = pixels * (16 if device == "cpu" else dtype.itemsize) + _layer_bytes(hidden, inner, dtype)
-        most = max(most, min(pages, len(tokens)) * patches * a_patch)
-    return most
+    a_patch = PATCH_NUMBERS * (16 if device == "cpu" else dtype.itemsize) + _layer_bytes(hidden, inner, dtype)
+    at_once = (
+        min(math.ceil(PIXELS_AT_ONCE / (height * width)), len(tokens)) * count
+        for (height, width), count in zip(image_sizes, tokens, strict=True)
+    )
+    return max(at_once) * getattr(vision, "spatial_merge_size", 2) ** 2 * a_patch  # patches a token
 
 
 def plan(
     model: str | Path,
     image_sizes: Sequence[tuple[int, int]],
     *,
-    query: str = "What was the revenue in 2015?",
     max_new_tokens: int = 2048,
     batch_size: int = 1,
     max_pixels: int | None = None,
@@ -212,20 +205,22 @@ def plan(
         set_max_pixels(processor, max_pixels)
     device = device or best_device()
     dtype = dtype or best_dtype(device)
+    if memory is None:
+        on_gpu = device.startswith("cuda")
+        memory = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
     pages = visual_tokens(processor, image_sizes)
-    messages = build_messages(query, len(pages))
+    messages = build_messages("What was the revenue in 2015?", len(pages))
     words = text_tokens(processor, processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     with torch.device("meta"):
         parameters = AutoModelForImageTextToText.from_config(config).num_parameters()
     text = config.get_text_config()
     read = (sum(pages) + words) * batch_size
-    context = context_length(config)
-    room = None if context is None else context - words - max_new_tokens
+    images = processor.image_processor
     return Budget(
         page_tokens=pages,
         text_tokens=words,
         new_tokens=max_new_tokens,
-        context=context,
+        context=context_length(config),
         batch_size=batch_size,
         parameters=parameters,
         weights=parameters * dtype.itemsize,
@@ -233,8 +228,8 @@ def plan(
         features=2 * sum(pages) * batch_size * text.hidden_size * dtype.itemsize,  # each page's own, and joined
         prefill=read * _layer_bytes(text.hidden_size, text.intermediate_size, dtype),
         vision=_vision_bytes(config, image_sizes, pages, dtype, device),
-        memory=_free(device) if memory is None else memory,
-        fitting_pixels=None if room is None or sum(pages) <= room else _fitting(processor, image_sizes, room),
+        memory=memory,
+        pixels_a_token=(images.patch_size * images.merge_size) ** 2 if hasattr(images, "merge_size") else None,
     )
 
 
@@ -249,17 +244,13 @@ class TrainingBudget:
     """
 
     request: Budget
-    adapter_parameters: int
+    adapter: int
     activations: int
     operations: float
     sampled_tokens: int
     sampling: int
     pages: int
     accumulation: int
-
-    @property
-    def adapter(self) -> int:
-        return 16 * self.adapter_parameters
 
     @property
     def memory(self) -> int:
@@ -296,14 +287,12 @@ def plan_training(
     generations: int = 0,
     iterations: int = 1,
     max_pixels: int | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-    shared: bool = True,
 ) -> TrainingBudget:
-    """Estimate LoRA training on prompts with pages of these (height, width); weights on every device, as with DDP.
+    """Estimate LoRA training in bfloat16 on prompts with pages of these (height, width); weights on every device (DDP).
 
     completion: tokens of a completion; batch_size: examples a device and pass; accumulation: passes a step, whose
-    completions trl samples all at once; generations: 0 for SFT, else G of GRPO
-    with a KL term; shared: a prompt is encoded once for its group (`mmr5_lab.training.shared_prefix`)
+    completions trl samples all at once; generations: 0 for SFT, else G of GRPO with a KL term, where a prompt is
+    encoded once for its group (`mmr5_lab.training.shared_prefix`)
 
     A token costs 2 operations a parameter and pass. Learning takes three passes through the language model (forward,
     its repetition by checkpointing, gradients of activations; those of frozen weights are not computed) and one
@@ -311,15 +300,9 @@ def plan_training(
     the hidden size and 5 of the gated MLP's width a token (69 × hidden size bytes in 16 bits for 7B; arXiv 2205.05198,
     table 2, has 34 for a plain MLP of 4 times the width).
     """
-    request = plan(
-        model,
-        image_sizes,
-        max_new_tokens=completion,
-        batch_size=batch_size,
-        max_pixels=max_pixels,
-        dtype=dtype,
-        memory=0,
-    )
+    dtype = torch.bfloat16
+    limits: dict[str, Any] = {"max_new_tokens": completion, "batch_size": batch_size, "max_pixels": max_pixels}
+    request = plan(model, image_sizes, dtype=dtype, memory=0, **limits)
     config = AutoConfig.from_pretrained(model)
     text = config.get_text_config()
     with torch.device("meta"):
@@ -328,38 +311,17 @@ def plan_training(
     linear = [module for module in language.modules() if isinstance(module, torch.nn.Linear)]
     weights = sum(layer.weight.numel() for layer in linear)
     seeing = sum(p.numel() for name, p in whole.named_parameters() if ".visual." in name)
-    group = generations if generations and shared else 1
-    prompt = (request.tokens - completion) / group
-    learnt = prompt + completion  # tokens an example, where a prompt's are shared
+    group = generations or 1
+    learnt = (request.tokens - completion) / group + completion  # tokens an example: a prompt's are shared
     stored = (text.num_hidden_layers + 8) * text.hidden_size + 5 * text.intermediate_size  # numbers a token
     passes = 3 * iterations + (2 if generations else 0)  # the starting model's probabilities, and those when sampled
     return TrainingBudget(
         request=request,
-        adapter_parameters=sum(lora_rank * (layer.in_features + layer.out_features) for layer in linear),
+        adapter=16 * lora_rank * sum(layer.in_features + layer.out_features for layer in linear),
         activations=round(batch_size * learnt * stored * dtype.itemsize),
         operations=2 * weights * learnt * passes + 2 * seeing * 4 * sum(request.page_tokens) / group,
         sampled_tokens=completion if generations else 0,
         sampling=request.cache * accumulation if generations else 0,
         accumulation=accumulation,
-        pages=PAGE_CACHE + sum(request.page_tokens) * batch_size * accumulation * 4 * 6 * 14**2 * 4,
+        pages=PAGE_CACHE + sum(request.page_tokens) * batch_size * accumulation * 4 * PATCH_NUMBERS * 4,
     )
-
-
-def _fitting(processor, image_sizes: Sequence[tuple[int, int]], room: int) -> int | None:
-    """A pixel budget, of those that halve step by step, with which the pages make at most `room` tokens."""
-    pixels = max(height * width for height, width in image_sizes)
-    while pixels >= 1024:
-        try:
-            set_max_pixels(processor, pixels)
-            if sum(visual_tokens(processor, image_sizes)) <= room:
-                return pixels
-        except ValueError:  # no budget to set, or pages that would become too small
-            return None
-        pixels = pixels * 3 // 4
-    return None
-
-
-def _free(device: str) -> int:
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    return psutil.virtual_memory().available

@@ -15,8 +15,9 @@ sooner, by its file, and then does not even scale it and cut it into patches a s
 import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,39 +35,27 @@ class PageCache:
     """Keeps the features of the pages that were used last, `max_bytes` of them at most, on the model's device.
 
     Works for every model of transformers whose `get_image_features` returns one entry a page (Qwen2-VL,
-    Qwen2.5-VL, Qwen3-VL) or one row a tile (Gemma 3, InternVL). `remove()` gives the model its own method back.
-
-    Raises TypeError for a model without `get_image_features`, ValueError for a model that has a cache already, and
-    ValueError when a vision tower in training is asked for features: they would be out of date after a step.
+    Qwen2.5-VL, Qwen3-VL) or one row a tile (Gemma 3, InternVL). Raises ValueError when a vision tower in training is
+    asked for features: they would be out of date after a step.
     """
 
     def __init__(self, model: torch.nn.Module, max_bytes: int = 1 << 30):
-        encoders: list[Any] = [module for module in model.modules() if hasattr(module, "get_image_features")]
-        if not encoders:
-            raise TypeError(f"{type(model).__name__} has no get_image_features: its pages cannot be kept")
         self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
         self._kept: OrderedDict[Key, Features] = OrderedDict()
+        encoders: list[Any] = [module for module in model.modules() if hasattr(module, "get_image_features")]
         self._module = encoders[-1]  # modules() lists a model before what is inside it
         self._tower = self._module.get_image_features
-        if hasattr(self._tower, "page_cache"):
-            raise ValueError(f"this {type(model).__name__} has a page cache already")
 
         @functools.wraps(self._tower)  # `generate` reads the signature
         def features(*args: Any, **options: Any) -> Any:
             return self._features(*args, **options)
 
-        cast(Any, features).page_cache = self
         self._module.get_image_features = features
 
     @staticmethod
     def supports(model: torch.nn.Module) -> bool:
         """Return whether the model is of a type whose features are known to come apart by page."""
         return getattr(getattr(model, "config", None), "model_type", None) in SUPPORTED
-
-    def remove(self) -> None:
-        """Forget all pages and let the model encode for itself again."""
-        self.clear()
-        del self._module.get_image_features
 
     def clear(self) -> None:
         """Forget all pages, as is necessary when the vision tower's weights were changed."""
@@ -97,14 +86,14 @@ class PageCache:
         outputs = [page["pooler_output"] for page in pages]
         values: dict[str, Any] = {"pooler_output": tuple(outputs) if self._listed else torch.cat(outputs)}
         if "deepstack_features" in pages[0]:
-            values["deepstack_features"] = [
-                tuple(layer) for layer in zip(*(page["deepstack_features"] for page in pages), strict=True)
-            ]
+            values["deepstack_features"] = list(zip(*(page["deepstack_features"] for page in pages), strict=True))
         return self._kind(**values)
 
     def _features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor | None = None, **options: Any) -> Any:
         """Stand in for the model's `get_image_features`."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in _vision_parameters(self._module)):
+        language = getattr(self._module, "language_model", None)
+        of_text = {id(p) for p in language.parameters()} if language is not None else set()
+        if torch.is_grad_enabled() and any(p.requires_grad and id(p) not in of_text for p in self._module.parameters()):
             raise ValueError("the vision tower is being trained: its features cannot be kept (freeze it, or no cache)")
         if image_grid_thw is None:  # tiles; each is encoded for itself
             pages, grids = list(pixel_values.split(1)), [None] * len(pixel_values)
@@ -124,13 +113,13 @@ class PageCache:
     ) -> list[Features]:
         """Return the pages of these keys; `encode` makes those at the places that it is given."""
         features = {key: self._kept[key] for key in keys if key in self._kept}
-        missing: dict[Key, int] = {}  # where each page that is not in the cache first stands
-        for i, key in enumerate(keys):
-            if key not in features:
-                missing.setdefault(key, i)
+        # where each page that is not in the cache first stands
+        missing = [i for i, key in enumerate(keys) if key not in features and key not in keys[:i]]
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)
-        for places in _groups(list(missing.values()), pixels):
+        starts = accumulate((pixels[i] for i in missing), initial=0)
+        for _, group in groupby(zip(missing, starts, strict=False), lambda pair: pair[1] // PIXELS_AT_ONCE):
+            places = [i for i, _ in group]
             for i, page in zip(places, encode(places), strict=True):
                 features[keys[i]] = page
                 self._keep(keys[i], page)  # at once: a later group may fail
@@ -142,11 +131,8 @@ class PageCache:
         """Scale images, cut them into patches or tiles, and encode them."""
         options = processor._merge_kwargs(tokenizer_init_kwargs=processor.tokenizer.init_kwargs)["images_kwargs"]
         processed, texts = processor._process_images(images, **{**options, "return_tensors": "pt"})
-        tiles = [1] * len(images)  # of each page
-        if "num_patches" in processed:
-            tiles = [int(count) for count in processed["num_patches"]]
-        elif "num_crops" in processed:
-            tiles = [1 + int(count) for count in processed["num_crops"]]
+        crops = processed.get("num_crops", [0] * len(images))  # of each page, beside the page itself
+        tiles = [int(count) for count in processed.get("num_patches", [1 + count for count in crops])]
         model: Any = self._module
         grids = processed.get("image_grid_thw")
         grid = {} if grids is None else {"image_grid_thw": grids.to(model.device)}
@@ -163,48 +149,23 @@ class PageCache:
         with torch.no_grad():
             output = self._tower(pixels, **{**options, "return_dict": True})
         self._kind, self._listed = type(output), not isinstance(output.pooler_output, torch.Tensor)
-        if not self._listed:
-            parts = output.pooler_output.split(tiles)
-            return [{"pooler_output": part.clone()} for part in parts]
-        pages: list[Features] = [{"pooler_output": features.clone()} for features in output.pooler_output]
-        deep: Sequence[Any] | None = getattr(output, "deepstack_features", None)
-        if deep is not None:
-            for i, page in enumerate(pages):
-                page["deepstack_features"] = [layer[i].clone() for layer in deep]
+        parts = output.pooler_output if self._listed else output.pooler_output.split(tiles)
+        pages: list[Features] = [{"pooler_output": part.clone()} for part in parts]
+        for layer in getattr(output, "deepstack_features", None) or ():
+            for page, part in zip(pages, layer, strict=True):
+                page.setdefault("deepstack_features", []).append(part.clone())
         return pages
 
     def _keep(self, key: Key, page: Features) -> None:
+        size = _bytes(page)
         if key in self._kept:
             self._kept.move_to_end(key)
-            return
-        size = _bytes(page)
-        if size > self.max_bytes:
-            return
-        self._kept[key] = page
-        self.bytes += size
+        elif size <= self.max_bytes:
+            self._kept[key] = page
+            self.bytes += size
         while self.bytes > self.max_bytes:
             _, oldest = self._kept.popitem(last=False)
             self.bytes -= _bytes(oldest)
-
-
-def _groups(places: list[int], pixels: Sequence[int]) -> Iterator[list[int]]:
-    """Cut `places` into groups of `PIXELS_AT_ONCE`, or of one page that has more."""
-    group: list[int] = []
-    room = PIXELS_AT_ONCE
-    for place in places:
-        if group and pixels[place] > room:
-            yield group
-            group, room = [], PIXELS_AT_ONCE
-        group.append(place)
-        room -= pixels[place]
-    if group:
-        yield group
-
-
-def _vision_parameters(module: torch.nn.Module):
-    language = getattr(module, "language_model", None)
-    inside = {id(p) for p in language.parameters()} if language is not None else set()
-    return (p for p in module.parameters() if id(p) not in inside)
 
 
 def _pixel_key(page: torch.Tensor, grid: torch.Tensor | None, options: dict[str, Any]) -> bytes:

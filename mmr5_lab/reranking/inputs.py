@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Prompt:
 def prompts_of(pairs: Sequence[Pair], pages: Pages, mode: str, model, processor, max_new_tokens: int) -> list[Prompt]:
     """Return the prompt of each pair. Raises ValueError, naming the pair, for one that the model cannot take."""
     limit = context_length(model.config)
-    tokens_of_size: dict[tuple[int, int], int] = {}
+    tokens_of_size = lru_cache(None)(lambda size: visual_tokens(processor, [size])[0])
     prompts = []
     for i, ((query, _), keys) in enumerate(zip(pairs, pages.keys, strict=True)):
         where = name_pair(i, query)
@@ -39,14 +40,12 @@ def prompts_of(pairs: Sequence[Pair], pages: Pages, mode: str, model, processor,
             text = prompt_text(query, len(keys), mode, processor)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from None
-        for k, key in enumerate(keys):
-            size = pages.sizes[key]
-            if size not in tokens_of_size:
-                try:
-                    [tokens_of_size[size]] = visual_tokens(processor, [size])
-                except ValueError as error:  # such as an aspect ratio that the processor refuses
-                    raise ValueError(f"{where}, page {k} ({size[1]} × {size[0]} pixels): {error}") from None
-        visual = [tokens_of_size[pages.sizes[key]] for key in keys]
+        visual = []
+        for k, (height, width) in enumerate(pages.sizes[key] for key in keys):
+            try:
+                visual.append(tokens_of_size((height, width)))
+            except ValueError as error:  # such as an aspect ratio that the processor refuses
+                raise ValueError(f"{where}, page {k} ({width} × {height} pixels): {error}") from None
         visual = [max(visual)] if mode == "pointwise" else visual
         words = text_tokens(processor, text)
         answer = {"reason": max_new_tokens, "direct": 8 * len(keys)}.get(mode, 0)
@@ -74,31 +73,23 @@ def prompt_text(query: str, count: int, mode: str, processor) -> str:
 
 def model_inputs(prompts: Sequence[Prompt], pages: Pages, model, processor, cache: PageCache | None) -> dict[str, Any]:
     """Return what the model takes for a batch, padded on the left; pages come from the cache where there is one."""
-    texts = [prompt.text for prompt in prompts]
-    if cache is not None:
-        return _with_features(
-            texts, [key for prompt in prompts for key in prompt.pages], pages, model, processor, cache
-        )
-    images = [[pages.image(key) for key in prompt.pages] for prompt in prompts]
-    inputs = processor(
-        text=texts, images=images, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False
-    ).to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    return dict(inputs)
-
-
-def _with_features(
-    texts: list[str], keys: list[bytes], pages: Pages, model, processor, cache: PageCache
-) -> dict[str, Any]:
-    """Do what the processor does, with a page's features in place of its pixels."""
+    texts, padding = [prompt.text for prompt in prompts], {"padding": True, "padding_side": "left"}
+    if cache is None:
+        images = [[pages.image(key) for key in prompt.pages] for prompt in prompts]
+        inputs = processor(text=texts, images=images, return_tensors="pt", add_special_tokens=False, **padding)
+        inputs = inputs.to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        return dict(inputs)
+    # What the processor does, with a page's features in place of its pixels
+    keys = [key for prompt in prompts for key in prompt.pages]
     features = cache.encode(keys, pages.sizes, pages.image, processor)
     expanded, _ = processor.get_text_with_replacements(texts, [page["text"] for page in features])
-    lists = processor.tokenizer(expanded, padding=True, padding_side="left", add_special_tokens=False)
+    lists = processor.tokenizer(expanded, add_special_tokens=False, **padding)
     if processor.return_mm_token_type_ids:
         of_text = "token_type_ids" in processor.model_input_names  # Gemma's name for the same
         kinds = processor.create_mm_token_type_ids(lists["input_ids"])
         lists["token_type_ids" if of_text else "mm_token_type_ids"] = kinds
-    inputs: dict[str, Any] = {name: torch.tensor(values, device=model.device) for name, values in lists.items()}
+    tensors: dict[str, Any] = {name: torch.tensor(values, device=model.device) for name, values in lists.items()}
     if features[0]["grid"] is not None:
-        inputs["image_grid_thw"] = torch.stack([page["grid"] for page in features]).to(model.device)
-    return inputs | {"mm_encoder_outputs": {"image": cache.joined(features)}}
+        tensors["image_grid_thw"] = torch.stack([page["grid"] for page in features]).to(model.device)
+    return tensors | {"mm_encoder_outputs": {"image": cache.joined(features)}}

@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -85,11 +86,11 @@ class Reranker(Ranker):
         model: str | Path,
         adapter: str | Path | None = None,
         *,
+        page_cache_bytes: int = 1 << 30,
         max_new_tokens: int = 2048,
         temperature: float = 0.0,
         seed: int | None = None,
         calibrate: bool = False,
-        page_cache_bytes: int = 1 << 30,
         **options: Any,
     ) -> "Reranker":
         """Load `model` (and merge `adapter`); `options` go to `models.load_model`.
@@ -98,16 +99,12 @@ class Reranker(Ranker):
         """
         check_decoding(temperature, max_new_tokens)  # before weights are loaded
         loaded, processor = load_model(model, adapter, **options)
-        cache = PageCache(loaded, page_cache_bytes) if page_cache_bytes and PageCache.supports(loaded) else None
-        return cls(
-            loaded,
-            processor,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            calibrate=calibrate,
-            page_cache=cache,
+        reranker = cls(
+            loaded, processor, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, calibrate=calibrate
         )
+        if page_cache_bytes and PageCache.supports(loaded):
+            reranker.page_cache = PageCache(loaded, page_cache_bytes)
+        return reranker
 
     def rank_each(
         self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
@@ -135,44 +132,36 @@ class Reranker(Ranker):
                 yield i, replace(ranking, seconds=seconds)
 
     def _rank_batch(self, prompts: list[Prompt], pages: Pages, mode: str, seed: int | None) -> list[Ranking]:
-        if mode == "reason":
-            return self._reason(prompts, pages, seed)
-        if mode == "direct":
-            return self._direct(prompts, pages, seed)
+        if mode in ("reason", "direct"):
+            return self._written(prompts, pages, mode, seed)
         rows = self._score(prompts, pages) if mode == "score" else self._pointwise(prompts, pages)
-        return [_ranked_by(scores) for scores in rows]
+        orders = [np.argsort([-score for score in row], kind="stable").tolist() for row in rows]
+        return [Ranking(order, None, "", frozenset(), row, 1, 0.0) for order, row in zip(orders, rows, strict=True)]
 
     def _inputs(self, prompts: Sequence[Prompt], pages: Pages) -> dict[str, Any]:
         return model_inputs(prompts, pages, self.model, self.processor, self.page_cache)
 
-    def _reason(self, prompts: list[Prompt], pages: Pages, seed: int | None) -> list[Ranking]:
-        rankings = []
-        for prompt, row in zip(prompts, self._complete(prompts, pages, seed, self.max_new_tokens), strict=True):
-            text = with_opening(self._decoded(row), prompt.text)
-            parsed = parse_ranking(text, len(prompt.pages))
-            faults = parsed.faults if row[-1] in self._ends else parsed.faults | {"truncated"}
-            rankings.append(Ranking(list(parsed.order), parsed.think or None, text, faults, None, len(row), 0.0))
-        return rankings
-
-    def _direct(self, prompts: list[Prompt], pages: Pages, seed: int | None) -> list[Ranking]:
-        allowed = [self._allowed_ids(len(prompt.pages)) for prompt in prompts]
-        rows = self._complete(prompts, pages, seed, max(ids.longest for ids in allowed), allowed)
+    def _written(self, prompts: list[Prompt], pages: Pages, mode: str, seed: int | None) -> list[Ranking]:
+        """Return the rankings that the model writes, in mode "direct" held to permutations of the ids."""
+        allowed, longest = None, self.max_new_tokens
+        if mode == "direct":
+            allowed = [self._allowed_ids(len(prompt.pages)) for prompt in prompts]
+            longest = max(ids.longest for ids in allowed)
+        options = {**self.generation, "max_new_tokens": longest}
+        rows = complete(self.model, self._inputs(prompts, pages), self._ends, allowed=allowed, seed=seed, **options)
         rankings = []
         for prompt, row in zip(prompts, rows, strict=True):
-            text = f"{ANSWER_START}{self._decoded(row)}]</answer>"
+            ended = row[-1] in self._ends
+            text = self.processor.tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)
+            text = f"{ANSWER_START}{text}]</answer>" if mode == "direct" else with_opening(text, prompt.text)
             parsed = parse_ranking(text, len(prompt.pages))
-            faults = parsed.faults - {"no_think"}  # none was wanted
-            tokens = len(row) - (row[-1] in self._ends)
-            rankings.append(Ranking(list(parsed.order), None, text, faults, None, tokens, 0.0))
+            faults, tokens = parsed.faults, len(row)
+            if mode == "direct":
+                faults, tokens = faults - {"no_think"}, tokens - ended  # no thinking was wanted
+            elif not ended:
+                faults |= {"truncated"}
+            rankings.append(Ranking(list(parsed.order), parsed.think or None, text, faults, None, tokens, 0.0))
         return rankings
-
-    def _complete(self, prompts, pages: Pages, seed: int | None, longest: int, allowed=None) -> list[list[int]]:
-        inputs, options = self._inputs(prompts, pages), {**self.generation, "max_new_tokens": longest}
-        return complete(self.model, inputs, self._ends, allowed=allowed, seed=seed, **options)
-
-    def _decoded(self, row: list[int]) -> str:
-        ended = row[-1] in self._ends
-        return self.processor.tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)
 
     def _score(self, prompts: list[Prompt], pages: Pages) -> list[list[float]]:
         """Return the log-probability that each prompt's answer begins with each id, less the prior if calibrated."""
@@ -188,7 +177,7 @@ class Reranker(Ranker):
         prefixes = sorted({path[:k] for row in paths.values() for path in row for k in range(len(path))}, key=len)
         scores = torch.zeros(len(counts), max(counts))
         for prefix, logits in zip(prefixes, next_logits(self.model, inputs, prefixes), strict=True):
-            log_probs = _finite(logits).log_softmax(-1).cpu()
+            log_probs = logits.log_softmax(-1).cpu()
             for r, n in enumerate(counts):
                 for i, path in enumerate(paths[n]):
                     if path[: len(prefix)] == prefix and len(path) > len(prefix):
@@ -198,8 +187,6 @@ class Reranker(Ranker):
     def _prior(self, sizes: tuple[tuple[int, int], ...]) -> list[float]:
         """Return what `_first_id` gives for no question and blank pages of these (height, width)."""
         if sizes not in self._priors:
-            if len(self._priors) >= 1000:
-                self._priors.clear()
             pairs = [(CONTENT_FREE, [Image.new("RGB", (width, height), "white") for height, width in sizes])]
             blank = Pages(pairs)
             prompts = prompts_of(pairs, blank, "score", self.model, self.processor, self.max_new_tokens)
@@ -208,38 +195,18 @@ class Reranker(Ranker):
 
     def _pointwise(self, prompts: list[Prompt], pages: Pages) -> list[list[float]]:
         """Return the probability of the first of the two answers against the second, for each page of each prompt."""
-        yes, no = _first_tokens(self.processor.tokenizer, POINTWISE_ANSWERS)
+        tokenizer = self.processor.tokenizer
+        yes, no = (tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in POINTWISE_ANSWERS)
+        if yes == no:  # all pages would tie
+            raise ValueError(f"this tokenizer begins {' and '.join(POINTWISE_ANSWERS)} alike: choose another mode")
         single = [replace(prompt, pages=[key]) for prompt in prompts for key in prompt.pages]
         scores: list[float] = []
         step = PAGES_A_QUERY * len(prompts)  # however many candidates there are
         for start in range(0, len(single), step):
             [logits] = next_logits(self.model, self._inputs(single[start : start + step], pages), [()])
-            logits = _finite(logits)
             scores += (logits[:, yes] - logits[:, no]).sigmoid().tolist()
         each = iter(scores)
         return [[next(each) for _ in prompt.pages] for prompt in prompts]
-
-
-def _ranked_by(scores: list[float]) -> Ranking:
-    """Return the ranking by scores; ties stay in candidate order."""
-    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    return Ranking(order, None, "", frozenset(), scores, tokens=1, seconds=0.0)
-
-
-def _first_tokens(tokenizer, answers: Sequence[str]) -> list[int]:
-    first = [tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in answers]
-    if len(set(first)) < len(first):
-        raise ValueError(
-            f"this tokenizer begins {' and '.join(answers)} alike: mode 'pointwise' cannot tell them apart"
-        )
-    return first
-
-
-def _finite(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits in float32. Raises FloatingPointError where they are no numbers, which would rank at random."""
-    if not torch.isfinite(logits).all():
-        raise FloatingPointError(f"the model's logits are not finite ({logits.dtype}): load it with dtype float32")
-    return logits.float()
 
 
 class QueryReranker:

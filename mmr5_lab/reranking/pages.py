@@ -57,36 +57,25 @@ class Pages:
         return self._sources[key][0]
 
     def _add(self, page: Page, where: str) -> bytes:
+        image = None
         if isinstance(page, Image.Image | np.ndarray):  # known by its pixels: two may share a file, or have none
             image = open_page(page, where)
-            key = _digest(repr(image.size).encode(), image.tobytes())
+            key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         else:
             data = read_bytes(page, where)
-            key, image = _digest(data), None
-            if not isinstance(page, str | Path):
-                page = data  # an open file may be read only once
+            key = hashlib.sha256(data).digest()
+            page = page if isinstance(page, str | Path) else data  # an open file may be read only once
         self._sources.setdefault(key, (page, where))
-        if key in self.sizes and image is None:
-            return key
-        if image is None:
+        if image is None and key not in self.sizes:
             image = open_page(page, where)
-        self.sizes[key] = (image.height, image.width)
-        if key not in self._decoded and _bytes(image) <= self._room:
-            self._decoded[key] = image
-            self._room -= _bytes(image)
+        if image is not None:
+            self.sizes[key] = (image.height, image.width)
+            size = 3 * image.width * image.height
+            if key not in self._decoded and size <= self._room:
+                self._decoded[key] = image
+                self._room -= size
         return key
 
 
 def name_pair(index: int, query: str) -> str:
     return f"pair {index} ({query!r:.60})"
-
-
-def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
-
-
-def _bytes(image: Image.Image) -> int:
-    return 3 * image.width * image.height

@@ -17,9 +17,11 @@ from mmr5_lab.prompting.prompts import shuffled
 from mmr5_lab.reranking.pages import Pair
 from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
 
+Turn = tuple[list[int], Ranking]  # the candidates that were shown, and their ranking
+
 
 class Strategy(Ranker):
-    """A ranker over another one, which checks the pages."""
+    """A ranker over another one, which ranks some or all candidates of a query in several turns."""
 
     ranker: Ranker
 
@@ -27,26 +29,55 @@ class Strategy(Ranker):
         """Raise ValueError for pages that the ranker beneath cannot rank."""
         self.ranker.check(pairs)
 
-    def _rank_turn(
-        self,
-        pairs: Sequence[Pair],
-        due: Sequence[int],
-        places: Sequence[Sequence[int]],
-        mode: str,
-        batch_size: int,
-        failures: dict[int, str],
+    def rank_each(
+        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
     ) -> Iterator[tuple[int, Ranking]]:
-        """Show the pairs `due` their pages at `places`; yield (place in `due`, ranking).
+        """Show the ranker the first turn of all queries together, then the second, and so on.
 
-        A pair that fails on a server is noted in `failures`; the others go on.
+        A query that fails on a server is left out of later turns; the others go on.
         """
-        shown = [(pairs[i][0], [pairs[i][1][k] for k in some]) for i, some in zip(due, places, strict=True)]
-        try:
-            yield from self.ranker.rank_each(shown, mode, batch_size)
-        except RemoteError as error:
-            failures |= {due[j]: reason for j, reason in error.failures.items()}
-            if error.fatal:
-                raise RemoteError(failures, len(failures), fatal=True) from None
+        self.check(pairs)  # all pages, before the first turn
+        turns: list[list[Turn]] = [[] for _ in pairs]
+        failures: dict[int, str] = {}
+        due = {i: self._next(query, len(pages), []) for i, (query, pages) in enumerate(pairs)}
+        while due:
+            shown = [(pairs[i][0], [pairs[i][1][k] for k in places]) for i, places in due.items()]
+            indices = list(due)
+            following: dict[int, list[int]] = {}
+            try:
+                for j, ranking in self.ranker.rank_each(shown, mode, batch_size):
+                    i = indices[j]
+                    query, pages = pairs[i]
+                    turns[i].append((due[i], ranking))
+                    if places := self._next(query, len(pages), turns[i]):
+                        following[i] = places
+                    else:
+                        yield i, _with_costs(self._joined(len(pages), turns[i]), turns[i])
+            except RemoteError as error:
+                failures |= {indices[j]: reason for j, reason in error.failures.items()}
+                if error.fatal:
+                    raise RemoteError(failures, len(failures), fatal=True) from None
+            due = dict(sorted(following.items()))
+        if failures:
+            raise RemoteError(failures, len(pairs))
+
+    def _next(self, query: str, n: int, turns: Sequence[Turn]) -> list[int]:
+        """Return the candidates of n, 0-based, that the next turn shows; empty after the last turn."""
+        raise NotImplementedError
+
+    def _joined(self, n: int, turns: Sequence[Turn]) -> Ranking:
+        """Return one ranking of n candidates, made of those of all turns."""
+        raise NotImplementedError
+
+
+def _with_costs(ranking: Ranking, turns: Sequence[Turn]) -> Ranking:
+    rankings = [each for _, each in turns]
+    return replace(
+        ranking,
+        faults=frozenset().union(*(each.faults for each in rankings)),
+        tokens=sum(each.tokens for each in rankings),
+        seconds=sum(each.seconds for each in rankings),
+    )
 
 
 class Windows(Strategy):
@@ -67,28 +98,20 @@ class Windows(Strategy):
             raise ValueError(f"stride {stride} is not within 1 to the window's size {size}")
         self.ranker, self.size, self.stride = ranker, size, stride
 
-    def rank_each(
-        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
-    ) -> Iterator[tuple[int, Ranking]]:
-        """Windows of the same turn go through the ranker together."""
-        self.check(pairs)  # all pages, before the first window
-        orders = [list(range(len(pages))) for _, pages in pairs]
-        starts = [window_starts(len(pages), self.size, self.stride) for _, pages in pairs]
-        rankings: list[list[Ranking]] = [[] for _ in pairs]
-        failures: dict[int, str] = {}
-        for turn in range(max(map(len, starts), default=0)):
-            due = [i for i, places in enumerate(starts) if turn < len(places) and i not in failures]
-            places = [orders[i][starts[i][turn] : starts[i][turn] + self.size] for i in due]
-            for j, ranking in self._rank_turn(pairs, due, places, mode, batch_size, failures):
-                i, start = due[j], starts[due[j]][turn]
-                orders[i][start : start + self.size] = [places[j][k] for k in ranking.order]
-                rankings[i].append(ranking)
-                if turn == len(starts[i]) - 1:
-                    scores = ranking.scores if turn == 0 else None  # scores of different windows do not compare
-                    last = replace(ranking, order=orders[i], scores=scores, shown=places[j])
-                    yield i, _with_costs(last, rankings[i])
-        if failures:
-            raise RemoteError(failures, len(pairs))
+    def _order(self, n: int, turns: Sequence[Turn]) -> list[int]:
+        order = list(range(n))
+        for start, (shown, ranking) in zip(window_starts(n, self.size, self.stride), turns, strict=False):
+            order[start : start + self.size] = [shown[k] for k in ranking.order]
+        return order
+
+    def _next(self, query: str, n: int, turns: Sequence[Turn]) -> list[int]:
+        starts = window_starts(n, self.size, self.stride)[len(turns) :]
+        return self._order(n, turns)[starts[0] : starts[0] + self.size] if starts else []
+
+    def _joined(self, n: int, turns: Sequence[Turn]) -> Ranking:
+        shown, last = turns[-1]
+        scores = last.scores if len(turns) == 1 else None  # scores of different windows do not compare
+        return replace(last, order=self._order(n, turns), scores=scores, shown=shown)
 
 
 def window_starts(n: int, size: int, stride: int) -> list[int]:
@@ -117,37 +140,13 @@ class Consensus(Strategy):
             raise ValueError(f"shuffles is {shuffles}: it must be at least 1")
         self.ranker, self.shuffles, self.seed = ranker, shuffles, seed
 
-    def rank_each(
-        self, pairs: Sequence[Pair], mode: str = "reason", batch_size: int = 16
-    ) -> Iterator[tuple[int, Ranking]]:
-        """All queries' first shuffles go through the ranker together, then their second, and so on."""
-        self.check(pairs)
-        rankings: list[list[Ranking]] = [[] for _ in pairs]
-        orders: list[list[list[int]]] = [[] for _ in pairs]
-        failures: dict[int, str] = {}
-        for turn in range(self.shuffles):
-            due = [i for i in range(len(pairs)) if i not in failures]
-            places = [places_of_turn(len(pairs[i][1]), turn, self.seed, pairs[i][0]) for i in due]
-            for j, ranking in self._rank_turn(pairs, due, places, mode, batch_size, failures):
-                i = due[j]
-                rankings[i].append(ranking)
-                orders[i].append([places[j][k] for k in ranking.order])
-                if turn == self.shuffles - 1:
-                    order, points = fused(orders[i])
-                    first = replace(rankings[i][0], order=order, scores=points, stability=stability(orders[i]))
-                    yield i, _with_costs(first, rankings[i])
-        if failures:
-            raise RemoteError(failures, len(pairs))
+    def _next(self, query: str, n: int, turns: Sequence[Turn]) -> list[int]:
+        return places_of_turn(n, len(turns), self.seed, query) if len(turns) < self.shuffles else []
 
-
-def _with_costs(ranking: Ranking, turns: Sequence[Ranking]) -> Ranking:
-    """Return a ranking with the faults, tokens and seconds of all turns that led to it."""
-    return replace(
-        ranking,
-        faults=frozenset().union(*(turn.faults for turn in turns)),
-        tokens=sum(turn.tokens for turn in turns),
-        seconds=sum(turn.seconds for turn in turns),
-    )
+    def _joined(self, n: int, turns: Sequence[Turn]) -> Ranking:
+        orders = [[shown[k] for k in ranking.order] for shown, ranking in turns]
+        order, points = fused(orders)
+        return replace(turns[0][1], order=order, scores=points, stability=stability(orders))
 
 
 def stability(orders: Sequence[Sequence[int]]) -> float | None:

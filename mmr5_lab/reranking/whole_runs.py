@@ -1,6 +1,7 @@
 """Rerank a whole first-stage run: resumable, one line a question as it is finished."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,7 @@ def _rank_missing(
         bar.n = bar.initial = len(done)
         for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
             chunk = missing[start : start + CHUNK]
-            pairs = [
-                pair_of(corpus, questions[question_id], run.pages[question_id], page_bytes) for question_id in chunk
-            ]
+            pairs = [pair_of(corpus, questions[q], run.pages[q], page_bytes) for q in chunk]
             try:
                 for i, ranking in reranker.rank_each(pairs, mode, batch_size):
                     row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
@@ -120,10 +119,7 @@ def sample_answers(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: s
 
 
 def pair_of(
-    corpus: Corpus,
-    question: pd.Series,
-    pages: Sequence[int],
-    page_bytes: PageBytes | None = None,
+    corpus: Corpus, question: pd.Series, pages: Sequence[int], page_bytes: PageBytes | None = None
 ) -> tuple[str, list[bytes]]:
     if not pages:
         raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
@@ -136,20 +132,15 @@ def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[st
     positive_ids = [i for i, page in enumerate(pages, 1) if page in question["gold_pages"]]
     # a text about some of the candidates (the last window) has no reward for all of them
     rewarded = bool(positive_ids) and bool(ranking.text) and ranking.shown is None
+    row = asdict(ranking)
     return {
         "question_id": question["question_id"],
         "candidates": pages,
-        "order": ranking.order,
         "pages": [pages[k] for k in ranking.order],
-        "text": ranking.text,
-        "think": ranking.reasoning,
+        "think": row.pop("reasoning"),
+        **row,
         "faults": sorted(ranking.faults),
         "valid": not ranking.faults,
-        "scores": ranking.scores,
-        "shown": ranking.shown,
-        "stability": ranking.stability,
-        "tokens": ranking.tokens,
-        "seconds": ranking.seconds,
         "rank_reward": rank_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
         "format_reward": format_reward([ranking.text], [positive_ids], [len(pages)])[0] if rewarded else None,
     }

@@ -74,11 +74,11 @@ def test_a_model_is_not_an_adapter(model):
 def test_unfinished_runs_and_runs_without_a_model_are_named(sft, tmp_path):
     half = shutil.copytree(sft, tmp_path / "half")
     (half / "log.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"the training in .*half is not finished: run its notebook"):
+    with pytest.raises(FileNotFoundError, match=r"half is a run without a trained model: name a finished run"):
         model_source(half)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"run is a run that trains no model: name a run of 02_sft or 03_grpo"):
+    with pytest.raises(FileNotFoundError, match=r"run is a run without a trained model: name a finished run of 02_sft"):
         model_source(tmp_path / "run")
     with pytest.raises(ValueError, match=r"config.json is a file: name the model's folder"):
         model_source(sft / "model" / "config.json")
@@ -106,16 +106,14 @@ def test_missing_files_are_named(model, names, message):
 @pytest.mark.parametrize("share", [0, 1e-5, 0.01, 0.5, 0.999999])
 def test_weights_cut_short_are_named(model, share):
     cut(model / "model.safetensors", share)
-    with pytest.raises(
-        ValueError, match=r"model.safetensors (has [\d,]+ of [\d,]+ bytes|is not a whole safetensors file)"
-    ):
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut short .*: download or copy it again"):
         load_model(model)
 
 
 def test_missing_and_cut_shards_are_named(model):
     shards(model)
     cut(model / "model-2.safetensors")
-    with pytest.raises(ValueError, match=r"model-2.safetensors has"):
+    with pytest.raises(ValueError, match=r"model-2.safetensors is damaged"):
         load_model(model)
     (model / "model-2.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks model-2.safetensors"):
@@ -145,7 +143,7 @@ def test_damaged_json_is_named(model, name):
 def test_damaged_adapters_are_named(tiny_model, sft, tmp_path):
     adapter = shutil.copytree(sft / "adapter", tmp_path / "adapter")
     cut(adapter / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=r"adapter_model.safetensors has"):
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is damaged"):
         load_model(tiny_model, adapter)
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks adapter_model.safetensors"):

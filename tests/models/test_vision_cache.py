@@ -44,7 +44,7 @@ def test_cached_pages_give_the_same_rankings(architecture, mode, by_file):
         seen = cache.misses
         again = reranker.rank_many(PAIRS, mode, batch_size=2)
     finally:
-        cache.remove()
+        del cache._module.get_image_features
     assert cache.misses == seen, "the second time nothing is encoded"
     assert cache.hits > 0
     for cached in (first, again):
@@ -54,15 +54,6 @@ def test_cached_pages_give_the_same_rankings(architecture, mode, by_file):
             assert torch.allclose(
                 torch.tensor([r.scores for r in cached[1:]]), torch.tensor([r.scores for r in plain[1:]]), atol=1e-4
             )
-
-
-def test_removed_the_model_encodes_for_itself(architecture):
-    cache = PageCache(architecture.model)
-    with pytest.raises(ValueError, match="has a page cache already"):
-        PageCache(architecture.model)
-    cache.remove()
-    architecture.rank_many(PAIRS, "score")
-    assert (cache.hits, cache.misses, cache.bytes) == (0, 0, 0)
 
 
 def test_what_the_model_is_given_is_what_the_processor_makes(architecture):
@@ -75,7 +66,7 @@ def test_what_the_model_is_given_is_what_the_processor_makes(architecture):
     try:
         inputs = model_inputs(prompts, known, model, processor, cache)
     finally:
-        cache.remove()
+        del cache._module.get_image_features
     features = inputs.pop("mm_encoder_outputs")["image"]
     with torch.no_grad():
         grid = {"image_grid_thw": plain["image_grid_thw"]} if "image_grid_thw" in plain else {}
@@ -141,9 +132,7 @@ def test_a_page_is_known_by_its_file_and_not_processed_again(tiny_model, tmp_pat
 def small(tiny_model):
     reranker = Reranker.from_pretrained(tiny_model, max_new_tokens=4, page_cache_bytes=0)
     yield reranker
-    cache = getattr(reranker.model.model.get_image_features, "page_cache", None)
-    if cache:
-        cache.remove()
+    vars(reranker.model.model).pop("get_image_features", None)
 
 
 def test_pages_are_counted_and_forgotten_oldest_first(small):
@@ -175,7 +164,7 @@ def test_pages_are_encoded_in_groups_of_bounded_size(small, monkeypatch):
     cache.clear()
     by_pixels = small.rank_many(pairs, "score", 2)
     assert passes == [3, 3, 2] * 2
-    cache.remove()
+    del cache._module.get_image_features
     for alone in (by_file, by_pixels):
         for ours, plain in zip(alone, small.rank_many(pairs, "score", 2), strict=True):
             assert ours.scores == pytest.approx(plain.scores, abs=1e-4)
@@ -208,8 +197,3 @@ def test_a_tower_in_training_is_refused(small):
     images = small.processor.image_processor(images=[page(1)], return_tensors="pt")
     with pytest.raises(ValueError, match="vision tower is being trained"):
         small.model.model.get_image_features(**images)
-
-
-def test_a_model_without_images_is_refused():
-    with pytest.raises(TypeError, match="Linear has no get_image_features"):
-        PageCache(torch.nn.Linear(2, 2))
