@@ -66,9 +66,8 @@ def page_size(source: Page, where: str = "") -> tuple[int, int]:
 def plain_file(source: Page, where: str = "") -> tuple[bytes, str]:
     """Return a page as the bytes of an image file that any program shows alike, and its kind: "jpeg" or "png".
 
-    The bytes of a JPEG or PNG that is upright, opaque and of 8 bits stay as they are, but for a PNG's texts and colour
-    profile, and are not decoded; anything else becomes a PNG of what `open_page` returns. Raises ValueError like
-    `open_page`.
+    A JPEG or PNG that is upright, opaque and of 8 bits stays as it is, but for a PNG's texts and colour profile, and is
+    not decoded; anything else becomes a PNG of what `open_page` returns. Raises ValueError like `open_page`.
     """
     if not isinstance(source, Image.Image | np.ndarray):
         data = _without_notes(read_bytes(source, where))

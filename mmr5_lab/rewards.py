@@ -25,10 +25,10 @@ set, for no positives or a positive outside 1..n, naming the index; TypeError fo
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from mmr5_lab.prompting.answers import parse_ranking
+from mmr5_lab.prompting.answers import ParsedRanking, parse_ranking
 from mmr5_lab.prompting.prompts import content_text
 
 Completion: TypeAlias = str | Sequence[dict[str, Any]]
@@ -85,15 +85,10 @@ def format_reward(
     Three distinct ids of five.
     """
     rewards = []
-    for i, text in enumerate(_texts(completions, positive_ids, num_candidates)):
-        n = int(num_candidates[i])
-        _positives(i, positive_ids[i], n)
-        parsed = parse_ranking(text, n)
-        if parsed.answer is None or not parsed.well_formed:
-            rewards.append(0.0)
-            continue
-        in_range = len({x for x in parsed.answer if 1 <= x <= n}) - ("zero_based" in parsed.faults)
-        rewards.append(in_range / max(n, len(parsed.answer)))
+    for parsed, _, n in _answers(completions, positive_ids, num_candidates):
+        written = parsed.answer if parsed.well_formed else ()
+        in_range = len({x for x in written or () if 1 <= x <= n}) - ("zero_based" in parsed.faults)
+        rewards.append(in_range / max(n, len(written)) if written else 0.0)
     return rewards
 
 
@@ -134,17 +129,28 @@ def _gains(
 ) -> list[float]:
     """Sum of gain(rank) over the positives in each answer, over the sum for the first |G| ranks."""
     rewards = []
-    for i, text in enumerate(_texts(completions, positive_ids, counts)):
-        n = int(counts[i])
-        waiting = _positives(i, positive_ids[i], n)
+    for parsed, waiting, _ in _answers(completions, positive_ids, counts):
         ideal = math.fsum(gain(rank) for rank in range(1, len(waiting) + 1))
         earned = []
-        for rank, x in enumerate(parse_ranking(text, n).answer or (), start=1):
+        for rank, x in enumerate(parsed.answer or (), start=1):
             if x in waiting:
                 waiting.remove(x)  # a second mention earns nothing
                 earned.append(gain(rank))
         rewards.append(math.fsum(earned) / ideal)
     return rewards
+
+
+def _answers(
+    completions: Sequence[Completion], positive_ids: Ids, counts: Sequence[int]
+) -> Iterator[tuple[ParsedRanking, set[int], int]]:
+    """What each completion says, its positives and number of candidates. Raises ValueError naming the index."""
+    for index, text in enumerate(_texts(completions, positive_ids, counts)):
+        ids, n = {int(g) for g in positive_ids[index]}, int(counts[index])
+        if not ids:
+            raise ValueError(f"positive_ids of index {index} is empty: leave out prompts without a positive")
+        if outside := sorted(g for g in ids if not 1 <= g <= n):
+            raise ValueError(f"positive_ids of index {index} holds {outside}, outside 1..{n} (ids are 1-based)")
+        yield parse_ranking(text, n), ids, n
 
 
 def _texts(completions: Sequence[Completion], positive_ids: Sequence[Any], num_candidates: Sequence[Any]) -> list[str]:
@@ -169,16 +175,6 @@ def completion_texts(completions: Sequence[Completion]) -> list[str]:
                 f"completion {index} is neither a string nor a list of messages with a content: {error!r}"
             ) from error
     return texts
-
-
-def _positives(index: int, positives: Sequence[int], n: int) -> set[int]:
-    """The set of positives, or ValueError naming the index."""
-    ids = {int(g) for g in positives}
-    if not ids:
-        raise ValueError(f"positive_ids of index {index} is empty: leave out prompts without a positive")
-    if outside := sorted(g for g in ids if not 1 <= g <= n):
-        raise ValueError(f"positive_ids of index {index} holds {outside}, outside 1..{n} (ids are 1-based)")
-    return ids
 
 
 def _released_rank(text: str, positives: list[int]) -> float:

@@ -170,7 +170,7 @@ def test_faulty_columns_are_named(reward):
         ([], 2, "positive_ids of index 1 is empty"),
         ([0, 2], 2, r"positive_ids of index 1 holds \[0\], outside 1..2"),
         ([3], 2, r"positive_ids of index 1 holds \[3\]"),
-        ([1], 0, "num_candidates of index 1 is 0"),
+        ([1], 0, r"positive_ids of index 1 holds \[1\], outside 1..0"),
     ],
 )
 def test_faulty_gold_is_named(reward, positives, n, message):

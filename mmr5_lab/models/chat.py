@@ -61,11 +61,9 @@ class Chat:
     """Requests to one model of one server; `ask` may be called from any number of threads.
 
     base_url: up to and with /v1; model: the name that the server knows it by
-    concurrency: requests under way at once; one that waits to be tried again takes no place
-    timeout: seconds without a word from the server
+    concurrency: requests under way at once; per_minute: requests sent at most; timeout: seconds without a word
     retries: further tries after the first; pause: seconds before the second try, doubled each time (with jitter).
         Where the server says how long to wait (Retry-After), all requests wait.
-    per_minute: requests sent a minute at most
 
     Raises ValueError for options out of range, an incomplete address, and a key that no HTTP header can hold.
     """

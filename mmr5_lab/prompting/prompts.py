@@ -172,8 +172,7 @@ def shuffled(items: Sequence[T], *seeds: Any) -> list[T]:
 def teacher_prompt(question: str, positive: bool) -> str:
     """Return what a teacher is asked about one page: why it can (`positive`) or cannot help answer `question`.
 
-    The label is given away on purpose: the teacher explains, it does not judge (arXiv 2506.12364, section on
-    data construction). Raises like `build_messages` for a bad question.
+    The teacher explains, it does not judge (arXiv 2506.12364, data construction). Raises like `build_messages`.
     """
     template = TEACHER_POSITIVE_TEMPLATE if positive else TEACHER_NEGATIVE_TEMPLATE
     return template.format(question=_checked("question", question))

@@ -62,9 +62,9 @@ def training_candidates(
 ) -> list[Candidates]:
     """Return the questions with a gold page among their first `num_candidates` pages, these pages shuffled.
 
-    A shuffle depends on `seed`, the question and its turn alone, so adding questions does not move the others. With
-    `shuffles` > 1 each question has that many turns, all questions before any comes again; an order that is drawn
-    twice is taken once. With 0 the retriever's order stays: the paper's text and its code disagree on which was used.
+    A shuffle depends on `seed`, the question and its turn alone, so adding questions does not move the others.
+    shuffles: turns of each question, all questions before any comes again; an order that is drawn twice is taken once.
+        0: the retriever's order stays (the paper's text and its code disagree on which was used)
 
     Raises ValueError for a question of the run that the corpus does not have, or where nothing remains.
     """
@@ -220,10 +220,7 @@ def _open_images(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 class PromptReader:
-    """Makes trl's examples of rows of prompts when they are drawn: pages are read then, in the order of the epoch.
-
-    With a `seed` every `epoch` has orders of its own (`shuffled`, by turns); with None the candidates' order stays.
-    """
+    """Makes trl's examples of rows of prompts when they are drawn; with a `seed` every `epoch` has its own orders."""
 
     def __init__(self, corpus: Corpus, seed: int | None):
         self.corpus, self.seed, self.epoch = corpus, seed, 0

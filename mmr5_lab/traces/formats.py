@@ -70,9 +70,9 @@ def import_traces(source: str | Path, form: str, out: str | Path) -> Path:
     Prompts are built anew from the question. What a record does not say, such as its gold pages, is left empty. Images
     may be paths or dictionaries with `path` or `bytes`; bytes are written to files beside `out`.
 
-    Raises ValueError for an unknown format, and, naming the record, for one without question, images or reasoning, one
-    with more or fewer `<image>` tags than images (none at all stand for all of them, as in ms-swift), one whose answer
-    is not a permutation of 1..n in the form asked for, and an image given otherwise.
+    Raises ValueError, naming the record, for one without question, images or reasoning, one with more or fewer
+    `<image>` tags than images (none at all stand for all of them, as in ms-swift), one whose answer is not a
+    permutation of 1..n in the form asked for, and an image in another form.
     """
     source, out = Path(source), Path(out)
     records = _parquet_rows(source) if form == "datasets" else read_lines(source)

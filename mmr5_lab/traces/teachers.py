@@ -65,11 +65,9 @@ def open_teacher(
     max_tokens: int = 300,
     offline: Teacher | None = None,
 ) -> "Iterator[Teacher]":
-    """Open the teacher `model` on a server (see `Chat`, `Account`), or without both the one that works `offline`.
+    """Open the teacher `model` on a server (see `Chat`, `Account`), or without both `offline` (or a `QuoteTeacher`).
 
-    max_pixels: pages with more are made smaller before they are sent; None: they keep their size
-    max_tokens: of an answer; a teacher that thinks needs more than its words take
-    offline: by default a `QuoteTeacher`
+    max_pixels: pages with more are made smaller before they are sent; max_tokens: of an answer, its thinking included
 
     Raises ValueError where only one of server and model is named, and like `Chat` and `Account`.
     """
