@@ -46,6 +46,7 @@ class Account:
             self._file.execute("pragma synchronous = normal")  # safe against kills of the process
             self._file.execute(_TABLE)
             self._file.execute(_INDEX)
+            self._file.execute("select problem from tries limit 0")  # refuse an older file before anything is paid
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is not a file of answers: {error}") from None
 
