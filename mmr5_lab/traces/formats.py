@@ -74,6 +74,7 @@ def import_traces(source: str | Path, form: str, out: str | Path) -> Path:
     `<image>` tags than images (none at all stand for all of them, as in ms-swift), one whose answer is not a
     permutation of 1..n in the form asked for, and an image in another form.
     """
+    _check(form)
     source, out = Path(source), Path(out)
     records = _parquet_rows(source) if form == "datasets" else read_lines(source)
     folder = source if form == "datasets" else source.parent
@@ -87,10 +88,14 @@ def import_traces(source: str | Path, form: str, out: str | Path) -> Path:
     return out
 
 
-def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
-    """A trace as a record of a format, with our own fields beside it."""
+def _check(form: str) -> None:
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}: choose one of {', '.join(FORMATS)}")
+
+
+def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, Any]:
+    """Return a trace as a record of a format, with our own fields beside it."""
+    _check(form)
     own = {name: trace[name] for name in OWN}
     prompt, completion = trace["messages"][1]["content"], trace["messages"][-1]["content"]
     if form == "swift":

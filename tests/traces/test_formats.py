@@ -180,3 +180,9 @@ def test_nothing_to_export_is_said(path, tmp_path):
     (tmp_path / "t.jsonl").touch()
     with pytest.raises(ValueError, match="holds no traces"):
         export_traces(tmp_path / "t.jsonl", tmp_path / "o", "swift")
+
+
+def test_an_unknown_format_is_refused_on_import(tmp_path):
+    """A misspelt name was read as trl's, without a word."""
+    with pytest.raises(ValueError, match="unknown format 'swfit': choose one of swift, vlm-r1, trl, datasets"):
+        import_traces(tmp_path / "records.jsonl", "swfit", tmp_path / "out.jsonl")
