@@ -1,4 +1,10 @@
-"""Train what notebook 02 or 03 trains, on several GPUs, into the run folder that the notebook will have."""
+"""Train what notebook 02 or 03 trains, on several GPUs, into the run folder that the notebook will have.
+
+    accelerate launch --config_file notebooks/accelerate/ddp.yaml -m mmr5_lab.experiments.launch 02_sft \
+        --profile notebooks/profiles/paper.yaml --runs runs/paper
+
+The notebook, run afterwards, finds the training done (docs/full_size.md).
+"""
 
 import argparse
 import sys

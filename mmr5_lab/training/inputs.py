@@ -14,16 +14,13 @@ from mmr5_lab.models.probe import PROBE_PAGE
 from mmr5_lab.prompting.prompts import asked_question, build_messages, content_text
 from mmr5_lab.traces.construction import PromptReader, labelled
 
-TRACE_COLUMNS = ("prompt", "completion", "images")
-PROMPT_COLUMNS = ("prompt", "images", "positive_ids", "num_candidates")
-
 
 def check_traces(traces: datasets.Dataset, processor, max_length: int) -> None:
     """Raise ValueError where traces lack a column or are longer than `max_length` tokens, naming the first such trace.
 
     trl would cut a long trace at its end, which is the answer.
     """
-    _check_columns(traces, TRACE_COLUMNS, "traces", "sft_dataset")
+    _check_columns(traces, ("prompt", "completion", "images"), "traces", "sft_dataset")
     lengths = trace_lengths(traces, processor)
     too_long = [number for number, length in enumerate(lengths) if length > max_length]
     if too_long:
@@ -64,7 +61,7 @@ def check_prompts(prompts: datasets.Dataset, batch_size: int, accumulation: int,
             f"{batch_size} × {accumulation} completions a step (BATCH_SIZE × ACCUMULATION) are not a multiple of the"
             f" group size {generations} (GENERATIONS)"
         )
-    _check_columns(prompts, PROMPT_COLUMNS, "prompts", "rl_dataset")
+    _check_columns(prompts, ("prompt", "images", "positive_ids", "num_candidates"), "prompts", "rl_dataset")
     without = [number for number, row in enumerate(_rows(prompts), 1) if not len(row["positive_ids"])]
     if without:
         raise ValueError(

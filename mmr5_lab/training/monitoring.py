@@ -13,11 +13,10 @@ where it has a weight):
 In a model that copies its input order, copied and tau are near 1 and so is first_place, wherever the right pages are.
 """
 
-import functools
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from transformers import TrainerCallback
 
 from mmr5_lab.files import report_progress
 from mmr5_lab.prompting.answers import FAULTS, ParsedRanking, parse_ranking, with_opening
-from mmr5_lab.rewards import completion_texts
 
 Reward = Callable[..., Any]  # as in mmr5_lab.rewards
 TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
@@ -75,10 +73,7 @@ class StopWhenBroken(TrainerCallback):
         for key in ("loss", "grad_norm"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(float(value)):
-                raise FloatingPointError(
-                    f"step {state.global_step}: {key} is {value}; {advice} and start again; the last checkpoint in"
-                    f" {args.output_dir} is from before"
-                )
+                raise FloatingPointError(f"step {state.global_step}: {key} is {value}; {advice} and start again")
         shares = pd.Series([row["answers/well_formed"] for row in state.log_history if "answers/well_formed" in row])
         means = shares.rolling(WINDOW).mean()
         if len(shares) >= WINDOW and means.iloc[-1] < means.max() / 4 and means.max() > 0.1:
@@ -90,87 +85,78 @@ class StopWhenBroken(TrainerCallback):
             )
 
 
-def for_trl(reward: Reward, tokenizer, opening: str) -> Reward:
+def for_trl(reward: Reward, tokenizer, opening: str, logs: bool = False) -> Reward:
     """Return the same reward under the same name, called with all that the model and its chat template wrote.
 
     opening: what the template writes at the end of every prompt (`answers.with_opening`), such as `<think>`
+    logs: log the completions as well
 
     trl passes the message that a template's own parser makes of a completion, without reasoning in some cases, so the
     text comes from the tokens. A reward that returns None gives none to any completion.
     """
 
-    def called(completions, *, completion_ids, **columns):
-        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        whole = [[{"role": "assistant", "content": with_opening(text, opening)}] for text in texts]
-        values = reward(whole, completion_ids=completion_ids, **columns)
+    def called(completions, **columns):
+        decoded = tokenizer.batch_decode(columns["completion_ids"], skip_special_tokens=True)
+        texts = [with_opening(text, opening) for text in decoded]
+        if logs:
+            log_completions(texts, columns, columns["log_metric"], columns["log_extra"])
+        whole = [[{"role": "assistant", "content": text}] for text in texts]
+        values = reward(whole, **columns)
         return [None] * len(whole) if values is None else values
 
     called.__name__ = getattr(reward, "__name__", type(reward).__name__)  # a name in trl's log
     return called
 
 
-def logging_completions(reward: Reward) -> Reward:
-    """Return the same reward under the same name, which also logs the completions that it is called with.
+def log_completions(
+    texts: Sequence[str], columns: Mapping[str, Any], log_metric: Callable[..., Any], log_extra: Callable[..., Any]
+) -> None:
+    """Log a step's figures by `log_metric`, and columns of the completions table by `log_extra`.
 
-    It logs through `log_metric` and `log_extra`, which trl passes to every reward function; without them it is the
-    reward alone.
+    trl passes both functions to every reward, and `columns` with the labels, one value a completion.
     """
-
-    @functools.wraps(reward)
-    def logged(completions, positive_ids, num_candidates, *, log_metric=None, log_extra=None, **columns):
-        if log_metric is not None and log_extra is not None:
-            texts = completion_texts(completions)
-            parsed = [parse_ranking(text, int(n)) for text, n in zip(texts, num_candidates, strict=True)]
-            for name, value in _step_metrics(parsed, positive_ids).items():
-                log_metric(name, value)
-            for name, values in _completion_columns(texts, parsed, positive_ids, num_candidates, columns).items():
-                log_extra(name, values)
-        return reward(completions, positive_ids=positive_ids, num_candidates=num_candidates, **columns)
-
-    return logged
-
-
-def _step_metrics(parsed: Sequence[ParsedRanking], positive_ids: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Return the metrics of a step's log; those of `order` only where some answer can be read."""
-
-    def mean(values) -> float:
-        return float(pd.Series(list(values), dtype=float).mean())
-
-    firsts = [p.answer[0] if p.answer else None for p in parsed]
-    metrics = {
-        "answers/well_formed": mean(p.well_formed for p in parsed),
-        "answers/valid": mean(p.valid for p in parsed),
-        "answers/first_right": mean(first in right for first, right in zip(firsts, positive_ids, strict=True)),
-        **{f"faults/{kind}": mean(kind in p.faults for p in parsed) for kind in sorted(FAULTS)},
-        "order/right_place": mean(min(right) for right in positive_ids),
-    }
-    orders = [p.order for p in parsed if p.answer and len(p.order) > 1]
-    if orders:
-        metrics["order/copied"] = mean(order == tuple(range(len(order))) for order in orders)
-        metrics["order/tau"] = mean(kendalltau(order, range(len(order))).statistic for order in orders)
-        metrics["order/first_place"] = mean(order[0] + 1 for order in orders)
-    return metrics
-
-
-def _completion_columns(
-    texts: list[str],
-    parsed: Sequence[ParsedRanking],
-    positive_ids: Sequence[Sequence[int]],
-    num_candidates: Sequence[int],
-    columns: dict[str, Any],
-) -> dict[str, list[Any]]:
-    """Return columns of the completions table, one value a completion."""
-    return {
+    positive_ids, counts = columns["positive_ids"], columns["num_candidates"]
+    parsed = [parse_ranking(text, int(n)) for text, n in zip(texts, counts, strict=True)]
+    for name, value in _step_metrics(parsed, positive_ids).items():
+        log_metric(name, value)
+    extra = {
         **{name: list(columns[name]) for name in ("query_id", "candidates") if name in columns},
         "positive_ids": [list(ids) for ids in positive_ids],
-        "num_candidates": [int(n) for n in num_candidates],
-        "text": texts,
+        "num_candidates": [int(n) for n in counts],
+        "text": list(texts),
         "think": [p.think for p in parsed],
         "answer": [None if p.answer is None else list(p.answer) for p in parsed],
         "order": [list(p.order) for p in parsed],
         "faults": [sorted(p.faults) for p in parsed],
         "tokens": [len(ids) for ids in columns["completion_ids"]],
     }
+    for name, values in extra.items():
+        log_extra(name, values)
+
+
+def _step_metrics(parsed: Sequence[ParsedRanking], positive_ids: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Return the metrics of a step's log; those of `order` only where some answer can be read."""
+    rows = [
+        {
+            "answers/well_formed": p.well_formed,
+            "answers/valid": p.valid,
+            "answers/first_right": bool(p.answer and p.answer[0] in right),
+            **{f"faults/{kind}": kind in p.faults for kind in sorted(FAULTS)},
+            "order/right_place": min(right),
+        }
+        for p, right in zip(parsed, positive_ids, strict=True)
+    ]
+    orders = [
+        {
+            "order/copied": p.order == tuple(range(len(p.order))),
+            "order/tau": kendalltau(p.order, range(len(p.order))).statistic,
+            "order/first_place": p.order[0] + 1,
+        }
+        for p in parsed
+        if p.answer and len(p.order) > 1
+    ]
+    means = [pd.DataFrame(part).astype(float).mean().to_dict() for part in (rows, orders)]
+    return {**means[0], **means[1]}
 
 
 def completions(folder: str | Path) -> pd.DataFrame:
@@ -187,15 +173,10 @@ def completions(folder: str | Path) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     for file in files:  # trl writes a batch again at each further step that learns from it (`iterations`)
         table = pd.read_parquet(file)
-        if "text" not in table:  # a run of an earlier version
-            table["text"] = completion_texts(list(table["completion"]))
-        if not (tables and _sampled(table).equals(_sampled(tables[-1]))):
+        same = ["query_id", "text", "advantage"]
+        if not (tables and table[same].equals(tables[-1][same])):
             tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def _sampled(table: pd.DataFrame) -> pd.DataFrame:
-    return table[["query_id", "text", "advantage"]].reset_index(drop=True)
 
 
 def first_right(table: pd.DataFrame) -> pd.Series:
@@ -211,7 +192,7 @@ def groups(table: pd.DataFrame) -> pd.DataFrame:
     Columns: step, query_id, size, passed (share that names a right page first), equal (all earned the same reward, so
     that the group taught nothing).
     """
-    known = table.assign(passed=first_right(table), prompt=[tuple(pages) for pages in table["candidates"]])
+    known = table.assign(passed=first_right(table), prompt=table["candidates"].map(tuple))
     grouped = known.groupby(["step", "query_id", "prompt"], sort=False)
     rows = grouped.agg(
         size=("text", "size"),

@@ -4,11 +4,11 @@ A group whose completions all earn the same reward teaches nothing. With a pass 
 all right or all wrong with probability p^G + (1 - p)^G: at p = .9 and G = 4 that is .66.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -82,22 +82,14 @@ def select_prompts(
 
 def image_sizes(corpus: Corpus, candidates: Sequence[Candidates]) -> list[float]:
     """Return the mean pixels of each prompt's pages."""
-
-    @functools.cache
-    def pixels(doc_name: str, page: int) -> int:
-        return math.prod(page_size(corpus.page_bytes(doc_name, page)))
-
-    return [sum(pixels(c.question["doc_name"], page) for page in c.pages) / len(c.pages) for c in candidates]
-
-
-def size_bin(pixels: float) -> int:
-    """Return b, where the size is between 2^b and 2^(b+1) pixels."""
-    return math.floor(math.log2(pixels))
+    shown = {(c.question["doc_name"], page) for c in candidates for page in c.pages}
+    pixels = {(name, page): math.prod(page_size(corpus.page_bytes(name, page))) for name, page in shown}
+    return [sum(pixels[c.question["doc_name"], page] for page in c.pages) / len(c.pages) for c in candidates]
 
 
 def balanced(sizes: Sequence[float]) -> list[int]:
-    """Return all indices, one of each size bin in turn, so that any beginning of them is balanced."""
-    bins = pd.Series([size_bin(size) for size in sizes])
+    """Return all indices, one of each size bin (2^b to 2^(b+1) pixels) in turn: any beginning of them is balanced."""
+    bins = pd.Series(np.floor(np.log2(sizes)))
     turn = bins.groupby(bins).cumcount()
     return pd.DataFrame({"turn": turn, "bin": bins}).sort_values(["turn", "bin"], kind="stable").index.tolist()
 

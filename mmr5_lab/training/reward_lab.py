@@ -11,6 +11,7 @@ order in which a reward puts a group's completions, and in how many groups it se
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
@@ -18,14 +19,11 @@ from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import completion_text
 from mmr5_lab.training.monitoring import Reward, first_right
 
-GROUP = ["step", "query_id"]
-
 
 def replay(rewards: Mapping[str, Reward | Sequence[Reward]], table: pd.DataFrame) -> pd.DataFrame:
     """Return `table` with a column for each reward, or sum of several: what the saved completions would have earned.
 
-    table: of `monitoring.completions`. Raises ValueError, naming the reward, where one does not give one finite number
-    for each completion.
+    table: of `monitoring.completions`. Raises ValueError for a reward without one finite number for each completion.
     """
     labels = {name: list(table[name]) for name in ("positive_ids", "num_candidates")}
     texts = list(table["text"])
@@ -34,14 +32,11 @@ def replay(rewards: Mapping[str, Reward | Sequence[Reward]], table: pd.DataFrame
 
 def _total(rewards: Reward | Sequence[Reward], texts: list[str], labels: Mapping[str, Any], name: str) -> list[float]:
     """Return the sum of the rewards for each text. Raises ValueError as `replay`."""
-    rewards = [rewards] if callable(rewards) else list(rewards)
-    values = [list(reward(texts, **labels)) for reward in rewards]
-    sums = [sum(parts) for parts in zip(*values, strict=True)] if {len(v) for v in values} == {len(texts)} else []
-    bad = next((i for i, value in enumerate(sums) if not abs(value) < float("inf")), None)
-    if len(sums) != len(texts) or bad is not None:
-        what = f"{sums[bad]} for {texts[bad][-60:]!r}" if bad is not None else "another count of numbers"
-        raise ValueError(f"the reward {name!r} gives {what}: it must give one finite number for each completion")
-    return sums
+    rewards = [rewards] if callable(rewards) else rewards
+    values = pd.DataFrame([list(reward(texts, **labels)) for reward in rewards], dtype=float)  # short rows get nan
+    if values.shape[1] != len(texts) or not np.isfinite(values.to_numpy()).all():
+        raise ValueError(f"the reward {name!r} must give one finite number for each completion, and does not")
+    return values.sum().tolist()
 
 
 def summary(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -52,11 +47,12 @@ def summary(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     which all of the highest reward do), agreement (mean Kendall tau within a group with the first of `names`).
     """
     known = replayed.assign(right=first_right(replayed), prompt=[tuple(pages) for pages in replayed["candidates"]])
-    grouped = [group for _, group in known.groupby([*GROUP, "prompt"], sort=False)]
+    grouped = [group for _, group in known.groupby(["step", "query_id", "prompt"], sort=False)]
     mixed = [group for group in grouped if 0 < group["right"].mean() < 1]
     rows = {}
     for name in names:
-        taus = pd.Series([_tau(group[names[0]], group[name]) for group in grouped], dtype=float)
+        # nan, which the mean leaves out, where either reward sees no difference
+        taus = pd.Series([kendalltau(group[names[0]], group[name]).statistic for group in grouped], dtype=float)
         best = [group.loc[group[name] >= group[name].max() - 1e-9, "right"].all() for group in mixed]
         rows[name] = {
             "mean": replayed[name].mean(),
@@ -71,9 +67,7 @@ def summary(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 def ranks(replayed: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return each completion's rank in its group under each reward: 1 earns most, equals share the better rank."""
     keys = [replayed["step"], replayed["query_id"], replayed["candidates"].map(tuple)]
-    return pd.DataFrame({
-        name: replayed.groupby(keys)[name].rank(ascending=False, method="min").astype(int) for name in names
-    })  # fmt: skip
+    return replayed.groupby(keys)[list(names)].rank(ascending=False, method="min").astype(int)
 
 
 def battery(rewards: Reward | Sequence[Reward], n: int = 5, right: int = 3) -> pd.DataFrame:
@@ -113,10 +107,3 @@ def battery(rewards: Reward | Sequence[Reward], n: int = 5, right: int = 3) -> p
 
 def _answer(ids: Sequence[int]) -> str:
     return completion_text(f"Image {ids[0]} answers the question.", list(ids))
-
-
-def _tau(first: pd.Series, second: pd.Series) -> float:
-    """Return Kendall's tau-b, or nan where either sees no difference."""
-    if first.nunique() < 2 or second.nunique() < 2:
-        return float("nan")
-    return float(kendalltau(first, second).statistic)

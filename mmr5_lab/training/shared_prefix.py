@@ -18,12 +18,7 @@ from typing import Any, cast
 
 import torch
 from trl import GRPOTrainer
-from trl.trainer.utils import (
-    pad,
-    split_pixel_values_by_grid,
-    split_tensor_dict,
-    unsplit_pixel_values_by_grid,
-)
+from trl.trainer.utils import pad, split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from mmr5_lab.models.generation import preallocated_cache
 
@@ -90,8 +85,15 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             groups = _same_prompts(input_ids[:, :width], images, start, batch_size)
             rows = [row for group in groups for row in group]
             first = [group[0] for group in groups]
+            mask = attention_mask[first, :width]
+            positions, _ = _inner(model).get_rope_index(
+                input_ids[first, :width],
+                image_grid_thw=_pixels(images, first)["image_grid_thw"],
+                attention_mask=mask,
+                mm_token_type_ids=options["mm_token_type_ids"][first, :width],
+            )
             inputs, tokens = _packed(
-                _positions(model, input_ids[first, :width], attention_mask[first, :width], images, first, options),
+                [row[:, kept.bool()] for row, kept in zip(positions.unbind(1), mask, strict=True)],
                 [input_ids[row, :width][attention_mask[row, :width].bool()] for row in first],
                 [[input_ids[row, width:][attention_mask[row, width:].bool()] for row in group] for group in groups],
             )
@@ -137,17 +139,6 @@ def _same_prompts(ids: torch.Tensor, images: list[Images], start: int = 0, count
     return groups
 
 
-def _positions(model, ids, mask, images, first: list[int], options: dict[str, Any]) -> list[torch.Tensor]:
-    """Return the positions of each prompt's tokens without its padding, (3, length)."""
-    positions, _ = _inner(model).get_rope_index(
-        ids,
-        image_grid_thw=_pixels(images, first)["image_grid_thw"],
-        attention_mask=mask,
-        mm_token_type_ids=options["mm_token_type_ids"][first, : ids.shape[1]],
-    )
-    return [row[:, kept.bool()] for row, kept in zip(positions.unbind(1), mask, strict=True)]
-
-
 def _inner(model) -> Any:
     """Return the part of a model that joins pages and tokens."""
     return next(module for module in model.modules() if hasattr(module, "get_rope_index"))
@@ -161,39 +152,30 @@ def _packed(
     A token's probability is in the output of the token before it.
     """
     packed: dict[str, list[torch.Tensor]] = {"ids": [], "labels": [], "positions": [], "segments": []}
-    rows: list[int] = []
-    columns: list[torch.Tensor] = []
-    for row, (prompt, position, texts) in enumerate(zip(prompts, positions, completions, strict=True)):
+    for prompt, position, texts in zip(prompts, positions, completions, strict=True):
         shared, last = prompt[:-1], prompt[-1:]
-        ids, labels = [shared], [torch.full_like(shared, IGNORED)]
-        places, segments = [position[:, :-1]], [torch.zeros_like(shared)]
-        start = len(shared)
-        for number, text in enumerate(texts, 1):
-            ids += [last, text]
-            labels += [torch.full_like(last, IGNORED), text]
-            places.append(position[:, -1:] + torch.arange(len(text) + 1, device=text.device))
-            segments.append(torch.full((len(text) + 1,), number, device=text.device))
-            rows += [row] * len(text)
-            columns.append(torch.arange(start, start + len(text), device=text.device))
-            start += len(text) + 1
-        packed["ids"].append(torch.cat(ids))
-        packed["labels"].append(torch.cat(labels))
-        packed["positions"].append(torch.cat(places, 1).T)
-        packed["segments"].append(torch.cat(segments))
+        no_label, lengths = torch.full_like(last, IGNORED), [len(text) + 1 for text in texts]
+        places = [position[:, -1:] + torch.arange(length, device=prompt.device) for length in lengths]
+        segments = [torch.full((length,), number, device=prompt.device) for number, length in enumerate(lengths, 1)]
+        packed["ids"].append(torch.cat([shared, *(part for text in texts for part in (last, text))]))
+        packed["labels"].append(
+            torch.cat([no_label.expand(len(shared)), *(part for text in texts for part in (no_label, text))])
+        )
+        packed["positions"].append(torch.cat([position[:, :-1], *places], 1).T)
+        packed["segments"].append(torch.cat([torch.zeros_like(shared), *segments]))
+    labels = pad(packed["labels"], padding_value=IGNORED)
     inputs = {
         "input_ids": pad(packed["ids"], padding_value=0),
-        "labels": pad(packed["labels"], padding_value=IGNORED),
+        "labels": labels,
         "position_ids": pad(packed["positions"], padding_value=0).permute(2, 0, 1),
         "attention_mask": _mask(pad(packed["segments"], padding_value=-1)),
     }
-    return inputs, (torch.tensor(rows, device=inputs["input_ids"].device), torch.cat(columns))
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    return inputs, (rows, columns - 1)
 
 
 def _mask(segments: torch.Tensor) -> torch.Tensor:
-    """Return which tokens (last dimension) each token sees, (rows, 1, length, length).
-
-    These are the tokens before it of its own segment and of segment 0, the prompt.
-    """
+    """Return which tokens each token sees: the earlier ones of its segment and of the prompt's, (rows, 1, n, n)."""
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     return (seen & causal)[:, None]

@@ -8,11 +8,7 @@ A stage writes into its folder:
     log.csv       one row a logged step; it is written last, so a stage that has it is finished
     settings.json what the stage was begun with, and a fingerprint of its data
 
-The miniature's values are the defaults of notebooks 02 and 03. On several GPUs accelerate trains into the run folder of
-a notebook, and the notebook, run afterwards, finds the training done (docs/full_size.md):
-
-    accelerate launch --config_file notebooks/accelerate/ddp.yaml -m mmr5_lab.experiments.launch 02_sft \
-        --profile notebooks/profiles/paper.yaml --runs runs/paper
+The miniature's values are the defaults of notebooks 02 and 03; for several GPUs see `experiments.launch`.
 """
 
 import gc
@@ -49,15 +45,12 @@ from mmr5_lab.training.monitoring import (
     Reward,
     StopWhenBroken,
     for_trl,
-    logging_completions,
     tracker_options,
 )
 from mmr5_lab.training.shared_prefix import SUPPORTED, SharedPrefixGRPOTrainer, cannot_share
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
 SETTINGS = "settings.json"
-SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
-SAMPLING_LEVELS = ("token", "sequence")
 NOT_LEARNT = ("data", "folder", "save_steps", "workers", "tracker", "share_prefix")  # these may change on resuming
 
 logger = logging.getLogger(__name__)
@@ -119,14 +112,11 @@ def train_sft(
     if (log := _finished(folder, settings)) is not None:
         return log
     arguments = SFTConfig(
-        **_common_arguments(folder, accumulation, workers, save_steps, tracker, seed),
-        learning_rate=learning_rate,
+        **_common_arguments(settings),
+        save_steps=save_steps,
         lr_scheduler_type="cosine",
-        warmup_steps=warmup,  # below 1: a share of all steps
         weight_decay=weight_decay,
         adam_beta2=adam_beta2,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
         max_length=max_length,
     )
     loaded, processor = _load(model, max_pixels, four_bit)
@@ -207,32 +197,28 @@ def train_grpo(
     keep_best: end with the checkpoint of the best mean reward over `monitoring.WINDOW` steps, not with the last
     stop_margin: stop when that mean is this far below its best, and keep the best; 0: never
     lora_alpha: None: twice the rank
-    schedule: of the learning rate after the warm-up, one of `SCHEDULES`
+    schedule: of the learning rate after the warm-up, as in transformers
     share_prefix: encode a prompt once for its group, where the model can (`training.shared_prefix`)
     save_steps: rounded up to whole batches of completions, so that a resumed run need not sample again
 
-    The other arguments are those of `train_sft`. `mmr5_lab.training.monitoring` says what is logged; it reads the
-    completions, which are all kept. Before the first step the model must give the logits that the stage before it
-    ended with (`check_logits`). Running again resumes from the last checkpoint; a finished stage returns its log at
-    once.
+    The other arguments are those of `train_sft`, as is running again. `training.monitoring` says what is logged and
+    reads the completions, which are all kept. Before the first step the model must give the logits that the stage
+    before it ended with (`check_logits`).
 
     Raises ValueError where the folder was begun with other settings or data, for an unknown name of rewards, for data
     without the columns of `rl_dataset` or without a positive, and where a step's completions do not fill whole groups
     or the prompts no step; FloatingPointError when the loss is no longer finite, CollapseError when the answers lose
     their form.
     """
-    functions = reward_functions(rewards)
+    functions = _reward_functions(rewards)
     folder, settings = Path(folder), locals()  # all arguments
     if (log := _finished(folder, settings)) is not None:
         return log
     check_prompts(data, batch_size, accumulation, generations)
     arguments = GRPOConfig(
-        **_common_arguments(folder, accumulation, workers, -(-save_steps // iterations) * iterations, tracker, seed),
-        learning_rate=learning_rate,
+        **_common_arguments(settings),
+        save_steps=-(-save_steps // iterations) * iterations,
         lr_scheduler_type=schedule,
-        warmup_steps=warmup,  # below 1: a share of all steps
-        per_device_train_batch_size=batch_size,
-        num_train_epochs=epochs,
         max_steps=max_steps,
         num_generations=generations,
         num_iterations=iterations,
@@ -306,13 +292,10 @@ class NewOrders(TrainerCallback):
             self.reader.epoch = int(state.epoch + 1e-6)  # a resumed run's epoch may be .9999… of a whole number
 
 
-def reward_functions(rewards: str | Reward | Sequence[Reward]) -> list[Reward]:
+def _reward_functions(rewards: str | Reward | Sequence[Reward]) -> list[Reward]:
     """Return the functions of `train_grpo`'s `rewards`. Raises ValueError for an unknown name and for none."""
-    if isinstance(rewards, str):
-        if rewards not in REWARD_SETS:
-            raise ValueError(f"there are no rewards {rewards!r}: choose one of {', '.join(REWARD_SETS)}")
-        rewards = REWARD_SETS[rewards]
-    functions = [rewards] if callable(rewards) else list(rewards)
+    named = REWARD_SETS.get(rewards, ()) if isinstance(rewards, str) else rewards
+    functions = [named] if callable(named) else list(named)
     if not functions or not all(map(callable, functions)):
         raise ValueError(f"rewards is {rewards!r}: give a name of {', '.join(REWARD_SETS)}, a function, or several")
     return functions
@@ -321,27 +304,19 @@ def reward_functions(rewards: str | Reward | Sequence[Reward]) -> list[Reward]:
 def _reward_funcs(functions: list[Reward], processor) -> list[Any]:
     """Return reward functions as trl calls them; the first one also logs the completions."""
     prompt = processor.apply_chat_template(build_messages("q", 1), tokenize=False, add_generation_prompt=True)
-    first, *others = functions
-    return [
-        for_trl(function, processor.tokenizer, with_opening("", prompt))
-        for function in (logging_completions(first), *others)
-    ]
+    opening = with_opening("", prompt)
+    return [for_trl(f, processor.tokenizer, opening, logs=i == 0) for i, f in enumerate(functions)]
 
 
 def _grpo_trainer_class(loaded, share_prefix: bool) -> type[GRPOTrainer]:
-    if not share_prefix:
-        return GRPOTrainer
-    if reason := cannot_share(loaded):
+    reason = cannot_share(loaded)
+    if share_prefix and reason:
         logger.warning("%s: a prompt is encoded anew for each of its completions", reason)
-        return GRPOTrainer
-    return SharedPrefixGRPOTrainer
+    return SharedPrefixGRPOTrainer if share_prefix and not reason else GRPOTrainer
 
 
 def _finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
-    """Return the log of the stage that is finished in `folder`, or None where there is still something to train.
-
-    settings: all arguments of the stage. Raises ValueError where the folder was begun with others, or other data.
-    """
+    """Return the log of a finished stage, or None. Raises ValueError where it was begun with other arguments."""
     kept = {name: value for name, value in settings.items() if name not in NOT_LEARNT}
     if "functions" in kept:
         kept["rewards"] = [getattr(function, "__name__", repr(function)) for function in kept.pop("functions")]
@@ -400,30 +375,32 @@ def lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
     )
 
 
-def _common_arguments(
-    folder: Path, accumulation: int, workers: int, save_steps: int, tracker: str, seed: int
-) -> dict[str, Any]:
+def _common_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of both stages' trainers. Raises ValueError where devices cannot share the passes evenly."""
     device, processes = PartialState().device.type, PartialState().num_processes
+    folder, accumulation = Path(settings["folder"]), settings["accumulation"]
     if accumulation % processes:
         raise ValueError(
             f"{accumulation} passes a step (ACCUMULATION) cannot be shared evenly among {processes} devices"
         )
     return {
-        **tracker_options(tracker, folder),
+        **tracker_options(settings["tracker"], folder),
         "output_dir": str(folder / "checkpoints"),
+        "learning_rate": settings["learning_rate"],
+        "warmup_steps": settings["warmup"],  # below 1: a share of all steps
+        "num_train_epochs": settings["epochs"],
+        "per_device_train_batch_size": settings["batch_size"],
         "gradient_accumulation_steps": accumulation // processes,
-        "save_steps": save_steps,
         "save_total_limit": 1,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # `StopWhenBroken` must see a loss that is not finite
         "disable_tqdm": True,  # ReportProgress shows the bar
-        "seed": seed,
-        "data_seed": seed,
+        "seed": settings["seed"],
+        "data_seed": settings["seed"],
         "use_cpu": device == "cpu",
         "bf16": device == "cuda",
         "activation_checkpointing": device == "cuda",
-        "dataloader_num_workers": workers,
+        "dataloader_num_workers": settings["workers"],
         "dataloader_pin_memory": device == "cuda",
         "ddp_find_unused_parameters": False,  # every pass uses all that LoRA trains
     }

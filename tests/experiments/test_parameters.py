@@ -81,11 +81,11 @@ def test_choices_are_what_the_rooms_take():
     from mmr5_lab.training.adapters import SFT_ADAPTER
     from mmr5_lab.training.monitoring import TRACKERS
     from mmr5_lab.training.prompt_selection import SELECTIONS
-    from mmr5_lab.training.stages import SAMPLING_LEVELS, SCHEDULES
 
     taken = {
         "METHOD": METHODS, "RETRIEVER": ("", *METHODS), "EXPORT": FORMATS, "TRACKER": ("", *TRACKERS),
-        "SFT_ADAPTER": SFT_ADAPTER, "SCHEDULE": SCHEDULES, "IMPORTANCE_SAMPLING_LEVEL": SAMPLING_LEVELS,
+        "SFT_ADAPTER": SFT_ADAPTER, "SCHEDULE": ("cosine", "linear", "constant", "constant_with_warmup"),
+        "IMPORTANCE_SAMPLING_LEVEL": ("token", "sequence"),
         "SELECTION": SELECTIONS, "REWARDS": REWARD_SETS, "MODE": MODES, "SYSTEMS": ("base", *RUN_OF_SYSTEM),
     }  # fmt: skip
     assert {name: sorted(choices) for name, choices in CHOICES.items()} == {k: sorted(v) for k, v in taken.items()}

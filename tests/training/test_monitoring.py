@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from mmr5_lab.evaluation.robustness import position_bias
-from mmr5_lab.rewards import rank_reward
 from mmr5_lab.training.monitoring import (
     WINDOW,
     CollapseError,
@@ -15,7 +14,7 @@ from mmr5_lab.training.monitoring import (
     completions,
     first_right,
     groups,
-    logging_completions,
+    log_completions,
     rankings,
     tracker_options,
 )
@@ -30,19 +29,13 @@ RIGHT = [[1], [3], [1], [2]]
 
 
 def logged():
-    """What `logging_completions` hands to trl: figures and columns."""
+    """What `log_completions` hands to trl: figures and columns."""
     figures, columns = {}, {}
-    earned = logging_completions(rank_reward)(
-        TEXTS,
-        positive_ids=RIGHT,
-        num_candidates=[3] * 4,
-        query_id=["a", "a", "b", "b"],
-        candidates=[[5, 6, 7]] * 4,
-        completion_ids=[[0] * 9] * 4,
-        log_metric=figures.__setitem__,
-        log_extra=columns.__setitem__,
-    )
-    assert earned == rank_reward(TEXTS, RIGHT, [3] * 4)
+    of_trl = {
+        "positive_ids": RIGHT, "num_candidates": [3] * 4, "query_id": ["a", "a", "b", "b"],
+        "candidates": [[5, 6, 7]] * 4, "completion_ids": [[0] * 9] * 4,
+    }  # fmt: skip
+    log_completions(TEXTS, of_trl, figures.__setitem__, columns.__setitem__)
     return figures, columns
 
 
@@ -62,11 +55,6 @@ def test_a_step_s_figures_tell_faults_and_likeness_to_the_input_order():
     assert figures["order/right_place"] == pytest.approx((1 + 3 + 1 + 2) / 4)
 
 
-def test_a_logging_completions_reward_keeps_its_name_and_works_without_trl():
-    assert logging_completions(rank_reward).__name__ == "rank_reward"
-    assert logging_completions(rank_reward)(TEXTS, RIGHT, [3] * 4) == rank_reward(TEXTS, RIGHT, [3] * 4)
-
-
 def table() -> pd.DataFrame:
     _, columns = logged()
     return pd.DataFrame({"step": 1, "text": TEXTS, **columns, "advantage": [1.0, -1.0, 0.0, 0.0]})
@@ -74,7 +62,7 @@ def table() -> pd.DataFrame:
 
 def test_completions_are_kept_with_their_parts_and_once(tmp_path):
     kept = table()
-    trl = kept.assign(completion=kept["text"], prompt="p").drop(columns="text")
+    trl = kept.assign(completion=kept["text"], prompt="p")
     folder = tmp_path / "checkpoints" / "completions"
     folder.mkdir(parents=True)
     for step in (1, 2):  # trl writes a batch again when a second step learns from it

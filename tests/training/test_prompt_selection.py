@@ -10,7 +10,7 @@ from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.traces.construction import training_candidates
 from mmr5_lab.training import prompt_selection
-from mmr5_lab.training.prompt_selection import balanced, image_sizes, pass_rates, select_prompts, size_bin
+from mmr5_lab.training.prompt_selection import balanced, image_sizes, pass_rates, select_prompts
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def found(material):
 def test_balanced_takes_as_many_of_each_size():
     """Eight small pages, three of four times their area, one huge: any beginning holds all sizes."""
     sizes = [100.0] * 8 + [400.0] * 3 + [6400.0]
-    assert [size_bin(size) for size in (100, 127, 128, 400)] == [6, 6, 7, 8]
+    assert balanced([100, 127, 128, 400]) == [0, 2, 3, 1], "127 is in the bin of 100, 128 is not"
     order = balanced(sizes)
     assert sorted(order) == list(range(12))
     assert [sizes[i] for i in order[:7]] == [100, 400, 6400, 100, 400, 100, 400]

@@ -37,9 +37,9 @@ def test_a_replay_shows_the_order_within_groups_and_where_nothing_differs():
 
 
 def test_a_reward_that_gives_no_number_is_named():
-    with pytest.raises(ValueError, match="the reward 'broken' gives nan for"):
+    with pytest.raises(ValueError, match="the reward 'broken' must give one finite number for each"):
         replay({"broken": lambda completions, **labels: [float("nan")] * len(completions)}, TABLE)
-    with pytest.raises(ValueError, match="the reward 'short' gives another count of numbers"):
+    with pytest.raises(ValueError, match="the reward 'short' must give one finite number for each"):
         replay({"short": lambda completions, **labels: [1.0]}, TABLE)
 
 
