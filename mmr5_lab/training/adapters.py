@@ -1,12 +1,8 @@
 """From one stage to the next: the trained adapter, the merged model, and the proof that they are the same.
 
-A finished stage leaves in its folder
-
-    adapter/   the LoRA adapter        model/   the same merged into the weights (safetensors), with the processor
-
-and in both `probe.npy`: the logits of the trained model after a fixed prompt of one page. A stage that starts from
-either computes them again before its first step (`check_logits`): a wrong base, an adapter that was not loaded or one
-that was merged twice shows there, not after a day.
+A finished stage keeps beside its adapter and its merged model `probe.npy`: the logits of the trained model after a
+fixed prompt of one page. A stage that starts from either computes them again before its first step (`check_logits`): a
+wrong base, an adapter that was not loaded or one that was merged twice shows there, not after a day.
 
 RL starts from SFT in one of two ways (`starting_point`): "merge" trains a new adapter on the merged weights, as the
 paper does; "continue" trains the SFT adapter itself on the base. KL is measured from the SFT model in both.

@@ -137,9 +137,7 @@ def _sampled(ranker, corpus: Corpus, chunk, samples: int, seed: int, done: dict[
     ids = [c.question["question_id"] for c in chunk]
     if all(question_id in done for question_id in ids):
         return [done[question_id] for question_id in ids]
-    shown = [
-        labelled(c.question, shuffled(c.pages, seed, question_id, 0)) for c, question_id in zip(chunk, ids, strict=True)
-    ]
+    shown = [labelled(c.question, shuffled(c.pages, seed, c.question["question_id"], 0)) for c in chunk]
     pairs = [
         (c.question["question"], [corpus.page_bytes(c.question["doc_name"], page) for page in c.pages]) for c in shown
     ]

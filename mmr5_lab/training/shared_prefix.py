@@ -192,7 +192,9 @@ def _share_in_generation(model) -> None:
             return original(**inputs, **options)
         tokens = (input_ids == model.config.image_token_id).sum(1)
         patches = model.config.vision_config.spatial_merge_size**2  # that one visual token is made of
-        images = _by_row(pixel_values, image_grid_thw, _images_by_row(image_grid_thw, tokens, patches))
+        ends = (image_grid_thw.prod(-1) // patches).cumsum(0)  # visual tokens up to the end of each page
+        pages = torch.searchsorted(ends, tokens.cumsum(0), right=True)  # up to the end of each row
+        images = _by_row(pixel_values, image_grid_thw, pages.diff(prepend=pages.new_zeros(1)).tolist())
         groups = _same_prompts(input_ids, images)
         if len(groups) == len(input_ids):
             return original(**inputs, **options)
@@ -215,10 +217,3 @@ def _share_in_generation(model) -> None:
         return original(input_ids=input_ids, cache=cache, **options)
 
     model.generate = generate
-
-
-def _images_by_row(grids: torch.Tensor, tokens: torch.Tensor, patches: int) -> list[int]:
-    """Return how many images each row has, from its number of visual tokens of `patches` each."""
-    ends = (grids.prod(-1) // patches).cumsum(0)
-    images = torch.searchsorted(ends, tokens.cumsum(0), right=True)  # up to the end of each row
-    return images.diff(prepend=images.new_zeros(1)).tolist()

@@ -51,6 +51,10 @@ from mmr5_lab.training.shared_prefix import SUPPORTED, SharedPrefixGRPOTrainer, 
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
 SETTINGS = "settings.json"
+AS_IN_TRL = (  # arguments of `train_grpo` that trl's GRPOConfig has under the same names
+    "max_steps", "temperature", "beta", "epsilon", "epsilon_high", "importance_sampling_level", "loss_type",
+    "scale_rewards", "mask_truncated_completions",
+)  # fmt: skip
 NOT_LEARNT = ("data", "folder", "save_steps", "workers", "tracker", "share_prefix")  # these may change on resuming
 
 logger = logging.getLogger(__name__)
@@ -219,21 +223,13 @@ def train_grpo(
         **_common_arguments(settings),
         save_steps=-(-save_steps // iterations) * iterations,
         lr_scheduler_type=schedule,
-        max_steps=max_steps,
+        **{name: settings[name] for name in AS_IN_TRL},
         num_generations=generations,
         num_iterations=iterations,
-        temperature=temperature,
         top_k=sample_top_k,
-        beta=beta,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        importance_sampling_level=importance_sampling_level,
         top_entropy_quantile=top_entropy,
-        loss_type=loss_type,
-        scale_rewards=scale_rewards,
         reward_weights=list(reward_weights) if reward_weights else None,
         max_completion_length=max_completion,
-        mask_truncated_completions=mask_truncated_completions,
         log_completions=True,
         num_completions_to_print=0,
         log_multimodal=False,

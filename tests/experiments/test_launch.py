@@ -14,10 +14,15 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from safetensors.torch import load_file
 
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.corpus.rankings import write_trec
 from mmr5_lab.experiments.launch import main, training_settings
 from mmr5_lab.experiments.notebooks import chain_run, run_notebook
 from mmr5_lab.experiments.parameters import default_parameters
 from mmr5_lab.experiments.runs import open_run, project_root
+from mmr5_lab.mini.teacher import EvidenceTeacher
+from mmr5_lab.retrieval.retrieve import retrieve
+from mmr5_lab.traces.construction import make_traces, training_candidates
 from mmr5_lab.training.checkpoints import finished_log
 from mmr5_lab.training.monitoring import completions
 from mmr5_lab.training.stages import train_grpo, train_sft
@@ -30,11 +35,11 @@ TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 @pytest.fixture(scope="module")
 def profile(material, tmp_path_factory):
-    """A profile of a few steps with the tiny model."""
+    """A profile with the tiny model: of two steps, the fewest that apply what the first one learnt."""
     folder = tmp_path_factory.mktemp("distributed")
     corpus = {"CORPUS": str(material.folder / "corpus")}
     parameters = {
-        "01_data_construction": {**corpus, "SPLITS": ["sft", "rl"], "MAX_TRACES": 8},
+        "01_data_construction": {**corpus, "MAX_TRACES": 4},
         "02_sft": {
             "MODEL": str(material.model), "EPOCHS": 1.0, "BATCH_SIZE": 1, "ACCUMULATION": 2, "LORA_RANK": 4,
             "LORAPLUS_RATIO": 4.0, "PROBES": 1,
@@ -65,7 +70,14 @@ def trained(profile, runs, start, by, **environment: str) -> tuple:
 @pytest.fixture(scope="module")
 def by_one(profile) -> tuple:
     one = profile.parent / "one"
-    run_notebook("01_data_construction", yaml.safe_load(profile.read_text())["01_data_construction"], one)
+    parameters, folder = chain_run("01_data_construction", profile, one)
+    run = open_run("01_data_construction", {**parameters, "RUN": str(folder)})
+    corpus = load_corpus(parameters["CORPUS"])
+    sft, rl = corpus.split("sft"), corpus.split("rl")
+    write_trec(retrieve(rl, top_k=10), rl, folder / "rl.trec")
+    candidates = training_candidates(sft, retrieve(sft, top_k=10))[: parameters["MAX_TRACES"]]
+    make_traces(sft, candidates, EvidenceTeacher(sft), folder / "traces.jsonl")
+    run.finish({"corpus": parameters["CORPUS"]})  # as notebook 01 leaves it
     return trained(profile, one, [], "one process")
 
 
