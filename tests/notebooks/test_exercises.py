@@ -120,7 +120,7 @@ def test_the_right_answer_is_right(exercise, answer):
         ("02.2", 0.49, "minus the logarithm of the mean"),
         ("02.2", 0.7, "0.7 is too high"),
         ("03.1", 1.037, "divide by what the best order earns"),
-        ("03.1", 0.5185, "not by the number of right pages"),
+        ("03.1", 0.5185, "not by the number of gold pages"),
         ("03.1", (1 + 1 / 3) / 1.5, "takes 1/rank; "),
         ("03.1", (1 / 8 + 1 / 125) / (9 / 8), "takes the ids for ranks"),
         ("03.2", [2, 1, 1, 2], "add up to 0, these to 6.00"),
@@ -136,7 +136,7 @@ def test_the_right_answer_is_right(exercise, answer):
         ("04.1", [3, 1, 1, 0, 2], "the first counts"),
         ("04.1", [3, 1, 6, 0, 2], "images that do not exist"),
         ("04.1", [3, 1], "3 of the 5 are missing"),
-        ("04.1", [1, 3, 0, 2, 4], "in the order in which it was written"),
+        ("04.1", [1, 3, 0, 2, 4], "in the order in which they were written"),
         ("04.1", [3, 1, 4, 2, 0], "the candidates' own order"),
         ("04.2", 60 * 78, "these are the patches"),
         ("04.2", 31 * 40, "that rounds up"),
@@ -147,7 +147,7 @@ def test_the_right_answer_is_right(exercise, answer):
         ("05.1", [1 / 3, 0.5], "exchanged"),
         ("05.1", [0.5, 0.5], "macro is not the mean over questions"),
         ("05.1", [0.4, 1 / 3], "micro: a mean over all questions"),
-        ("05.2", 1 / 4, "every right page to be among the candidates"),
+        ("05.2", 1 / 4, "every gold page to be among the candidates"),
         ("05.2", 0.5, "best order"),
         ("05.3", [0.03, 0.12, 0.09], "Bonferroni"),
         ("05.3", [0.03, 0.04, 0.06], "may not end up below"),
@@ -160,7 +160,7 @@ def test_the_right_answer_is_right(exercise, answer):
         ("07.1", "<think>t</think><answer>[3, 1, 2, 4, 5]</answer>", "honest"),
         ("07.1", "<think>t</think><answer>[3, 1, 2]</answer>", "1.00 for the rank and 0.60 for the form"),
         ("07.1", 3, "the answer is a completion"),
-        ("07.2", first_place, "pays 0.0 for a right page in second place"),
+        ("07.2", first_place, "gives 0.0 for a gold page in second place"),
         ("07.2", broken, "raised ZeroDivisionError"),
         ("07.2", "first_place", "a function, without ()"),
         ("07.3", {"r + 5", "2 r", "-r"}, "-r: rewards 0, 1/27, 1/8 and 1"),
@@ -257,7 +257,7 @@ def test_a_notebook_runs_for_a_student_who_has_answered_nothing(students, tmp_pa
     path, done = students / "01_data_construction.ipynb", tmp_path / "done.ipynb"
     given = {"MAX_TRACES": 5, "SPLITS": ["sft"], "RUN": str(tmp_path / "run")}
     papermill.execute_notebook(str(path), str(done), given, cwd=str(project_root()), progress_bar=False)
-    assert verdicts(done) == [f"… {name}: not answered yet: put your answer in the place of ..." for name in
+    assert verdicts(done) == [f"… {name}: not answered yet: replace ... with your answer" for name in
                               ("01.1", "01.2", "01.3")]  # fmt: skip
 
 
