@@ -95,7 +95,9 @@ def test_from_pdfs_to_a_table_as_the_guide_says(tmp_path, monkeypatch, capsys):
     first.save("my_pdfs/report.pdf", save_all=True, append_images=[second])
     (line,) = [body for body in blocks(ROOT / "docs" / "formats.md", "json") if "page_indices" not in body][:1]
     Path("questions.jsonl").write_text(line.replace("[3]", "[1]"))
-    quick = [words[1:] for name, words in OURS if name == "guide.md" and words[1] in ("ingest", "retrieve", "evaluate")]
+    used = ("ingest", "retrieve", "evaluate")
+    own = [words[1:] for name, words in OURS if name == "guide.md" and "mmdocir" not in words]  # that one is downloaded
+    quick = [words for words in own if words[0] in used]
     assert [words[0] for words in quick] == ["ingest", "retrieve", "evaluate", "evaluate"]
     for words in quick:
         assert main(words) == 0, words
