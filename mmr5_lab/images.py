@@ -52,7 +52,8 @@ def open_page(source: Page, where: str = "", size: tuple[int, int] | None = None
 
 
 def page_size(source: Page, where: str = "") -> tuple[int, int]:
-    """Return (width, height) of a page as `open_page` would show it, from the head of its file: nothing is decoded.
+    """Return (width, height) of a page as `open_page` would show it, from the head of its file (a PNG's EXIF
+    stands behind its pixels, so a PNG is decoded).
 
     Raises ValueError like `open_page`.
     """
@@ -155,7 +156,7 @@ def _without_notes(data: bytes) -> bytes:
     """A PNG without its texts and colour profile: Pillow refuses a picture for more than 1 MB of them."""
     if not data.startswith(_PNG):
         return data
-    kept, end, start = [], 0, len(_PNG)  # end: of what is kept already
+    kept, end, start = [], 0, len(_PNG)  # end: everything before it is copied or dropped
     while start < len(data):
         size = 12 + int.from_bytes(data[start : start + 4], "big")  # length, kind, content, checksum
         if data[start + 4 : start + 8] in _PNG_NOTES:
@@ -188,7 +189,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Numbers as 8-bit ones. White is the least of 1, 255 and 65,535 that no value exceeds, else the largest value."""
+    """Scale values to 8 bits. White is 1, 255 or 65,535, the smallest that covers all values; else the maximum."""
     values = np.nan_to_num(values.astype(np.float64))
     most = values.max(initial=0)
     white = next((top for top in (1, 255, 65535) if most <= top), most)

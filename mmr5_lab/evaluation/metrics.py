@@ -12,7 +12,7 @@ recall@k of a question is the share of its gold pages among the first k, micro i
 macro the mean over domains of each domain's mean. Nothing is averaged away: rankings that do not fit their
 corpus are a ValueError that names the questions.
 
-Ties. Rankings are orders, so they have none: whoever makes one decides. Here equal scores stand in page order
+Ties. A ranking is a strict order, so the code that makes it breaks its ties. Here equal scores are in page order
 (`retrieve`), in a TREC run in the order of the written ranks (`read_trec`), and `write_trec` lowers equal scores so
 that trec_eval, which sorts by score alone and equal ones by name, sees the same order.
 """
@@ -159,7 +159,7 @@ def grouped(frame: pd.DataFrame, by: str) -> Any:
     if by not in ("domain", "type", "gold") or by not in frame.columns:
         raise ValueError(f"cannot group questions by {by!r}: choose domain, type or gold, and a corpus that has it")
     if by == "type":
-        types = frame["type"].map(lambda of: of if isinstance(of, str) else of or None)  # () as None, like what lacks
+        types = frame["type"].map(lambda of: of if isinstance(of, str) else of or None)  # () means no type, like None
         frame = frame.assign(type=types).explode("type").fillna({"type": "(none)"})
     return frame.groupby(by, sort=by == "gold")
 

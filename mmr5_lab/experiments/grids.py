@@ -217,8 +217,8 @@ def _settings_of(point: Point, grid: Grid) -> dict[str, dict[str, Any]]:
 def plan_sweep(grid: Grid, root: str | Path = "runs") -> Plan:
     """Return all runs of a grid, each once, with the folders that they are or will be in.
 
-    Raises GridError where a notebook takes a run of one that the grid does not have: the newest run, which an empty
-    parameter means in JupyterLab, would be another one tomorrow.
+    Raises GridError where a notebook takes a run of one that the grid does not have: an empty
+    parameter means the newest run in JupyterLab, and that may be another run tomorrow.
     """
     jobs: dict[Path, Job] = {}
     for point in grid.points:

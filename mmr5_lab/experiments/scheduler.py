@@ -177,7 +177,7 @@ def _start_or_skip(sweep: Sweep, state: State, workers: "Processes | RayWorkers"
 
 
 def changed(job: Job) -> bool:
-    """Whether the run would be another one than was planned: notebook, code or data are no longer the same."""
+    """Return whether notebook, code or data changed since planning, so that this is not the planned run any more."""
     try:
         return run_folder(job.notebook, job.parameters, job.folder.parents[1]) != job.folder
     except (ValueError, OSError):  # the notebook is gone, cannot be read or lost a parameter

@@ -125,7 +125,7 @@ def _whole(content: str, thinking: str) -> str:
     if not thinking.strip() or content.lstrip().startswith("<think>"):
         return with_opening(content)
     opened = thinking if thinking.lstrip().startswith("<think>") else f"<think>{thinking}"
-    # Without content the model closed no block, or the server took all that it wrote for thinking.
+    # Empty content: the model never closed its think block, or the server took everything for thinking.
     return f"{opened}</think>{content}" if content.strip() else opened
 
 

@@ -94,7 +94,7 @@ def _numbers(text: str) -> list[Number]:
 
 
 def _one_list(text: str, numbers: list[Number]) -> list[Number]:
-    """The numbers of the one list of several in square brackets; lists of scores do not count."""
+    """Return the numbers of the only bracketed list of two or more, score lists aside; [] unless it is the only one."""
     parts = [part for part in _inside(_CLEAN_LIST, text, numbers) if len(part) > 1 and part[0].word not in _SCORE]
     return parts[0] if len(parts) == 1 else []
 

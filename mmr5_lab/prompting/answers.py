@@ -62,7 +62,7 @@ class ParsedRanking:
         return not self.faults & STRUCTURAL_FAULTS
 
 
-# What chat templates (and our own modes without reasoning) open of the answer, at the very end of a prompt.
+# The start of an answer that a chat template (or a mode without reasoning) has written at the end of the prompt.
 _OPENING = re.compile(r"<think>\s*+(?:</think>\s*+(?:<answer>\s*+\[?+\s*+)?+)?+\Z")
 
 

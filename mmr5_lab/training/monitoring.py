@@ -92,7 +92,8 @@ def for_trl(reward: Reward, tokenizer, opening: str, logs: bool = False) -> Rewa
     logs: log the completions as well
 
     trl passes the message that a template's own parser makes of a completion, without reasoning in some cases, so the
-    text comes from the tokens. A reward that returns None gives none to any completion.
+    text comes from the tokens. If the reward returns None, every
+    completion's reward is None.
     """
 
     def called(completions, **columns):
