@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 
-from mmr5_lab.experiments.notebooks import RunBusyError, make_run
+from mmr5_lab.experiments.notebooks import make_run
+from mmr5_lab.experiments.runs import RunBusyError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 BUSY = "busy"

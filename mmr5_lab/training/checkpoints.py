@@ -5,16 +5,14 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers import PrinterCallback, TrainerState
 
-from mmr5_lab.files import read_object, replacing, write_json
+from mmr5_lab.files import read_object, replacing
 from mmr5_lab.models.loading import best_dtype
 from mmr5_lab.training.adapters import merge
-from mmr5_lab.training.monitoring import WINDOW
+from mmr5_lab.training.stopping import BEST, BEST_OF
 
 LOG = "log.csv"
-BEST = "best"  # of a stage's folder: the best adapter so far, and which it is
-BEST_OF = "best.json"
 
 
 def finished_log(folder: str | Path) -> pd.DataFrame | None:
@@ -48,41 +46,6 @@ def train_to_the_end(trainer, processor, folder: Path, base: str | Path) -> pd.D
             log.to_csv(new, index=False)
     wait_for_everyone()
     return log
-
-
-class KeepBest(TrainerCallback):
-    """Keep the adapter of the checkpoint with the best mean reward of the last `WINDOW` steps.
-
-    With a `margin` above 0 the run stops when that mean falls further than this below its best.
-    """
-
-    def __init__(self, folder: Path, margin: float = 0.0):
-        self.folder, self.margin = folder / BEST, margin
-
-    def on_log(self, args, state, control, **kwargs):
-        means = _mean_rewards(state)
-        if self.margin and max(means) - means[-1] > self.margin:
-            control.should_training_stop = control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        mean = _mean_rewards(state)[-1]
-        best = read_object(self.folder / BEST_OF)[0] or {"reward": -math.inf}
-        if mean > best["reward"]:
-            self.folder.mkdir(exist_ok=True)
-            for file in Path(args.output_dir, f"checkpoint-{state.global_step}").glob("adapter_*"):
-                shutil.copy(file, self.folder)
-            write_json(self.folder / BEST_OF, best := {"step": state.global_step, "reward": float(mean)})
-        if control.should_training_stop and state.global_step < state.max_steps:
-            write_json(self.folder / BEST_OF, {**best, "stopped": state.global_step})
-
-
-def _mean_rewards(state: TrainerState) -> list[float]:
-    """Return the mean of each `WINDOW` consecutive steps' rewards; [-inf] where there are fewer steps."""
-    # A step that learns again from the completions before it (`iterations`) has none, nor has one without any reward.
-    rewards = [row["reward"] for row in state.log_history if row.get("reward") is not None]
-    return pd.Series(rewards, dtype=float).rolling(WINDOW).mean().dropna().tolist() or [-math.inf]
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

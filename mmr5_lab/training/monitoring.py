@@ -1,4 +1,4 @@
-"""What a training run logs at each step, what GRPO's completions were, and when a run must stop.
+"""What a training run logs at each step, and what GRPO's completions were. `training/stopping.py` has what stops a run.
 
 The log of a GRPO step has, besides trl's own metrics (each reward, groups without variance, lengths, entropy, and KL
 where it has a weight):
@@ -14,7 +14,6 @@ In a model that copies its input order, copied and tau are near 1 and so is firs
 """
 
 import importlib.util
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ from mmr5_lab.prompting.answers import FAULTS, ParsedRanking, parse_ranking, wit
 Reward = Callable[..., Any]  # as in mmr5_lab.rewards
 TRACKERS = ("trackio", "tensorboard", "wandb", "mlflow")
 PROJECT = "mmr5-lab"  # what trackers file runs under
-WINDOW = 10  # logged steps over which the form of the answers is judged
 
 
 class ReportProgress(TrainerCallback):
@@ -55,34 +53,6 @@ class ReportProgress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
-
-
-class CollapseError(RuntimeError):
-    """The model no longer writes answers in the right form, which it did before."""
-
-
-class StopWhenBroken(TrainerCallback):
-    """Stop a run that has broken its model, before a checkpoint of that is written.
-
-    Raises FloatingPointError where loss or gradient is not finite, CollapseError where the share of well-formed
-    answers over the last `WINDOW` steps is less than a quarter of its best so far.
-    """
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        advice = f"lower the learning rate (now {args.learning_rate:g})"
-        for key in ("loss", "grad_norm"):
-            value = (logs or {}).get(key)
-            if value is not None and not math.isfinite(float(value)):
-                raise FloatingPointError(f"step {state.global_step}: {key} is {value}; {advice} and start again")
-        shares = pd.Series([row["answers/well_formed"] for row in state.log_history if "answers/well_formed" in row])
-        means = shares.rolling(WINDOW).mean()
-        if len(shares) >= WINDOW and means.iloc[-1] < means.max() / 4 and means.max() > 0.1:
-            raise CollapseError(
-                f"step {state.global_step}: {means.iloc[-1]:.2f} of the last {WINDOW} steps' answers are well-formed,"
-                f" after {means.max():.2f} at best: the policy has collapsed; {advice} or give the KL term more weight"
-                f" (beta, now {getattr(args, 'beta', 0):g}), and read the last completions in"
-                f" {args.output_dir}/completions"
-            )
 
 
 def for_trl(reward: Reward, tokenizer, opening: str, logs: bool = False) -> Reward:

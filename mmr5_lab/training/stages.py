@@ -38,16 +38,11 @@ from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.rewards import REWARD_SETS
 from mmr5_lab.traces.construction import PromptReader
 from mmr5_lab.training.adapters import check_logits
-from mmr5_lab.training.checkpoints import KeepBest, finished_log, train_to_the_end
+from mmr5_lab.training.checkpoints import finished_log, train_to_the_end
 from mmr5_lab.training.inputs import check_prompts, check_traces, data_fingerprint
-from mmr5_lab.training.monitoring import (
-    ReportProgress,
-    Reward,
-    StopWhenBroken,
-    for_trl,
-    tracker_options,
-)
+from mmr5_lab.training.monitoring import ReportProgress, Reward, for_trl, tracker_options
 from mmr5_lab.training.shared_prefix import SUPPORTED, SharedPrefixGRPOTrainer, cannot_share
+from mmr5_lab.training.stopping import KeepBest, StopWhenBroken
 
 VISION = r".*(visual|vision_tower|vision_model|multi_modal_projector).*"  # names of vision parts: no LoRA there
 SETTINGS = "settings.json"

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmr5_lab.cli import main
-from mmr5_lab.training.adapters import probe
+from mmr5_lab.models.probe import probe
 from mmr5_lab.training.export import export_model, model_card
 
 

@@ -7,17 +7,8 @@ import pandas as pd
 import pytest
 
 from mmr5_lab.evaluation.robustness import position_bias
-from mmr5_lab.training.monitoring import (
-    WINDOW,
-    CollapseError,
-    StopWhenBroken,
-    completions,
-    first_right,
-    groups,
-    log_completions,
-    rankings,
-    tracker_options,
-)
+from mmr5_lab.training.monitoring import completions, first_right, groups, log_completions, rankings, tracker_options
+from mmr5_lab.training.stopping import WINDOW, CollapseError, StopWhenBroken
 
 TEXTS = [
     "<think>a</think><answer>[1, 2, 3]</answer>",  # the input order

@@ -24,8 +24,9 @@ from mmr5_lab.rewards import completion_texts, format_reward, rank_reward
 from mmr5_lab.training import checkpoints
 from mmr5_lab.training import stages as training
 from mmr5_lab.training.checkpoints import finished_log
-from mmr5_lab.training.monitoring import StopWhenBroken, completions
+from mmr5_lab.training.monitoring import completions
 from mmr5_lab.training.stages import train_grpo, train_sft
+from mmr5_lab.training.stopping import StopWhenBroken
 
 GRPO = {
     "learning_rate": 1e-3, "batch_size": 4, "generations": 2, "iterations": 2, "max_steps": 6, "save_steps": 1,
