@@ -1,6 +1,6 @@
 """Grid files: many runs of a notebook, or of a chain of notebooks, from one YAML file.
 
-    grid = read_grid("notebooks/sweeps/learning_rate.yaml")
+    grid = read_grid("notebooks/sweeps/learning_rate_and_rank.yaml")
     plan = plan_sweep(grid)         # everything is checked here; nothing has started
     print(as_text(plan))
 
