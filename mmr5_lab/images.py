@@ -57,9 +57,9 @@ def page_size(source: Page, where: str = "") -> tuple[int, int]:
 
     Raises ValueError like `open_page`.
     """
-    if isinstance(source, Image.Image | np.ndarray):
+    if isinstance(source, np.ndarray):
         return open_page(source, where).size
-    image = _opened(read_bytes(source, where), _name(source, where))
+    image = source if isinstance(source, Image.Image) else _opened(read_bytes(source, where), _name(source, where))
     # Above 4 it lies on its side; of a TIFF Pillow gives the turned size at once.
     return image.size[::-1] if image.format != "TIFF" and _orientation(image) > 4 else image.size
 

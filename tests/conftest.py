@@ -38,6 +38,7 @@ TOYS = {  # notebook -> its parameters and what it does
         "open(run.folder / 'begun.txt', 'a').write('x')\n"
         "time.sleep(SLEEP)\n"
         "if HOW == 'die': os.kill(os.getpid(), 9)\n"
+        "if HOW == 'long': raise ValueError('x' * 100_000)\n"
         "if HOW == 'raise': raise ValueError('no such page')\n"
         "print('squared', X)\n"
         "run.finish({'square': X * X, 'threads': os.environ.get('OMP_NUM_THREADS')})",

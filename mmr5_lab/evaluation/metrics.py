@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmr5_lab.evaluation.gold_ranks import CorpusTables, PagesByQuestion, gold_ranks, measure_columns
+from mmr5_lab.evaluation.gold_ranks import CorpusTables, PagesByQuestion, gold_ranks, measure_columns, recall
 from mmr5_lab.evaluation.significance import bootstrap_interval
 
 # In MMDocIR this domain is one document with 137 questions, so one document is a tenth of every macro figure.
@@ -52,7 +52,7 @@ def recall_at_k(ranking: Sequence[int], gold: Iterable[int], k: int) -> float:
         raise ValueError(f"k is {k}, expected at least 1")
     if len(set(pages)) < len(pages):
         raise ValueError(f"the ranking repeats pages {sorted({p for p in pages if pages.count(p) > 1})}")
-    return len(wanted.intersection(pages[:k])) / len(wanted)
+    return recall([rank for rank, page in enumerate(pages, 1) if page in wanted], len(wanted), k)
 
 
 def evaluate(
@@ -143,6 +143,8 @@ def breakdown(
     frame = per_question(rankings, corpus, ks, measures)
     figures = [name + suffix for name in columns for suffix in ("", *CEILINGS)]
     groups = grouped(frame, by)
+    if "all" in groups.groups:
+        raise ValueError(f"a {by} is named like the summary row 'all'; rename it in the corpus")
     table = pd.concat([groups[figures].mean(), frame[figures].mean().to_frame("all").T]).rename_axis(by)
     table["questions"] = [*groups.size(), len(frame)]
     if samples:

@@ -212,7 +212,7 @@ class Processes:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.cores: float = cores or usable
         self.memory = memory or psutil.virtual_memory().available / GB
-        self._threads = futures.ThreadPoolExecutor(int(self.cores))  # one waits for each run, which has a core or more
+        self._threads = futures.ThreadPoolExecutor(2 * int(self.cores))  # two for each run, which has a core or more
         self._running: dict[futures.Future[str], Job] = {}
         self._stopped = threading.Event()
 
@@ -262,6 +262,7 @@ class Processes:
         with process:
             process.stdin.write(json.dumps(job.work()) + "\n")
             process.stdin.flush()  # and stays open: its end would mean that the sweep is gone
+            outcome = self._threads.submit(process.stdout.read)  # a pipe that nobody reads is full after 64 KiB
             limit = job.limits["memory"]
             while True:
                 with suppress(subprocess.TimeoutExpired):
@@ -272,7 +273,7 @@ class Processes:
                     kill(process.pid)
                     return f"it took more than its {limit:g} GB of memory and was ended" if too_large else "stopped"
             if code == 0:
-                return process.stdout.read()
+                return outcome.result()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return f"its process {how} (out of memory?)"
 

@@ -54,7 +54,9 @@ class Reply:
     @property
     def reason(self) -> str:
         """The problem in one line, such as "filtered: a content filter stopped the answer (finish reason safety)"."""
-        return f"{self.problem}: {PROBLEMS[self.problem or 'empty']}{f' ({self.detail})' if self.detail else ''}"
+        if self.problem is None:
+            return ""
+        return f"{self.problem}: {PROBLEMS[self.problem]}{f' ({self.detail})' if self.detail else ''}"
 
 
 def read_reply(body: str) -> Reply:
@@ -134,6 +136,6 @@ def _tokens(usage: Any) -> tuple[int | None, int | None]:
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in names]
     prompt, completion, total = (c if type(c) is int and 0 <= c < 1 << 40 else 0 for c in counts)
-    if not prompt and not completion:
+    if not prompt:
         return None, None
     return prompt, max(completion, total - prompt)  # some count thinking, which they bill, in the total alone

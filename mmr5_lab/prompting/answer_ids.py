@@ -28,7 +28,7 @@ WORDS_OF_ANSWERS = _IMAGE | _PAGE | _RANK | _SCORE | _OTHER
 
 # A word; a sign (a hyphen after a word or number joins, as in "page-3"); or a number with what makes it no id: a
 # decimal part, a percent sign, "/10". The quantifiers are possessive (`*+`): no text is tried again from inside.
-_TOKEN = re.compile(r"[^\W\d_]++|(?<![0-9A-Za-z_])[-−](?=[0-9])|(?P<id>[0-9]++)(?P<no>(?:\.[0-9]++)++|[ ]?%|/100?\b)?+")
+_TOKEN = re.compile(r"[^\W\d_]++|(?<!\w)[-−](?=[0-9])|(?P<id>[0-9]++)(?P<no>(?:\.[0-9]++)++|[ ]?%|/100?\b)?+")
 _AFTER_WORD = re.compile(r"[ \t\"'`*_#:=\[({\\.-]*+")  # between a word and the number that it describes
 # between ids of one list
 _JOIN = re.compile(r"[ \t\"'`*\[\]]*+(?:(?:[,;>&]|(?:and|then|followed)\b)[\s\"'`*\[\]]*+)*+")

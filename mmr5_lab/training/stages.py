@@ -310,7 +310,7 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
     """Return the log of a finished stage, or None. Raises ValueError where it was begun with other arguments."""
     kept = {name: value for name, value in settings.items() if name not in NOT_LEARNT}
     if "functions" in kept:
-        kept["rewards"] = [getattr(function, "__name__", repr(function)) for function in kept.pop("functions")]
+        kept["rewards"] = [getattr(function, "__name__", type(function).__name__) for function in kept.pop("functions")]
     kept["data"] = data_fingerprint(settings["data"])
     with PartialState().main_process_first():
         check_settings(folder / SETTINGS, kept)

@@ -66,7 +66,9 @@ class KeepBest(TrainerCallback):
         mean = _mean_rewards(state)[-1]
         best = read_object(self.folder / BEST_OF)[0] or {"reward": -math.inf}
         if mean > best["reward"]:
+            # The record goes first and comes last: a kill while files are copied leaves no best, not half of one.
             self.folder.mkdir(exist_ok=True)
+            (self.folder / BEST_OF).unlink(missing_ok=True)
             for file in Path(args.output_dir, f"checkpoint-{state.global_step}").glob("adapter_*"):
                 shutil.copy(file, self.folder)
             write_json(self.folder / BEST_OF, best := {"step": state.global_step, "reward": float(mean)})

@@ -215,6 +215,12 @@ def test_breakdown_by_type_counts_a_question_in_each_of_its_types():
     assert table["questions"].to_dict() == {"Chart": 1, "Table": 2, "(none)": 1, "text-only": 1, "all": 4}
 
 
+def test_breakdown_refuses_a_group_named_like_its_summary():
+    renamed = tables([("q1", "a.pdf", "all", [0])])
+    with pytest.raises(ValueError, match="a domain is named like the summary row 'all'"):
+        breakdown({"q1": [0]}, renamed, by="domain")
+
+
 def test_breakdown_refuses_what_the_corpus_does_not_say():
     with pytest.raises(ValueError, match="cannot group questions by 'type': choose domain, type or gold"):
         breakdown(TOY_RUN, TOY, by="type")

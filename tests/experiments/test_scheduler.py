@@ -104,6 +104,13 @@ def test_what_fails_ends_alone(toy):
     assert not kernels_in(toy), "nothing is left running"
 
 
+def test_an_error_longer_than_a_pipe_ends_its_run(toy):
+    """100 kB of message: the run waited for ever for somebody to read it."""
+    [state] = run_sweep(plan(toy, notebooks=[DATA], axes=[{"HOW": ["long"]}]), Processes(cores=1)).states.values()
+    assert state.state == "failed"
+    assert "x" * 1000 in state.message
+
+
 def test_a_killed_sweep_leaves_nothing_running_and_continues(toy):
     write_grid(toy, axes=[{"X": [1, 2, 3], "SLEEP": [0.0, 600.0, 600.0]}])
     process = sweep_process(toy)

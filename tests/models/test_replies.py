@@ -102,7 +102,8 @@ def test_what_is_no_chat_completion_is_refused(said):
         ({"prompt_tokens": 0, "completion_tokens": 0}, (None, None)),
         ({"prompt_tokens": "3", "completion_tokens": None}, (None, None)),
         ({"prompt_tokens": -3, "completion_tokens": True}, (None, None)),
-        ({"prompt_tokens": 10**30, "completion_tokens": 5}, (0, 5)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 5}, (None, None)),
+        ({"completion_tokens": 5, "total_tokens": 105}, (None, None)),  # the prompt was billed as the completion
         ([], (None, None)),
         (None, (None, None)),
     ],

@@ -14,6 +14,8 @@ BLOCKS = {
     "ranks": ("Rank 1: Image 3, Rank 2: Image 1", [3, 1], True),
     "ranks in another order": ("Rank 2: Image 1, Rank 1: Image 3", [3, 1], True),
     "ranks after": ("Image 1: rank 2, Image 2: rank 3, Image 3: rank 1", [3, 1, 2], True),
+    "hyphens": ("page-3 > page-1 > page-2", [3, 1, 2], False),
+    "hyphens after other scripts": ("图片-3 > 图片-1 > 图片-2", [3, 1, 2], False),
     "ordinals": ("1st: Image 3; 2nd: Image 1", [3, 1], True),
     "ordinals and numbers": ("1st 3, 2nd 1", [3, 1], True),
     "ranks to ids": ('{"1": 3, "2": 1}', [3, 1], True),
