@@ -383,7 +383,6 @@ def seconds(function, *arguments, tries=2):
     """Seconds of this process, the quickest of some tries: noise only adds."""
     spent = []
     for _ in range(tries):
-        gc.collect()
         gc.disable()  # the collector looks through all that other tests have left, at a time of its own
         try:
             start = time.process_time()
