@@ -305,7 +305,7 @@ COMMANDS: list[tuple] = [
         SPLIT,
     ),
     (
-        "rerank", "reranking.opening:rerank_to_file", "rerank a run with a vision-language model",
+        "rerank", "reranking.opening:rerank_to_file", "rerank a ranking file with a vision-language model",
         "Rerank the candidates of a TREC run and write a new one, with what the model wrote beside it "
         "(RUN2.generations.parquet). An interrupted run continues when started again.",
         CORPUS, RANKING,
@@ -327,7 +327,7 @@ COMMANDS: list[tuple] = [
         *RANKER,
     ),
     (
-        "evaluate", _evaluate, "recall of runs, by domain",
+        "evaluate", _evaluate, "recall of ranking files, by domain",
         "Print recall@k of each run by domain, its macro and micro averages, and the ceiling that a perfect ranking "
         "reaches; or by question type or number of gold pages, beside both ceilings.",
         CORPUS,
