@@ -104,7 +104,7 @@ def test_readme_names_only_commands_that_exist():
     shown = subprocess.run(
         [sys.executable, "-m", "mmr5_lab.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    commands = set(re.findall(r"^    (\w+) ", shown, re.MULTILINE))
+    commands = set(re.findall(r"^    (\w+)(?: |$)", shown, re.MULTILINE))
     named = set(re.findall(r"\bmmr5 (\w+)", code_in_readme()))
     assert "demo" in named
     assert named <= commands

@@ -21,7 +21,7 @@ from transformers import Trainer
 from mmr5_lab.files import read_object
 from mmr5_lab.models import loading
 from mmr5_lab.rewards import completion_texts, format_reward, rank_reward
-from mmr5_lab.training import checkpoints
+from mmr5_lab.training import checkpoints, stopping
 from mmr5_lab.training import stages as training
 from mmr5_lab.training.checkpoints import finished_log
 from mmr5_lab.training.monitoring import completions
@@ -239,7 +239,7 @@ def rising_then_falling(completions, trainer_state, **columns):
 
 
 def test_a_run_that_gets_worse_stops_and_keeps_its_best(material, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "WINDOW", 2)
+    monkeypatch.setattr(stopping, "WINDOW", 2)
     settings = {**GRPO, "max_steps": 9, "iterations": 1, "rewards": rising_then_falling, "beta": 0.04}
     log = train_grpo(material.model, material.prompts, tmp_path, **settings, stop_margin=0.1)
     # means of two steps: .15, .25, .35, .45, .3, the last of which is .15 below the best
