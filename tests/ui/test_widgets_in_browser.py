@@ -63,6 +63,7 @@ def project(tiny_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     (root / "mmr5_lab").symlink_to(project_root() / "mmr5_lab")
     (root / "notebooks").mkdir()
+    (root / "notebooks" / "exercises.py").symlink_to(project_root() / "notebooks" / "exercises.py")
     make_corpus(root / "corpus", seed=5, splits={"eval": (3, 4)})
     path = root / "corpus" / ANNOTATIONS
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -81,6 +82,7 @@ def project(tiny_model, tmp_path_factory):
 
     grpo = root / "runs" / "03_grpo" / "x"
     (grpo / "checkpoints" / "completions").mkdir(parents=True)
+    (grpo / "manifest.json").write_text(json.dumps({**manifest, "notebook": "03_grpo", "parameters": {}}))
     (grpo / "results.json").write_text("{}")
     completions(corpus).to_parquet(grpo / "checkpoints" / "completions" / "completions_00001.parquet")
     return root
@@ -170,7 +172,7 @@ def lab(project, chromium, tmp_path_factory):
         watched.page.get_by_role("menuitem", name="Run", exact=True).click()
         watched.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
         failed = watched.page.locator("[data-mime-type='application/vnd.jupyter.error']")
-        watched.page.locator(".mmr5").nth(3).or_(failed.first).wait_for(timeout=400_000)
+        watched.page.locator(".mmr5").nth(3).or_(failed.first).wait_for(timeout=180_000)
         assert failed.all_inner_texts() == []
         yield watched
     finally:
