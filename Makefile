@@ -2,19 +2,25 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+UV ?= $(shell command -v uv)
+CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 OLDEST ?= .venv-oldest
+NEWEST := .venv-newest
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# $(call install,PYTHON): uv where it is installed, else pip
+install = $(if $(UV),$(UV) pip install --python $(1),$(1) -m pip install --disable-pip-version-check) --quiet $(PIP_ARGS)
 
-.PHONY: help demo test test-oldest lint lab site students clean
+.PHONY: help demo test test-oldest update lint lab site students clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo "Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (passed to pip install)"
+	@echo "Variables: PYTHON (python3), VENV (.venv), UV (uv where it is installed; UV= for pip), PIP_ARGS (passed to uv or pip),"
+	@echo "           CONSTRAINTS (constraints.txt; CONSTRAINTS= for the newest versions that pyproject.toml allows)"
 
 demo: $(READY) ## the whole method on the miniature, then one HTML report
 	@$(BIN)/mmr5 demo
@@ -29,9 +35,19 @@ test-oldest: ## the tests with the oldest versions that pyproject.toml allows, i
 	@$(PYTHON) -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		needed = project["dependencies"] + project["optional-dependencies"]["dev"]; \
 		print(*(one.split(",")[0].replace(">=", "==") for one in needed), sep="\n")' > $(OLDEST)/requirements.txt
-	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-		-r $(OLDEST)/requirements.txt -e .
+	@$(call install,$(OLDEST)/bin/python) -r $(OLDEST)/requirements.txt -e .
 	@$(OLDEST)/bin/python -m pytest
+
+# What depends on the kind of GPU follows from torch's version, and other systems have none of it.
+update: ## try the newest versions that pyproject.toml allows; if the tests pass, write constraints.txt
+	@rm -rf $(NEWEST)
+	@$(MAKE) --no-print-directory VENV=$(NEWEST) CONSTRAINTS= test
+	@$(NEWEST)/bin/python -c 'from importlib.metadata import distributions; import re; \
+		found = {re.sub("[-_.]+", "-", one.name).lower(): one.version.split("+")[0] for one in distributions()}; \
+		print(*(f"{name}=={found[name]}" for name in sorted(found) \
+			if not re.match("mmr5-lab$$|pip$$|setuptools$$|nvidia-|cuda-|triton$$", name)), sep="\n")' > constraints.txt
+	@rm -rf $(NEWEST)
+	@echo "Wrote constraints.txt: \`git diff constraints.txt\` shows what is new"
 
 lint: $(READY) ## ruff, mypy, import-linter and nbstripout; changes nothing
 	@echo "Checking style, types and notebooks..."
@@ -63,7 +79,7 @@ clean: ## remove .venv, caches and build files; runs/ and data/ stay
 	find mmr5_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Written last, so an installation that was interrupted is taken up again. An environment that works is kept.
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@command -v "$(PYTHON)" >/dev/null || { \
 		echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -72,9 +88,23 @@ $(READY): pyproject.toml
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		echo "Bringing $(VENV) up to date with pyproject.toml..."; \
 	else \
-		echo "Setting up $(VENV) (first time: a few minutes, several GB of PyTorch)..."; \
+		echo "Setting up $(VENV) with $(if $(UV),uv,pip) (first time: minutes, several GB of PyTorch)..."; \
 		$(PYTHON) -m venv --clear $(VENV); \
 	fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@$(hint)
+	@$(call install,$(BIN)/python) $(addprefix --constraint ,$(CONSTRAINTS)) -e '.[dev]' || { \
+		echo "That failed with the versions of constraints.txt: trying what pyproject.toml allows..."; \
+		$(call install,$(BIN)/python) -e '.[dev]'; }
 	@touch $@
 	@echo "$(VENV) is ready."
+
+# Without an NVIDIA GPU, PyTorch's build for CUDA is 5 GB for nothing. pip prefers a CPU build ("+cpu") by itself where its
+# configuration offers one; uv takes one when UV_TORCH_BACKEND says so. Nothing is said where torch is there already.
+define hint
+if [ "$$(uname)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && [ -z "$$UV_TORCH_BACKEND" ] \
+	&& ! $(BIN)/python -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null \
+	&& ! { [ -z "$(UV)" ] && $(BIN)/python -m pip install --quiet --dry-run --no-deps --report - $(PIP_ARGS) \
+		'torch>=2.14' 2>/dev/null | grep -q '"version": "[^"]*+cpu"'; }; then \
+	echo "No NVIDIA GPU was found, and this installs PyTorch with CUDA. With uv, UV_TORCH_BACKEND=cpu make ... takes the CPU build."; \
+fi
+endef
