@@ -3,7 +3,6 @@
 A notebook is shown as its newest finished run left it, and where there is none, without results.
 """
 
-import functools
 import html
 import posixpath
 import re
@@ -14,17 +13,17 @@ from latex2mathml.converter import convert as to_mathml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from nbconvert import HTMLExporter
 from nbformat.v4 import new_notebook
 from pygments.formatters import HtmlFormatter
 
-from mmr5_lab.experiments.notebooks import without_widgets
+from mmr5_lab.experiments.notebooks import notebook_html, without_widgets
 from mmr5_lab.experiments.runs import latest
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {"README.md": "index.md", "CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 IMAGES = sorted((ROOT / "docs" / "images").rglob("*.png"))
+DIAGRAMS = sorted((ROOT / "notebooks" / "diagrams").glob("*.svg"))
 PACKAGE = ROOT / "mmr5_lab"
 MODULES = sorted(  # a room's __init__.py counts where there is code in it
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -57,6 +56,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     for name, uri in TEXTS.items():
         add(uri, (ROOT / name).read_text(encoding="utf-8"))
+    for path in DIAGRAMS:
+        add(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
     for path in NOTEBOOKS:
         add(f"notebooks/{path.stem}.md", notebook_page(path, config.extra["runs"]))
     for module in MODULES:
@@ -110,12 +111,9 @@ def notebook_page(path: Path, runs: str) -> str:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             if cell.outputs:
                 parts.append(f'<div class="result" id="result-{len(_RESULTS)}"></div>')
-                shown, _ = _exporter().from_notebook_node(new_notebook(cells=[cell]))
+                shown = notebook_html(
+                    new_notebook(cells=[cell]), "basic", exclude_input=True, exclude_output_prompt=True
+                )
                 _RESULTS.append(f'<div class="result">{shown}</div>')
     heading, _, rest = "\n\n".join(parts).partition("\n")
     return f"{heading}\n\n*`notebooks/{path.name}`. {told}*\n{rest}"
-
-
-@functools.cache
-def _exporter() -> HTMLExporter:
-    return HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)

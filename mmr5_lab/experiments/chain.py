@@ -11,10 +11,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 from latex2mathml.converter import convert as to_mathml
-from nbconvert import HTMLExporter
 
 from mmr5_lab.experiments.fingerprint import NOT_WORK
-from mmr5_lab.experiments.notebooks import run_notebook, with_parents, without_widgets
+from mmr5_lab.experiments.notebooks import notebook_html, run_notebook, with_parents, without_widgets
 from mmr5_lab.experiments.parameters import read_profile
 from mmr5_lab.experiments.runs import CHAIN, inside_project, project_root
 from mmr5_lab.files import results, write_text
@@ -84,8 +83,7 @@ def _body(path: Path) -> str:
             cell.source = _cut_formulas(cell.source, formulas)
         else:  # warnings are of no use to a reader
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
-    body = exporter.from_notebook_node(notebook)[0]
+    body = notebook_html(notebook, "basic", exclude_input=True, exclude_output_prompt=True)
     return re.sub(r"FORMULA(\d+)ALUMROF", lambda match: formulas[int(match[1])], body)
 
 

@@ -156,10 +156,16 @@ def _write_html(folder: Path) -> None:
     if html.exists() or not executed.exists():
         return
     try:
-        exporter = HTMLExporter(template_name="classic", embed_images=True)
-        write_text(html, exporter.from_notebook_node(without_widgets(nbformat.read(executed, as_version=4)))[0])
+        write_text(html, notebook_html(without_widgets(nbformat.read(executed, as_version=4)), "classic"))
     except (OSError, nbformat.reader.NotJSONError) as error:
         logger.warning("%s is finished, but its HTML could not be written: %s", folder, error)
+
+
+def notebook_html(notebook: nbformat.NotebookNode, template: str, **options: bool) -> str:
+    """Return a notebook as HTML that holds its images, also those below `notebooks/` that it links to."""
+    exporter = HTMLExporter(template_name=template, embed_images=True, **options)
+    place = {"metadata": {"path": str(project_root() / "notebooks")}}
+    return exporter.from_notebook_node(notebook, resources=place)[0]
 
 
 def without_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
