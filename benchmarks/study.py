@@ -25,7 +25,8 @@ from mmr5_lab.views import plots
 
 USUAL = {  # settings of the main study; a system's name lists those of its runs that differ
     "04_inference.MODE": "reason", "04_inference.NUM_CANDIDATES": 5, "04_inference.TEMPERATURE": 0.3,
-    "03_grpo.REWARDS": "strict", "01_data_construction.REFINED": False, "02_sft.EPOCHS": 0.6, "03_grpo.MAX_STEPS": 60,
+    "03_grpo.REWARDS": "strict", "01_data_construction.REFINED": False, "02_sft.EPOCHS": 0.6, "02_sft.REASONING": True,
+    "03_grpo.MAX_STEPS": 60,
 }  # fmt: skip
 SHOWN = ["seeds", "macro R@1", "micro R@1", "micro R@3", "micro R@5", "sd", "low", "high", "valid"]
 

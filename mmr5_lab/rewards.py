@@ -31,6 +31,7 @@ from typing import Any, TypeAlias
 from mmr5_lab.prompting.answers import ParsedRanking, parse_ranking
 from mmr5_lab.prompting.prompts import content_text
 
+_NO_THINK = re.compile(r"\A\s*+<think>\s*+</think>")  # before an answer at once
 Completion: TypeAlias = str | Sequence[dict[str, Any]]
 Ids: TypeAlias = Sequence[Sequence[int]]
 
@@ -90,6 +91,20 @@ def format_reward(
         in_range = len({x for x in written or () if 1 <= x <= n}) - ("zero_based" in parsed.faults)
         rewards.append(in_range / max(n, len(written)) if written else 0.0)
     return rewards
+
+
+def direct_format_reward(
+    completions: Sequence[Completion], positive_ids: Ids, num_candidates: Sequence[int], **columns: Any
+) -> list[float]:
+    """Return `format_reward` of answers without reasoning: the think block must be empty or absent.
+
+    >>> direct_format_reward(["<think></think><answer>[3, 1, 2]</answer>"], [[3]], [3])
+    [1.0]
+    """
+    texts = _texts(completions, positive_ids, num_candidates)
+    answers = [_NO_THINK.sub("", text, count=1) for text in texts]
+    thought = [f"<think>…</think>{answer}" for answer in answers]  # what was written there counts as a second block
+    return format_reward(thought, positive_ids, num_candidates)
 
 
 def released_rank_reward(
@@ -225,4 +240,5 @@ REWARD_SETS: dict[str, tuple[Callable[..., list[float]], Callable[..., list[floa
     "strict": (rank_reward, format_reward),
     "ndcg": (ndcg_reward, format_reward),
     "released": (released_rank_reward, released_format_reward),
+    "direct": (rank_reward, direct_format_reward),
 }

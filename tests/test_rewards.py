@@ -10,7 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmr5_lab.prompting.prompts import completion_text
-from mmr5_lab.rewards import format_reward, ndcg_reward, rank_reward, released_format_reward, released_rank_reward
+from mmr5_lab.rewards import (
+    direct_format_reward,
+    format_reward,
+    ndcg_reward,
+    rank_reward,
+    released_format_reward,
+    released_rank_reward,
+)
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "reward_vectors.json").read_text(encoding="utf-8"))["cases"]
 STRICT = [rank_reward, format_reward, ndcg_reward]
@@ -268,3 +275,16 @@ def test_adversarial_texts_are_quick(reward, opening, unit):
     start = time.perf_counter()
     assert math.isfinite(one(reward, opening + unit * 50_000))
     assert time.perf_counter() - start < 3
+
+
+def test_a_direct_answer_earns_its_form_without_reasoning_and_loses_it_with():
+    """An empty block or none; 2 of 3 ids; words in the block; words after the answer."""
+    texts = [
+        "<think></think><answer>[3, 1, 2]</answer>",
+        "<answer>[3, 1, 2]</answer>",
+        "<think>\n</think><answer>[3, 3, 2]</answer>",
+        "<think>Image 3.</think><answer>[3, 1, 2]</answer>",
+        "<think></think><answer>[3, 1, 2]</answer> so",
+    ]
+    assert direct_format_reward(texts, [[3]] * 5, [3] * 5) == [1, 1, pytest.approx(2 / 3), 0, 0]
+    assert rank_reward(texts, [[3]] * 5, [3] * 5) == [1, 1, 1, 1, 1]

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices.wait_for_everyone()
     settings = training_settings(parameters)
     if options.notebook == "02_sft":
-        data = sft_dataset(Path(parameters["DATA_RUN"]) / "traces.jsonl")
+        data = sft_dataset(Path(parameters["DATA_RUN"]) / "traces.jsonl", parameters["REASONING"])
         train_sft(parameters["MODEL"], data, folder, **settings)
     else:
         model, adapter, prompts = grpo_material(parameters, folder)

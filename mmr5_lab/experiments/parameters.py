@@ -24,7 +24,7 @@ CHOICES = {
     "SELECTION": ("all", "balanced", "pass_rate"),
     "SCHEDULE": ("cosine", "linear", "constant", "constant_with_warmup"),
     "IMPORTANCE_SAMPLING_LEVEL": ("token", "sequence"),
-    "REWARDS": ("strict", "ndcg", "released"),
+    "REWARDS": ("strict", "ndcg", "released", "direct"),
     "MODE": ("reason", "direct", "score", "pointwise"),
     "SYSTEMS": ("base", "SFT", "SFT + RL", "RL only"),
 }

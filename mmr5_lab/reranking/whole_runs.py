@@ -103,13 +103,15 @@ def _rank_missing(
     return done
 
 
-def sample_answers(reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path) -> pd.DataFrame:
+def sample_answers(
+    reranker: Ranker, traces: Sequence[dict[str, Any]], folder: str | Path, mode: str = "reason"
+) -> pd.DataFrame:
     """Return what a model writes for the prompts of some traces: columns query_id, text, faults, valid.
 
     The traces' image paths are relative to `folder`.
     """
     pairs = [(trace["query"], [Path(folder) / image for image in trace["images"]]) for trace in traces]
-    rankings = reranker.rank_many(pairs)
+    rankings = reranker.rank_many(pairs, mode=mode)
     return pd.DataFrame({
         "query_id": [trace["query_id"] for trace in traces],
         "text": [ranking.text for ranking in rankings],

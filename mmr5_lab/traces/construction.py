@@ -30,6 +30,7 @@ from mmr5_lab.corpus.ids import CorpusError, page_id
 from mmr5_lab.corpus.rankings import Rankings
 from mmr5_lab.files import appending, json_lines, replacing, report_progress, write_lines
 from mmr5_lab.images import open_page
+from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.prompting.prompts import (
     PROMPT_VERSION,
     build_messages,
@@ -190,9 +191,10 @@ def read_traces(path: str | Path) -> list[dict[str, Any]]:
     return traces
 
 
-def sft_dataset(path: str | Path) -> datasets.Dataset:
+def sft_dataset(path: str | Path, reasoning: bool = True) -> datasets.Dataset:
     """Return traces as trl's `SFTTrainer` takes them: columns `prompt`, `completion` (messages) and `images`.
 
+    reasoning: False: an empty think block before the answer, as mode "direct" opens it
     `build_messages` and `open_page` make prompt and images, the images when a row is read, so that training, RL and
     inference share both. Raises ValueError for traces that were made with other prompt texts.
     """
@@ -204,6 +206,8 @@ def sft_dataset(path: str | Path) -> datasets.Dataset:
                 f" now they are {PROMPT_VERSION}: make the traces again"
             )
         completion = trace["messages"][-1]["content"]
+        if not reasoning:
+            completion = completion_text("", parse_ranking(completion, len(trace["images"])).answer or ())
         rows.append({
             "prompt": build_messages(trace["query"], len(trace["images"])),
             "completion": [{"role": "assistant", "content": [{"type": "text", "text": completion}]}],

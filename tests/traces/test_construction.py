@@ -43,6 +43,14 @@ def candidates(corpus):
     return training_candidates(corpus, retrieve(corpus, top_k=5), num_candidates=5)
 
 
+def test_a_direct_example_has_the_answer_and_no_reasoning(corpus, candidates, tmp_path):
+    path = make_traces(corpus, candidates[:2], EvidenceTeacher(corpus), tmp_path / "traces.jsonl")
+    shown, direct = sft_dataset(path)[0], sft_dataset(path, reasoning=False)[0]
+    whole, short = (row["completion"][0]["content"][0]["text"] for row in (shown, direct))
+    assert short == f"<think></think>{whole.partition('</think>')[2]}"
+    assert direct["prompt"] == shown["prompt"]
+
+
 def test_a_trace_is_well_formed_and_puts_positives_first(corpus, candidates, tmp_path):
     traces = read_traces(make_traces(corpus, candidates, EvidenceTeacher(corpus), tmp_path / "t.jsonl"))
     assert len(traces) == len(candidates)
