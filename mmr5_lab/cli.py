@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     function = options.pop("function")
     logging.basicConfig(format="mmr5: %(levelname)s: %(message)s")
     try:
-        text = (_named(function) if isinstance(function, str) else function)(**options)
-        if isinstance(text, str):
-            print(text)
+        outcome = (_named(function) if isinstance(function, str) else function)(**options)
+        if isinstance(outcome, str | Path):
+            print(outcome)
     except KeyboardInterrupt:
         return _failed("interrupted; the same command goes on from here", EXIT_FAILED)
     except (ValueError, RuntimeError) as error:
@@ -164,12 +164,6 @@ def _evaluate(corpus: str, split: str | None, runs: list[str], ks: list[int], me
         print(f"{path}: {len(pages)} of {len(part.questions)} questions")
         width = shutil.get_terminal_size((0, 0)).columns or None  # a file gets whole lines
         print(table.to_string(float_format="{:.4f}".format, line_width=width), end="\n\n")
-
-
-def _export(**options: Any) -> str:
-    from mmr5_lab.training.export import export_model
-
-    return str(export_model(**options))
 
 
 def _ask(corpus: str, question: str, out: str, document: str | None, candidates: int, mode: str, **ranker: Any) -> str:
@@ -327,6 +321,21 @@ COMMANDS: list[tuple] = [
         *RANKER,
     ),
     (
+        "serve", "reranking.service:serve", "a reranking server with the /v1/rerank interface",
+        "Serve a model to clients that speak /v1/rerank as Jina, Cohere and vLLM do. Pages are images: data: URLs, "
+        "base64, or paths inside --images. Clients send the key of the environment variable MMR5_SERVE_KEY, if it is "
+        "set. Ctrl-C ends it after the requests at work.",
+        *RANKER,
+        arg("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"),
+        arg("--port", type=_count, default=8787, help="default: %(default)s; 0: a free one"),
+        arg("--images", metavar="FOLDER", help="folder whose pages may be given by path"),
+        arg("--allow-urls", action="store_true", help="fetch pages that are given as http(s) URLs"),
+        arg("--batch-size", type=_positive, default=8, metavar="N", help="requests a batch (default: 8)"),
+        arg("--documents", type=_positive, default=100, metavar="N", help="of a request at most (default: 100)"),
+        arg("--waiting", type=_positive, default=64, metavar="N", help="requests that may wait (default: 64)"),
+        arg("--timeout", type=_amount, default=300.0, metavar="S", help="seconds a request (default: 300)"),
+    ),
+    (
         "evaluate", _evaluate, "recall of ranking files, by domain",
         "Print recall@k of each run by domain, its macro and micro averages, and the ceiling that a perfect ranking "
         "reaches; or by question type or number of gold pages, beside both ceilings.",
@@ -393,7 +402,7 @@ COMMANDS: list[tuple] = [
         arg("--delete", action="store_true", help="delete them (without, they are only listed)"),
     ),
     (
-        "export", _export, "a trained model with adapter and model card",
+        "export", "training.export:export_model", "a trained model with adapter and model card",
         "Copy the model of a finished run of notebook 02 or 03 to a new folder: merged weights that transformers "
         "loads, the adapter, and a card with data, parameters and results.",
         arg("run", metavar="RUN", help="run folder, such as runs/03_grpo/0123456789ab"),
