@@ -139,7 +139,12 @@ class Service:
         results = [{"index": i, "relevance_score": scores[i]} for i in ranking.order[:most]]
         if body.get("return_documents"):
             results = [{**result, "document": documents[int(result["index"])]} for result in results]
-        answer = {"id": f"rerank-{uuid.uuid4().hex}", "object": "rerank", "model": self.name, "results": results}
+        answer: dict[str, Any] = {
+            "id": f"rerank-{uuid.uuid4().hex}",
+            "object": "rerank",
+            "model": self.name,
+            "results": results,
+        }
         if body.get("return_reasoning"):
             answer |= {"reasoning": ranking.reasoning, "faults": sorted(ranking.faults)}
         return {**answer, "usage": {"completion_tokens": ranking.tokens}}
