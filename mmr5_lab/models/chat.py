@@ -34,12 +34,15 @@ logger = logging.getLogger(__name__)
 KEY_VARIABLE = "OPENAI_API_KEY"
 LONGEST_PAUSE = 60.0  # seconds between two tries, where the server does not say how long
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; beyond that the work ends
+TOKEN_SIDE = 28  # pixels of a visual token of Qwen2.5-VL, whose processor would round a page's sides to multiples of it
 
 _FATAL = (401, 402, 403, 404, 405)  # a wrong key, an empty account, a forbidden or unknown model or path
 _FATAL_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "invalid_api_key"}
 _OPTIONS = ("max_tokens", "top_p", "temperature", "seed")  # that some models do not take
 _NOT_TAKEN = re.compile("(?i)unsupported|not support|instead|deprecated|unrecognized|not permitted|cannot both")
-_TOO_LONG = re.compile(r"context (?:length|window|size)|context_length|model length|too (?:long|large)", re.IGNORECASE)
+_TOO_LONG = re.compile(
+    r"context (?:length|window|size)|context_length|model length|too (?:long|large)|at most \d+ image", re.IGNORECASE
+)
 
 
 @dataclass(eq=False)
@@ -187,7 +190,11 @@ class Chat:
             fatal, message = True, f"it asks to wait {wait / 3600:.1f} hours, start again then: {message}"
         option = _option_not_taken(message, error.param) if status in (400, 422) else None
         if status == 413 or (status == 400 and _TOO_LONG.search(message)):
-            option, message = None, f"too much for it, lower the pixels of a page (max_pixels) or send fewer: {message}"
+            option = None
+            message = (
+                "too much for it, lower the pixels of a page (max_pixels), the pages shown at once (candidates, window)"
+                f" or the room for the answer (max_new_tokens): {message}"
+            )
         if status == 404:
             message = f"it has no such path or model: {message}"
         return RequestError(
@@ -246,7 +253,8 @@ def with_images(messages: list[dict[str, Any]], urls: Iterable[str]) -> list[dic
 def page_url(page: Page, max_pixels: int | None = None) -> str:
     """Return a page as a data URL of a file that every server shows alike (`images.plain_file`).
 
-    max_pixels: a page with more is made smaller, its sides in proportion; None: pages keep their size
+    max_pixels: a page with more is made smaller, its sides in proportion, to multiples of `TOKEN_SIDE`; None: it keeps
+        its size
     """
     data, kind = plain_file(page)
     if max_pixels is not None:
@@ -254,8 +262,8 @@ def page_url(page: Page, max_pixels: int | None = None) -> str:
         scale = (max_pixels / (image.width * image.height)) ** 0.5
         if scale < 1:
             buffer = io.BytesIO()
-            size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
-            image.resize(size).save(buffer, kind, quality=90)
+            width, height = (max(1, int(side * scale / TOKEN_SIDE)) * TOKEN_SIDE for side in image.size)
+            image.resize((width, height)).save(buffer, kind, quality=90)
             data = buffer.getvalue()
     return data_url(data, kind)
 

@@ -6,6 +6,7 @@ as a 200.
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class Reply:
     problem: why this is not an answer (a name from `PROBLEMS`), or None
     detail: the server's own words on the problem, or ""
     prompt_tokens, completion_tokens: as the server counted them; None where it did not
+    steps: of each token, if asked for: log-probabilities of the texts that it might have been, its own text first
     """
 
     text: str
@@ -44,6 +46,7 @@ class Reply:
     detail: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    steps: tuple[dict[str, float], ...] = ()
 
     @property
     def answer(self) -> str:
@@ -99,7 +102,17 @@ def _judged(body: Any) -> Reply:
         problem, detail = "refused", written["refusal"]
     elif not problem:
         problem, detail = None if Reply(text).answer else "empty", ""
-    return Reply(text, problem, visible(" ".join(detail.split()))[:300], *_tokens(body.get("usage")))
+    steps = tuple(map(_step, (choice.get("logprobs") or {}).get("content") or ()))
+    return Reply(text, problem, visible(" ".join(detail.split()))[:300], *_tokens(body.get("usage")), steps)
+
+
+def _step(token: Any) -> dict[str, float]:
+    """Log-probabilities of the texts that a token might have been; of texts that tokens share, the highest."""
+    step: dict[str, float] = {}
+    for each in (token, *(token.get("top_logprobs") or ())):
+        text = _string(each["token"])
+        step[text] = max(float(each["logprob"]), step.get(text, -math.inf))
+    return step
 
 
 def _string(value: Any) -> str:

@@ -12,8 +12,7 @@ from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.prompting.answers import with_opening
 from mmr5_lab.prompting.prompts import build_messages, build_pointwise_messages
 from mmr5_lab.reranking.pages import Pages, Pair, name_pair
-
-ANSWER_START = "<think></think><answer>["  # what modes "direct" and "score" put into the model's mouth
+from mmr5_lab.reranking.ranking import ANSWER_START
 
 
 @dataclass(frozen=True)

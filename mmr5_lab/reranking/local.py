@@ -24,7 +24,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -34,13 +33,21 @@ from mmr5_lab.models.generation import GREEDY, complete, next_logits
 from mmr5_lab.models.loading import load_model
 from mmr5_lab.models.memory import context_length
 from mmr5_lab.models.vision_cache import PageCache
-from mmr5_lab.prompting.answers import parse_ranking, with_opening
+from mmr5_lab.prompting.answers import with_opening
 from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS
-from mmr5_lab.reranking.inputs import ANSWER_START, Prompt, model_inputs, prompts_of
+from mmr5_lab.reranking.inputs import Prompt, model_inputs, prompts_of
 from mmr5_lab.reranking.pages import Pages, Pair
-from mmr5_lab.reranking.ranking import MODES, Ranker, Ranking, check_decoding
+from mmr5_lab.reranking.ranking import (
+    ANSWER_START,
+    CONTENT_FREE,
+    MODES,
+    Ranker,
+    Ranking,
+    check_decoding,
+    scored_ranking,
+    written_ranking,
+)
 
-CONTENT_FREE = "N/A"  # the query against which "score" is calibrated
 PAGES_A_QUERY = 4  # pages that "pointwise" reads in one pass for each query of a batch
 
 
@@ -74,7 +81,8 @@ class Reranker(Ranker):
         self.generation: dict[str, Any] = sampling if temperature > 0 else {**GREEDY}
         ends = model.generation_config.eos_token_id
         self._ends = {processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self._allowed_ids = lru_cache(lambda n: AllowedIds(processor.tokenizer, n))
+        tokens_of = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        self._allowed_ids = lru_cache(lambda n: AllowedIds(tokens_of, n, processor.tokenizer.eos_token_id))
         self._sizes = {}
         self._priors: dict[tuple[tuple[int, int], ...], list[float]] = {}
         # A model keeps its batch's rope deltas, a tokenizer its padding: two batches at once would rank wrongly.
@@ -135,8 +143,7 @@ class Reranker(Ranker):
         if mode in ("reason", "direct"):
             return self._written(prompts, pages, mode, seed)
         rows = self._score(prompts, pages) if mode == "score" else self._pointwise(prompts, pages)
-        orders = [np.argsort([-score for score in row], kind="stable").tolist() for row in rows]
-        return [Ranking(order, None, "", frozenset(), row, 1, 0.0) for order, row in zip(orders, rows, strict=True)]
+        return [scored_ranking(row) for row in rows]
 
     def _inputs(self, prompts: Sequence[Prompt], pages: Pages) -> dict[str, Any]:
         return model_inputs(prompts, pages, self.model, self.processor, self.page_cache)
@@ -153,14 +160,12 @@ class Reranker(Ranker):
         for prompt, row in zip(prompts, rows, strict=True):
             ended = row[-1] in self._ends
             text = self.processor.tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True)
-            text = f"{ANSWER_START}{text}]</answer>" if mode == "direct" else with_opening(text, prompt.text)
-            parsed = parse_ranking(text, len(prompt.pages))
-            faults, tokens = parsed.faults, len(row)
+            n = len(prompt.pages)
             if mode == "direct":
-                faults, tokens = faults - {"no_think"}, tokens - ended  # no thinking was wanted
-            elif not ended:
-                faults |= {"truncated"}
-            rankings.append(Ranking(list(parsed.order), parsed.think or None, text, faults, None, tokens, 0.0))
+                text = f"{ANSWER_START}{text}]</answer>"
+                rankings.append(written_ranking(text, n, len(row) - ended, thinking=False))
+            else:
+                rankings.append(written_ranking(with_opening(text, prompt.text), n, len(row), cut=not ended))
         return rankings
 
     def _score(self, prompts: list[Prompt], pages: Pages) -> list[list[float]]:
@@ -173,16 +178,12 @@ class Reranker(Ranker):
 
     def _first_id(self, inputs: dict[str, Any], counts: list[int]) -> list[list[float]]:
         """Return the log-probability of each id, in each row of a batch; ids of several tokens are read one by one."""
-        paths = {n: self._allowed_ids(n).paths for n in counts}
-        prefixes = sorted({path[:k] for row in paths.values() for path in row for k in range(len(path))}, key=len)
-        scores = torch.zeros(len(counts), max(counts))
-        for prefix, logits in zip(prefixes, next_logits(self.model, inputs, prefixes), strict=True):
-            log_probs = logits.log_softmax(-1).cpu()
-            for r, n in enumerate(counts):
-                for i, path in enumerate(paths[n]):
-                    if path[: len(prefix)] == prefix and len(path) > len(prefix):
-                        scores[r, i] += log_probs[r, path[len(prefix)]]
-        return [row[:n] for row, n in zip(scores.tolist(), counts, strict=True)]
+        allowed = [self._allowed_ids(n) for n in counts]
+        prefixes = max(allowed, key=lambda ids: len(ids.ids)).branches  # those of fewer ids are among them
+        logits = [each.log_softmax(-1).cpu() for each in next_logits(self.model, inputs, list(prefixes))]
+        return [
+            ids.scores(dict(zip(prefixes, (each[r] for each in logits), strict=True))) for r, ids in enumerate(allowed)
+        ]
 
     def _prior(self, sizes: tuple[tuple[int, int], ...]) -> list[float]:
         """Return what `_first_id` gives for no question and blank pages of these (height, width)."""

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mmr5_lab.images import Page
+from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.reranking.pages import Pages, Pair, Sizes
 
 MODES = ("reason", "direct", "score", "pointwise")
+ANSWER_START = "<think></think><answer>["  # what modes "direct" and "score" put into the model's mouth
+CONTENT_FREE = "N/A"  # the query against which "score" is calibrated
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,19 @@ class Ranking:
     seconds: float
     shown: list[int] | None = None
     stability: float | None = None
+
+
+def written_ranking(text: str, n: int, tokens: int, cut: bool = False, thinking: bool = True) -> Ranking:
+    """Return what a model's text says about n candidates; without `thinking`, that there is none is no fault."""
+    parsed = parse_ranking(text, n)
+    faults = (parsed.faults | ({"truncated"} if cut else set())) - (set() if thinking else {"no_think"})
+    return Ranking(list(parsed.order), parsed.think or None, text, faults, None, tokens, 0.0)
+
+
+def scored_ranking(scores: list[float]) -> Ranking:
+    """Return the ranking of candidates with these scores; ties stand in candidate order."""
+    order = sorted(range(len(scores)), key=lambda k: -scores[k])
+    return Ranking(order, None, "", frozenset(), scores, 1, 0.0)
 
 
 def check_decoding(temperature: float, max_new_tokens: int) -> None:

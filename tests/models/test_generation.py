@@ -42,11 +42,11 @@ def test_each_row_ends_with_its_own_end_token(architecture):
 
 def test_held_to_permutations_a_batch_writes_what_each_prompt_writes(architecture):
     tokenizer, model = architecture.processor.tokenizer, architecture.model
-    end = tokenizer.eos_token_id
+    end, tokens_of = tokenizer.eos_token_id, lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     expected = []
     for pair in PAIRS:
         inputs = prepared(architecture, [pair], "direct")
-        width, ids = inputs["input_ids"].shape[1], AllowedIds(tokenizer, len(pair[1]))
+        width, ids = inputs["input_ids"].shape[1], AllowedIds(tokens_of, len(pair[1]), end)
         row = model.generate(
             **inputs, **GREEDY, max_new_tokens=ids.longest + 1, eos_token_id=end,
             prefix_allowed_tokens_fn=lambda _, t, w=width, ids=ids: ids.following(t[w:].tolist()),
@@ -54,7 +54,7 @@ def test_held_to_permutations_a_batch_writes_what_each_prompt_writes(architectur
         assert len(row) == ids.longest + 1
         assert row[-1] == end
         expected.append(row)
-    allowed = [AllowedIds(tokenizer, len(pages)) for _, pages in PAIRS]
+    allowed = [AllowedIds(tokens_of, len(pages), end) for _, pages in PAIRS]
     inputs = prepared(architecture, PAIRS, "direct")
     assert complete(model, inputs, {end}, allowed=allowed, max_new_tokens=99, **GREEDY) == expected
 

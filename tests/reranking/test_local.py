@@ -94,7 +94,7 @@ def test_calibration_takes_away_what_is_said_of_blank_pages(tiny_model):
 
 def test_allowed_ids_tell_one_from_ten():
     tokenizer = build_processor().tokenizer
-    allowed = AllowedIds(tokenizer, 10)
+    allowed = AllowedIds(lambda text: tokenizer(text)["input_ids"], 10, tokenizer.eos_token_id)
     one, zero = tokenizer("1")["input_ids"][0], tokenizer("0")["input_ids"][0]
     assert set(allowed.following([one])) == {zero, allowed.separator[0]}
     assert allowed.following([one, zero]) == [allowed.separator[0]]
