@@ -14,7 +14,6 @@ from mmr5_lab.models.chat import Chat, RequestError
 from mmr5_lab.models.replies import Reply
 
 TOP = 20  # most probable tokens that are asked for: what OpenAI and vLLM (--max-logprobs) give at most
-AT_ONCE = 10  # tokens asked for by a choice; a server counts their beginnings among the most probable, too
 IMPOSSIBLE = -9000.0  # log-probability; vLLM writes -9999 for minus infinity
 
 Messages = list[dict[str, Any]]
@@ -74,14 +73,13 @@ class ServedTokens:
         [step] = self._ask(messages, begun).steps
         likely = sorted(step, key=lambda token: (token not in tokens, -step[token]))
         known = next((token for token in likely if re.fullmatch(r"[\w ,.:()]+", token)), "")
-        missing = [token for token in tokens if token not in step]
-        for start in range(0, len(missing), AT_ONCE):
-            choices = [known, *missing[start : start + AT_ONCE]]
-            held_to = {"choice": [text for text in choices if text]}
-            [held] = self._ask(messages, begun, structured_outputs=held_to).steps
-            if any(held.get(token, IMPOSSIBLE) <= IMPOSSIBLE for token in choices):
+        while missing := [token for token in tokens if token not in step]:
+            choices = [text for text in (known, *missing) if text]
+            [held] = self._ask(messages, begun, structured_outputs={"choice": choices}).steps
+            told = {token for token in choices if held.get(token, IMPOSSIBLE) > IMPOSSIBLE}
+            if known not in told or len(told) < 2:
                 raise LackingError(f"it gives no log-probabilities of {choices} as choices (structured_outputs)")
-            step |= {token: step[known] + held[token] - held[known] for token in choices}
+            step |= {token: step[known] + held[token] - held[known] for token in told}
         return {token: step[token] for token in tokens}
 
     def permutation(self, messages: Messages, begun: str, allowed: AllowedIds) -> list[str]:
@@ -90,21 +88,21 @@ class ServedTokens:
         The server writes on as long as it keeps to that; where it departs, it is asked to go on from the right token.
         """
         written: list[str] = []
+        an_id = f"({'|'.join(map(''.join, allowed.ids))})"
         steps: Iterator[Step] = iter(())  # of what the server wrote after that
         while (following := allowed.following(written)) != [allowed.end]:
             so_far, step = begun + "".join(written), next(steps, {})
             if len(following) > 1 and not step:
-                form: dict[str, Any] = {
-                    "max_tokens": allowed.longest - len(written),
-                    "structured_outputs": {"regex": "[0-9, ]+"},
-                }
-                steps = iter(self._ask(messages, so_far, **form).steps)
+                form = ("[0-9]*" if written and written[-1].isdigit() else an_id) + f"(, {an_id})*"
+                room = allowed.longest - len(written)
+                said = self._ask(messages, so_far, max_tokens=room, structured_outputs={"regex": form})
+                steps = iter(said.steps)
                 step = next(steps)
-            said = next(iter(step), None)
+            chosen = next(iter(step), None)
             if len(following) > 1 and all(step.get(token, IMPOSSIBLE) <= IMPOSSIBLE for token in following):
                 step = self.log_probs(messages, following, so_far)
             written.append(max(following, key=lambda token: step.get(token, IMPOSSIBLE)))
-            if written[-1] != said:
+            if written[-1] != chosen:
                 steps = iter(())
         return written
 

@@ -1,12 +1,17 @@
-"""A chat server of this process that answers with any fault, over real sockets."""
+"""Chat servers of this process, over real sockets: one that answers with any fault, one with a model behind it."""
 
+import base64
+import io
 import json
 import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import regex
 from PIL import Image
+
+from mmr5_lab.models.generation import GREEDY
 
 ANSWER = "<think>Image 2 fits.</think><answer>[2, 1]</answer>"
 
@@ -42,6 +47,7 @@ class Server:
 
     def __init__(self, turns: dict[str, list], delay: float = 0.0, answer=lambda text: ANSWER, port: int = 0):
         self.turns, self.delay = {question: list(replies) for question, replies in turns.items()}, delay
+        self.answer = answer
         self.bodies, self.keys, self.busy, self.most, self.closed = [], [], 0, 0, False
         lock = threading.Lock()
         server = self
@@ -56,11 +62,7 @@ class Server:
                     server.most = max(server.most, server.busy)
                     server.bodies.append(body)
                     server.keys.append(self.headers["Authorization"])
-                    text = body["messages"][-1]["content"][0]["text"]
-                    question = next((q for q in server.turns if re.search(rf": {re.escape(q)}(\n|$)", text)), "")
-                    turns = server.turns.get(question)
-                    turn = turns.pop(0) if turns else completion(answer(text))
-                    turn = turn(body) if callable(turn) else turn
+                    turn = server.turn(body)
                 if server.closed:  # of a connection that was kept open
                     self.close_connection = True
                     return
@@ -94,6 +96,14 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()  # to end at once
 
+    def turn(self, body: dict):
+        """What is answered to a request."""
+        text = body["messages"][-1]["content"][0]["text"]
+        question = next((q for q in self.turns if re.search(rf": {re.escape(q)}(\n|$)", text)), "")
+        turns = self.turns.get(question)
+        turn = turns.pop(0) if turns else completion(self.answer(text))
+        return turn(body) if callable(turn) else turn
+
     def __enter__(self):
         return self
 
@@ -101,3 +111,81 @@ class Server:
         self.closed = True
         self.http.shutdown()
         self.http.server_close()
+
+
+class ModelServer(Server):
+    """Answers greedily with a loaded reranker's model, and says log-probabilities as vLLM does.
+
+    As in vLLM they are those among the tokens that a structured output allows, at most 20 (one, if the token
+    itself). lacks: fields of a request that are ignored. refuses: those that are an error.
+    """
+
+    def __init__(self, reranker, lacks=(), refuses=(), top=20):
+        super().__init__({})
+        self.model, self.processor, self.lacks, self.refuses, self.top = (
+            reranker.model, reranker.processor, lacks, refuses, top
+        )  # fmt: skip
+        tokenizer = self.processor.tokenizer
+        self.end = tokenizer.eos_token_id
+        self.special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        self.texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+
+    def turn(self, body: dict):
+        if wrong := next((field for field in self.refuses if field in body), None):
+            return 400, failure(f"Unrecognized request argument supplied: {wrong}")
+        asked = {name: value for name, value in body.items() if name not in self.lacks}
+        inputs, form = self.inputs(asked), _form(asked.get("structured_outputs"))
+        width = inputs["input_ids"].shape[1]
+        output = self.model.generate(
+            **inputs, **GREEDY, max_new_tokens=body["max_tokens"], output_scores=True, return_dict_in_generate=True,
+            prefix_allowed_tokens_fn=form and (lambda _, ids: self.following(form, ids[width:].tolist())),
+        )  # fmt: skip
+        written = output.sequences[0, width:].tolist()
+        log_probs = [scores[0].float().log_softmax(-1) for scores in output.scores]
+        top = min(self.top, body.get("top_logprobs") or 0)
+        steps = [self.step(each, top, token) for each, token in zip(log_probs, written, strict=True)]
+        ended = written[-1] == self.end
+        text = self.processor.tokenizer.decode(written[:-1] if ended else written)
+        reply = json.loads(completion(text, "stop" if ended else "length"))
+        reply["usage"] = {"prompt_tokens": width,
+                          "completion_tokens": len(written)}  # fmt: skip
+        if asked.get("logprobs"):
+            reply["choices"][0]["logprobs"] = {"content": steps}
+        return json.dumps(reply).encode()
+
+    def inputs(self, asked: dict) -> dict:
+        urls = []
+        messages = [{**message, "content": [_part(part, urls) for part in message["content"]]}
+                    if isinstance(message["content"], list) else message for message in asked["messages"]]  # fmt: skip
+        begun = asked.get("continue_final_message", False)
+        prompt = self.processor.apply_chat_template(
+            messages, tokenize=False, continue_final_message=begun, add_generation_prompt=not begun
+        )
+        images = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
+        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt"))
+
+    def following(self, form: str, written: list[int]) -> list[int]:
+        begun = self.processor.tokenizer.decode(written)
+        plain = [token for token, text in enumerate(self.texts) if text and token not in self.special]
+        fitting = [token for token in plain if regex.fullmatch(form, begun + self.texts[token], partial=True)]
+        return fitting + [self.end] * bool(regex.fullmatch(form, begun))
+
+    def step(self, log_probs, top: int, token: int) -> dict:
+        said = lambda k: {"token": self.texts[k], "logprob": max(float(log_probs[k]), -9999.0)}  # noqa: E731
+        return {
+            **said(token),
+            "top_logprobs": [said(k) for k in log_probs[: len(self.texts)].topk(top).indices.tolist()],
+        }
+
+
+def _form(structured: dict | None) -> str | None:
+    if structured is None:
+        return None
+    return structured.get("regex") or "|".join(map(re.escape, structured["choice"]))
+
+
+def _part(part: dict, urls: list[str]) -> dict:
+    if part["type"] != "image_url":
+        return part
+    urls.append(part["image_url"]["url"])
+    return {"type": "image"}

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from helpers.servers import ANSWER, Server, completion, failure, pages
+from helpers.servers import ANSWER, ModelServer, Server, completion, failure, pages
 from PIL import Image
 
 from mmr5_lab.reranking.local import Reranker
@@ -202,8 +202,77 @@ def test_bad_options_are_named():
         RemoteReranker("http://127.0.0.1:9/v1", "m", concurrency=0)
     with pytest.raises(ValueError, match="'localhost:8000/v1' is not the address of a server: it must begin with http"):
         RemoteReranker("localhost:8000/v1", "m")
-    with pytest.raises(ValueError, match="mode 'score' needs the model's logits"):
-        RemoteReranker("http://127.0.0.1:9/v1", "m").rank("q", pages(1), "score")
+    with pytest.raises(ValueError, match="a server cannot be asked for mode 'guess': choose one of reason, direct"):
+        RemoteReranker("http://127.0.0.1:9/v1", "m").rank("q", pages(1), "guess")
+    with pytest.raises(ValueError, match="mode 'direct' decodes greedily: leave out the temperature"):
+        RemoteReranker("http://127.0.0.1:9/v1", "m", temperature=0.3).rank("q", pages(1), "direct")
+
+
+BASE = Path(__file__).parents[2] / "data" / "mini" / "base"
+
+
+@pytest.fixture(scope="module")
+def local():
+    return Reranker.from_pretrained(BASE, max_new_tokens=40)
+
+
+def shown(count: int = 3) -> list:
+    """Questions with 3 pages and with 12, whose ids begin alike."""
+    return [(f"What was the staff of Orion in {2014 + k}?", pages((3, 12)[k % 2])) for k in range(count)]
+
+
+@pytest.mark.parametrize("top", [20, 6])
+@pytest.mark.parametrize("mode", ["direct", "score", "calibrated", "pointwise"])
+def test_each_mode_gives_the_local_orders_and_scores(local, mode, top):
+    """Where the server tells only the six most probable tokens, the others are asked for as choices."""
+    calibrate, mode = mode == "calibrated", mode.replace("calibrated", "score")
+    own = Reranker(local.model, local.processor, calibrate=calibrate)
+    with ModelServer(local, top=top) as server:
+        remote = RemoteReranker(server.url, "m", calibrate=calibrate).rank_many(shown(2), mode)
+    expected = own.rank_many(shown(2), mode)
+    assert [(r.order, r.text, r.faults, r.tokens) for r in remote] == [
+        (r.order, r.text, r.faults, r.tokens) for r in expected
+    ]
+    assert [r.scores for r in remote] == [r.scores and pytest.approx(r.scores, abs=1e-3) for r in expected]
+
+
+def test_a_permutation_that_the_model_writes_by_itself_is_one_request(local):
+    with ModelServer(local) as server:
+        remote = RemoteReranker(server.url, "m")
+        remote.rank(*shown()[0], "direct")
+        asked = len(server.bodies)
+        assert remote.rank(*shown()[0], "direct").order == local.rank(*shown()[0], "direct").order
+    assert asked == 4, "and three small ones, once, that find out what the server can do"
+    assert len(server.bodies) == 5
+    assert not any("image_url" in json.dumps(body) for body in server.bodies[:3])
+
+
+@pytest.mark.parametrize("mode", ["direct", "score", "pointwise"])
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ({"lacks": ["logprobs"]}, r"it gives no log-probabilities \(logprobs\)"),
+        ({"refuses": ["top_logprobs"]}, "Unrecognized request argument supplied: top_logprobs"),
+        ({"lacks": ["continue_final_message"]}, "it does not go on with an answer that was begun"),
+        ({"refuses": ["continue_final_message"]}, "it does not go on with an answer that was begun"),
+    ],
+)
+def test_what_a_server_lacks_is_named_before_pages_are_sent(local, mode, missing, message):
+    """Mode "pointwise" begins no answer; but True and False, several tokens of this model, are not taken apart then."""
+    named = r"no log-probabilities of \[.*'True', 'False'\] as choices"
+    expected = named if mode == "pointwise" and "begun" in message else message
+    with ModelServer(local, **missing) as server:
+        with pytest.raises(RemoteError, match=f"1 of 1 requests failed; .*{expected}.* vLLM 0.12 or newer can"):
+            RemoteReranker(server.url, "m").rank(*shown()[0], mode)
+        assert expected == named or not any("image_url" in json.dumps(body) for body in server.bodies)
+
+
+def test_structured_outputs_are_needed_only_for_what_a_server_does_not_tell_by_itself(local):
+    with ModelServer(local, lacks=["structured_outputs"], top=1) as server:
+        remote = RemoteReranker(server.url, "m")
+        assert remote.rank(*shown()[0], "direct").order == local.rank(*shown()[0], "direct").order
+        with pytest.raises(RemoteError, match=r"no log-probabilities of \['1', .* as choices \(structured_outputs\)"):
+            remote.rank(*shown()[0], "score")
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +310,5 @@ def test_a_server_with_the_same_weights_writes_the_same(served):
     assert any(r.reasoning for r in local), "the server gives reasoning apart from the text"
     assert [r.order for r in remote] == [r.order for r in local]
     assert [r.faults for r in remote] == [r.faults for r in local]
+    with pytest.raises(RemoteError, match=r"lacking: .* it gives no log-probabilities \(logprobs\)"):
+        RemoteReranker(url, model).rank(*shown[0], "score")
