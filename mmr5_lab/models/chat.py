@@ -262,8 +262,9 @@ def page_url(page: Page, max_pixels: int | None = None) -> str:
         scale = (max_pixels / (image.width * image.height)) ** 0.5
         if scale < 1:
             buffer = io.BytesIO()
-            width, height = (max(1, int(side * scale / TOKEN_SIDE)) * TOKEN_SIDE for side in image.size)
-            image.resize((width, height)).save(buffer, kind, quality=90)
+            width, height = (max(1, int(side * scale)) for side in image.size)
+            whole = (width // TOKEN_SIDE * TOKEN_SIDE or width, height // TOKEN_SIDE * TOKEN_SIDE or height)
+            image.resize(whole).save(buffer, kind, quality=90)
             data = buffer.getvalue()
     return data_url(data, kind)
 
