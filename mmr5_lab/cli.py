@@ -267,6 +267,16 @@ COMMANDS: list[tuple] = [
         SPLIT,
     ),
     (
+        "fuse", "retrieval.fusion:fuse_files", "one ranking of several retrievers",
+        "Fuse TREC runs of the same questions by reciprocal rank fusion, and write a TREC run.",
+        CORPUS,
+        arg("runs", metavar="RUN", nargs="+", help="TREC run"),
+        arg("--weights", type=_amount, nargs="+", metavar="W", help="one a run (default: 1 each)"),
+        arg("--out", required=True, metavar="RUN2", help="TREC run to write"),
+        arg("--top-k", type=_positive, default=10, metavar="K", help="pages a question (default: 10)"),
+        SPLIT,
+    ),
+    (
         "traces", _traces, "reasoning traces to train on, from a teacher",
         "Let a teacher that knows the labels explain the candidates of a TREC run, and write one trace a question as "
         "JSON lines, page images beside it. Traces with a fault go to OUT.rejected.jsonl, with the fault; a dataset "
@@ -305,6 +315,8 @@ COMMANDS: list[tuple] = [
         CORPUS, RANKING,
         arg("--out", required=True, metavar="RUN2", help="TREC run to write"),
         *RANKER,
+        arg("--channel", choices=Choices("reranking.whole_runs:CHANNELS"), default="image", metavar="CHANNEL",
+            help="what is shown of a page, one of %(choices)s (default: image)"),
         arg("--candidates", type=_positive, default=10, metavar="N", help="pages ranked (default: 10)"),
         arg("--batch-size", type=_positive, default=8, metavar="N", help="questions a batch (default: 8)"),
         SPLIT,

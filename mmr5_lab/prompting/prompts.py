@@ -102,8 +102,13 @@ def neutralise(text: str) -> str:
     return _CONTROL_TEXT.sub("< ", text)
 
 
-def build_messages(query: str, num_candidates: int) -> list[dict[str, Any]]:
+def build_messages(
+    query: str, num_candidates: int, shown: Sequence[tuple[str, bool]] | None = None
+) -> list[dict[str, Any]]:
     """Return the chat messages that ask a model to rank `num_candidates` pages for `query`.
+
+    shown: of each page its text, and whether its image is shown too; the text stands behind the image, under the same
+        name "Image i", which answers use. None: images alone, as released
 
     Returns `[system, user]`. The content of both is a list (trl needs that of every message): text parts
     `{"type": "text", "text": ...}` and, in candidate order, one `{"type": "image"}` placeholder a page. Read
@@ -119,8 +124,10 @@ def build_messages(query: str, num_candidates: int) -> list[dict[str, Any]]:
     question = _checked("query", query)
     text = INFERENCE_QUESTION_TEMPLATE.format(Question=question, image_num=count, image_num_end=count)
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    for i in range(1, count + 1):
-        content += [{"type": "text", "text": IMAGE_PREFIX.format(i=i)}, {"type": "image"}]
+    for i, (words, image) in enumerate(shown or [("", True)] * count, 1):
+        content += [{"type": "text", "text": IMAGE_PREFIX.format(i=i)}, *([{"type": "image"}] if image else [])]
+        if words or not image:
+            content.append({"type": "text", "text": neutralise(words) or "(a page without text)"})
     return [
         {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
         {"role": "user", "content": content},

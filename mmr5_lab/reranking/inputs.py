@@ -36,11 +36,14 @@ def prompts_of(pairs: Sequence[Pair], pages: Pages, mode: str, model, processor,
     for i, ((query, _), keys) in enumerate(zip(pairs, pages.keys, strict=True)):
         where = name_pair(i, query)
         try:
-            text = prompt_text(query, len(keys), mode, processor)
+            text = prompt_text(query, len(keys), mode, processor, pages.shown(keys))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {error}") from None
         visual = []
-        for k, (height, width) in enumerate(pages.sizes[key] for key in keys):
+        for k, key in enumerate(keys):
+            if key not in pages.sizes:
+                continue
+            height, width = pages.sizes[key]
             try:
                 visual.append(tokens_of_size((height, width)))
             except ValueError as error:  # such as an aspect ratio that the processor refuses
@@ -57,12 +60,24 @@ def prompts_of(pairs: Sequence[Pair], pages: Pages, mode: str, model, processor,
     return prompts
 
 
-def prompt_text(query: str, count: int, mode: str, processor) -> str:
-    """Return the text of a prompt for `count` pages. Raises ValueError or TypeError for a bad query."""
+def prompt_text(query: str, count: int, mode: str, processor, shown: Sequence[tuple[str, bool]] | None = None) -> str:
+    """Return the text of a prompt for `count` pages (`shown` as of `build_messages`).
+
+    Raises ValueError or TypeError for a bad query, and ValueError for texts in mode "pointwise".
+    """
     special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
-    for token in special if isinstance(query, str) else ():  # this model's own control tokens, beside the usual ones
-        query = query.replace(token, f"{token[0]} {token[1:]}")
-    messages = build_pointwise_messages(query) if mode == "pointwise" else build_messages(query, count)
+
+    def plain(text: str) -> str:  # this model's own control tokens, beside the usual ones
+        for token in special if isinstance(text, str) else ():
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    if mode == "pointwise":
+        if shown:
+            raise ValueError("mode 'pointwise' was made for page images: choose another mode, or the channel image")
+        messages = build_pointwise_messages(plain(query))
+    else:
+        messages = build_messages(plain(query), count, shown and [(plain(text), image) for text, image in shown])
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if mode not in ("direct", "score"):
         return text
@@ -74,13 +89,18 @@ def model_inputs(prompts: Sequence[Prompt], pages: Pages, model, processor, cach
     """Return what the model takes for a batch, padded on the left; pages come from the cache where there is one."""
     texts, padding = [prompt.text for prompt in prompts], {"padding": True, "padding_side": "left"}
     if cache is None:
-        images = [[pages.image(key) for key in prompt.pages] for prompt in prompts]
+        images: Any = [[pages.image(key) for key in pages.images(prompt.pages)] for prompt in prompts]
+        if not all(images):  # processors take no prompt without images among others; one list of all serves as well
+            images = [image for row in images for image in row] or None
         inputs = processor(text=texts, images=images, return_tensors="pt", add_special_tokens=False, **padding)
         inputs = inputs.to(model.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        if images:
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         return dict(inputs)
     # What the processor does, with a page's features in place of its pixels
-    keys = [key for prompt in prompts for key in prompt.pages]
+    keys = [key for prompt in prompts for key in pages.images(prompt.pages)]
+    if not keys:
+        return model_inputs(prompts, pages, model, processor, None)
     features = cache.encode(keys, pages.sizes, pages.image, processor)
     expanded, _ = processor.get_text_with_replacements(texts, [page["text"] for page in features])
     lists = processor.tokenizer(expanded, add_special_tokens=False, **padding)

@@ -173,6 +173,8 @@ class Reranker(Ranker):
         rows = self._first_id(self._inputs(prompts, pages), [len(prompt.pages) for prompt in prompts])
         if not self.calibrate:
             return rows
+        if pages.texts:
+            raise ValueError("calibration shows the model blank page images: leave it out where pages are texts")
         priors = [self._prior(tuple(pages.sizes[key] for key in prompt.pages)) for prompt in prompts]
         return [[a - b for a, b in zip(row, prior, strict=True)] for row, prior in zip(rows, priors, strict=True)]
 

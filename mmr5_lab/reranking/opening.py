@@ -56,6 +56,7 @@ def rerank_to_file(
     split: str | None,
     candidates: int,
     mode: str,
+    channel: str,
     batch_size: int,
     **ranker: Any,
 ) -> str:
@@ -69,7 +70,7 @@ def rerank_to_file(
         raise RankingsError("which model is to rerank? Name it with --model")
     part, out = load_corpus(corpus, split), Path(out)
     first = Rankings({question: pages[:candidates] for question, pages in read_trec(run, part).pages.items()})
-    if not ranker["server"] and mode == "reason":
+    if not ranker["server"] and mode == "reason" and channel == "image":
         print(_checked_memory(part, first, batch_size, ranker), flush=True)
     server = None
     if ranker["server"]:
@@ -77,8 +78,8 @@ def rerank_to_file(
 
         server = check_address(ranker["server"])  # without the user or key that it may hold
     written = rerank_run(
-        open_ranker(**ranker), part, first, out.parent, out.stem, mode=mode, batch_size=batch_size, trec=out,
-        settings=ranker | {"server": server},
+        open_ranker(**ranker), part, first, out.parent, out.stem, mode=mode, channel=channel, batch_size=batch_size,
+        trec=out, settings=ranker | {"server": server},
     )  # fmt: skip
     return f"{out}: {len(written)} questions, {written['valid'].mean():.1%} of the answers without a fault"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmr5_lab.images import Page
 from mmr5_lab.prompting.answers import parse_ranking
-from mmr5_lab.reranking.pages import Pages, Pair, Sizes
+from mmr5_lab.reranking.pages import Pages, Pair, Sizes, TextPage
 
 MODES = ("reason", "direct", "score", "pointwise")
 ANSWER_START = "<think></think><answer>["  # what modes "direct" and "score" put into the model's mouth
@@ -98,8 +98,8 @@ class Ranker:
         """Raises ValueError, naming pair and page, for pages that cannot be ranked, before any work is done."""
         Pages(pairs, self._sizes)
 
-    def rank(self, query: str, pages: Sequence[Page], mode: str = "reason") -> Ranking:
-        """Rank the pages (paths, image bytes or PIL images) of one query.
+    def rank(self, query: str, pages: Sequence[Page | TextPage], mode: str = "reason") -> Ranking:
+        """Rank the pages (paths, image bytes, PIL images, or a `TextPage` each) of one query.
 
         Raises ValueError for an empty query, no pages, a page that is not an image, more than the model's context
         holds, or an unknown mode.

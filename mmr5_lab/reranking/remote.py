@@ -23,7 +23,7 @@ from PIL import Image
 from mmr5_lab.models.chat import Chat, RequestError, page_url, with_images
 from mmr5_lab.models.served_tokens import ServedTokens
 from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
-from mmr5_lab.reranking.pages import Pages, Pair, Sizes
+from mmr5_lab.reranking.pages import Pages, Pair
 from mmr5_lab.reranking.ranking import (
     ANSWER_START,
     CONTENT_FREE,
@@ -36,6 +36,7 @@ from mmr5_lab.reranking.ranking import (
 )
 
 MODES = ("reason", "direct", "score", "pointwise")  # that a server can be asked for
+Messages = list[dict[str, Any]]
 KEPT_URLS = 1024  # pages that are kept as they are sent: a page stands in several questions' candidates
 MOST_PIXELS = 16_777_216  # of a page as it is sent: Qwen3-VL's limit, above Qwen2.5-VL's 12,845,056; no model sees more
 
@@ -88,8 +89,12 @@ class RemoteReranker(Ranker):
         if mode == "direct" and self._options["temperature"]:
             raise ValueError("through a server, mode 'direct' decodes greedily: leave out the temperature")
         pages = Pages(pairs, self._sizes)  # which also loads images that were opened lazily, before threads share them
-        for (query, _), keys in zip(pairs, pages.keys, strict=True):
-            build_messages(query, len(keys))  # names a bad query
+        messages = [
+            build_messages(query, len(keys), pages.shown(keys))
+            for (query, _), keys in zip(pairs, pages.keys, strict=True)
+        ]
+        if pages.texts and (mode == "pointwise" or self.calibrate):
+            raise ValueError("mode 'pointwise' and calibration need page images: choose another mode, or leave it out")
         url = lru_cache(KEPT_URLS)(lambda key: self._url(pages, key))
         chat = self._open_chat()
         served = ServedTokens(chat, self._known)
@@ -100,8 +105,8 @@ class RemoteReranker(Ranker):
             if mode != "reason":
                 served.check(begun=mode != "pointwise")
             futures = {
-                pool.submit(self._ask, mode, served, query, keys, pages.sizes, url): i
-                for i, ((query, _), keys) in enumerate(zip(pairs, pages.keys, strict=True))
+                pool.submit(self._ask, mode, served, pairs[i][0], messages[i], keys, pages, url): i
+                for i, keys in enumerate(pages.keys)
             }
             for future in as_completed(futures):
                 error = future.exception()
@@ -125,48 +130,57 @@ class RemoteReranker(Ranker):
         return page_url(pages.source(key), self.max_pixels if height * width > self.max_pixels else None)
 
     def _ask(
-        self, mode: str, served: ServedTokens, query: str, keys: list[bytes], sizes: Sizes, url: Callable[[bytes], str]
+        self,
+        mode: str,
+        served: ServedTokens,
+        query: str,
+        messages: Messages,
+        keys: list[bytes],
+        pages: Pages,
+        url: Callable[[bytes], str],
     ) -> Ranking:
         started = time.perf_counter()
-        urls = [url(key) for key in keys]
+        urls = [url(key) for key in pages.images(keys)]
+        messages = with_images(messages, urls)
         if mode == "score":
-            ranking = self._score(served, query, urls, tuple(sizes[key] for key in keys))
+            ranking = self._score(served, messages, len(keys), tuple(pages.sizes[key] for key in pages.images(keys)))
+        elif mode == "pointwise":
+            ranking = _pointwise(served, query, urls)
         else:
-            ranking = {"reason": self._reason, "direct": _direct, "pointwise": _pointwise}[mode](served, query, urls)
+            ranking = {"reason": self._reason, "direct": _direct}[mode](served, messages, len(keys))
         return replace(ranking, seconds=time.perf_counter() - started)
 
-    def _reason(self, served: ServedTokens, query: str, urls: list[str]) -> Ranking:
-        reply = served.chat.ask(with_images(build_messages(query, len(urls)), urls), **self._options)
+    def _reason(self, served: ServedTokens, messages: Messages, n: int) -> Ranking:
+        reply = served.chat.ask(messages, **self._options)
         # A text that was cut off, or that holds no ranking, is the model's own: it has faults, as from a local model.
         if reply.problem not in (None, "cut", "empty") or not reply.text.strip():
             raise RequestError(reply.reason)
-        return written_ranking(reply.text, len(urls), reply.completion_tokens or 0, cut=reply.problem == "cut")
+        return written_ranking(reply.text, n, reply.completion_tokens or 0, cut=reply.problem == "cut")
 
-    def _score(self, served: ServedTokens, query: str, urls: list[str], sizes: tuple[tuple[int, int], ...]) -> Ranking:
-        scores = _first_id(served, query, urls)
+    def _score(self, served: ServedTokens, messages: Messages, n: int, sizes: tuple[tuple[int, int], ...]) -> Ranking:
+        scores = _first_id(served, messages, n)
         if self.calibrate:
             if sizes not in self._priors:
                 blank = [
                     page_url(Image.new("RGB", (width, height), "white"), self.max_pixels) for height, width in sizes
                 ]
-                self._priors[sizes] = _first_id(served, CONTENT_FREE, blank)
+                self._priors[sizes] = _first_id(served, with_images(build_messages(CONTENT_FREE, n), blank), n)
             scores = [a - b for a, b in zip(scores, self._priors[sizes], strict=True)]
         return scored_ranking(scores)
 
 
-def _first_id(served: ServedTokens, query: str, urls: list[str]) -> list[float]:
+def _first_id(served: ServedTokens, messages: Messages, n: int) -> list[float]:
     """Return the log-probability that the answer begins with each id."""
-    messages, allowed = with_images(build_messages(query, len(urls)), urls), served.allowed_ids(len(urls))
+    allowed = served.allowed_ids(n)
     return allowed.scores({
         begun: served.log_probs(messages, tokens, ANSWER_START + "".join(begun))
         for begun, tokens in allowed.branches.items()
     })  # fmt: skip
 
 
-def _direct(served: ServedTokens, query: str, urls: list[str]) -> Ranking:
-    messages = with_images(build_messages(query, len(urls)), urls)
-    tokens = served.permutation(messages, ANSWER_START, served.allowed_ids(len(urls)))
-    return written_ranking(f"{ANSWER_START}{''.join(tokens)}]</answer>", len(urls), len(tokens), thinking=False)
+def _direct(served: ServedTokens, messages: Messages, n: int) -> Ranking:
+    tokens = served.permutation(messages, ANSWER_START, served.allowed_ids(n))
+    return written_ranking(f"{ANSWER_START}{''.join(tokens)}]</answer>", n, len(tokens), thinking=False)
 
 
 def _pointwise(served: ServedTokens, query: str, urls: list[str]) -> Ranking:

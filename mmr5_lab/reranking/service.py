@@ -8,9 +8,9 @@
 A request's fields:
 
 - query: a string, or {"text": …}
-- documents: pages, each {"image": …} or, as in vLLM, {"content": [{"type": "image_url", "image_url": {"url": …}}]}. An
-  image is a data: URL, base64, a path inside the folder that the server was started with, or an http(s) URL where it
-  allows them
+- documents: pages, each {"text": …} (or a string), {"image": …} or, as in vLLM, {"content": [{"type": "image_url",
+  "image_url": {"url": …}}]}. An image is a data: URL, base64, a path inside the folder that the server was started
+  with, or an http(s) URL where it allows them
 - top_n: results at most (0: all); return_documents: repeat the documents; return_reasoning: add what the model wrote
 - model: may be left out; another name than the server's is refused
 
@@ -44,8 +44,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from mmr5_lab.reranking.pages import Pair, name_pair
+from mmr5_lab.reranking.pages import Pair, TextPage, name_pair
 from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
+from mmr5_lab.reranking.whole_runs import LONGEST_TEXT
 
 logger = logging.getLogger(__name__)
 KEY = "MMR5_SERVE_KEY"  # environment variable: the key that clients must send
@@ -183,8 +184,8 @@ class Service:
             raise RefusedError(400, f"'top_n' is {most!r:.50}: it must be a whole number")
         return query, documents, most or len(documents)
 
-    async def _page(self, document: Any, where: str) -> bytes:
-        """Return the image file of a document."""
+    async def _page(self, document: Any, where: str) -> bytes | TextPage:
+        """Return the image file of a document, or its text."""
         value = document
         if isinstance(value, dict) and isinstance(value.get("content"), list) and len(value["content"]) == 1:
             [value] = value["content"]
@@ -192,11 +193,12 @@ class Service:
             value = value.get("image") or value.get("image_url")
         if isinstance(value, dict):
             value = value.get("url")
-        named = isinstance(document, dict)  # a bare string is text, unless it says that it is an image
-        if not isinstance(value, str) or not (named or value.startswith("data:image/")):
-            raise RefusedError(
-                400, f'{where} has no page image: give {{"image": …}}; this model does not read plain text'
-            )
+        if isinstance(document, str) and not document.startswith("data:image/"):
+            return TextPage(document[:LONGEST_TEXT])
+        if isinstance(document, dict) and isinstance(document.get("text"), str) and value is None:
+            return TextPage(document["text"][:LONGEST_TEXT])
+        if not isinstance(value, str):
+            raise RefusedError(400, f'{where} has neither an image nor a text: give {{"image": …}} or {{"text": …}}')
         if value.startswith(("http://", "https://")):
             return await self._fetched(value, where)
         if value.startswith("data:"):

@@ -11,9 +11,12 @@ from tqdm.auto import tqdm
 from mmr5_lab.corpus.documents import Corpus
 from mmr5_lab.corpus.rankings import Rankings, write_trec
 from mmr5_lab.files import appending, check_settings, read_lines, report_progress
+from mmr5_lab.reranking.pages import Pair, TextPage
 from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError, count_kinds
 from mmr5_lab.rewards import format_reward, rank_reward
 
+CHANNELS = ("image", "text", "both")  # how a page is shown
+LONGEST_TEXT = 6000  # characters of a page's text that are shown: about the tokens of its image
 CHUNK = 256  # questions whose pages are read together
 PageBytes = Callable[[pd.Series, int], bytes]
 
@@ -26,6 +29,7 @@ def rerank_run(
     name: str,
     *,
     mode: str = "reason",
+    channel: str = "image",
     batch_size: int = 16,
     trec: Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -33,6 +37,7 @@ def rerank_run(
 ) -> pd.DataFrame:
     """Rerank every question of a first-stage run; one row a question, in the run's order.
 
+    channel: what is shown of a page: its "image", its "text" (at most `LONGEST_TEXT` characters), or "both"
     settings: what the rankings depend on beside the candidates (model, adapter, …), kept in `<name>.settings.json`;
         going on with others is refused
     page_bytes: image file of a question's page (its row, 0-based page), in place of the corpus's own
@@ -52,10 +57,10 @@ def rerank_run(
         raise ValueError(f"{corpus.folder} has no question {unknown[0]!r} ({len(unknown)} such in the run)")
     check_settings(
         folder / f"{name}.settings.json",
-        {"mode": mode, **(settings or {})},
+        {"mode": mode, **(settings or {}), **({"channel": channel} if channel != "image" else {})},
         f"choose another name to write to, or delete {name}.*",
     )
-    done = _rank_missing(reranker, corpus, run, folder / f"{name}.jsonl", mode, batch_size, page_bytes)
+    done = _rank_missing(reranker, corpus, run, folder / f"{name}.jsonl", mode, batch_size, channel, page_bytes)
     frame = pd.DataFrame([done[question_id] for question_id in run.pages])
     write_trec(
         Rankings(dict(zip(frame["question_id"], frame["pages"], strict=True))),
@@ -68,7 +73,14 @@ def rerank_run(
 
 
 def _rank_missing(
-    reranker: Ranker, corpus: Corpus, run: Rankings, log: Path, mode: str, batch_size: int, page_bytes: PageBytes | None
+    reranker: Ranker,
+    corpus: Corpus,
+    run: Rankings,
+    log: Path,
+    mode: str,
+    batch_size: int,
+    channel: str,
+    page_bytes: PageBytes | None,
 ) -> dict[str, dict[str, Any]]:
     """Return the row of each question, from the log where it stands there with the same candidates."""
     questions = corpus.by_id
@@ -81,7 +93,7 @@ def _rank_missing(
         bar.n = bar.initial = len(done)
         for start in range(0, len(missing), CHUNK):  # images of one chunk at a time are in memory
             chunk = missing[start : start + CHUNK]
-            pairs = [pair_of(corpus, questions[q], run.pages[q], page_bytes) for q in chunk]
+            pairs = [pair_of(corpus, questions[q], run.pages[q], page_bytes, channel) for q in chunk]
             try:
                 for i, ranking in reranker.rank_each(pairs, mode, batch_size):
                     row = _row(questions[chunk[i]], run.pages[chunk[i]], ranking)
@@ -121,12 +133,22 @@ def sample_answers(
 
 
 def pair_of(
-    corpus: Corpus, question: pd.Series, pages: Sequence[int], page_bytes: PageBytes | None = None
-) -> tuple[str, list[bytes]]:
+    corpus: Corpus,
+    question: pd.Series,
+    pages: Sequence[int],
+    page_bytes: PageBytes | None = None,
+    channel: str = "image",
+) -> Pair:
+    if channel not in CHANNELS:
+        raise ValueError(f"unknown channel {channel!r}: choose one of {', '.join(CHANNELS)}")
     if not pages:
         raise ValueError(f"question {question['question_id']!r} has no candidates in the run")
     read = page_bytes or (lambda question, page: corpus.page_bytes(question["doc_name"], page))
-    return question["question"], [read(question, page) for page in pages]
+    if channel == "image":
+        return question["question"], [read(question, page) for page in pages]
+    images = [read(question, page) if channel == "both" else None for page in pages]
+    texts = [corpus.page_text(question["doc_name"], page)[:LONGEST_TEXT] for page in pages]
+    return question["question"], [TextPage(text, image) for text, image in zip(texts, images, strict=True)]
 
 
 def _row(question: pd.Series, pages: Sequence[int], ranking: Ranking) -> dict[str, Any]:

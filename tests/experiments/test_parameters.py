@@ -75,6 +75,7 @@ def test_whole_numbers_are_floats_where_the_default_is_one():
 
 def test_choices_are_what_the_rooms_take():
     from mmr5_lab.reranking.ranking import MODES
+    from mmr5_lab.reranking.whole_runs import CHANNELS
     from mmr5_lab.retrieval.retrieve import METHODS
     from mmr5_lab.rewards import REWARD_SETS
     from mmr5_lab.traces.formats import FORMATS
@@ -86,7 +87,8 @@ def test_choices_are_what_the_rooms_take():
         "METHOD": METHODS, "RETRIEVER": ("", *METHODS), "EXPORT": FORMATS, "TRACKER": ("", *TRACKERS),
         "SFT_ADAPTER": SFT_ADAPTER, "SCHEDULE": ("cosine", "linear", "constant", "constant_with_warmup"),
         "IMPORTANCE_SAMPLING_LEVEL": ("token", "sequence"),
-        "SELECTION": SELECTIONS, "REWARDS": REWARD_SETS, "MODE": MODES, "SYSTEMS": ("base", *RUN_OF_SYSTEM),
+        "SELECTION": SELECTIONS, "REWARDS": REWARD_SETS, "MODE": MODES, "CHANNEL": CHANNELS,
+        "SYSTEMS": ("base", *RUN_OF_SYSTEM),
     }  # fmt: skip
     assert {name: sorted(choices) for name, choices in CHOICES.items()} == {k: sorted(v) for k, v in taken.items()}
 

@@ -17,6 +17,7 @@ import pytest
 from helpers.servers import Server, pages
 
 from mmr5_lab.reranking.local import Reranker
+from mmr5_lab.reranking.pages import TextPage
 from mmr5_lab.reranking.ranking import Ranking
 from mmr5_lab.reranking.service import relevance
 
@@ -94,6 +95,16 @@ def test_the_three_interfaces_rank_as_rank_does(served, tiny_model):
     assert sum(scores) == pytest.approx(1)
 
 
+def test_texts_are_ranked_beside_images(served, tiny_model):
+    images = pages(1)
+    local = Reranker.from_pretrained(tiny_model).rank(
+        QUERY, [TextPage("Revenue."), TextPage("Costs."), images[0]], mode="score"
+    )
+    documents = ["Revenue.", {"text": "Costs."}, {"image": encoded(images[0])}]
+    answer = post(served, {"query": QUERY, "documents": documents}).json()
+    assert [result["index"] for result in answer["results"]] == local.order
+
+
 def test_the_best_pages_are_returned_with_their_documents(served):
     documents = [{"image": f"{i}.png"} for i in (2, 0, 1, 3)]
     whole = post(served, {"query": {"text": QUERY}, "documents": documents}).json()["results"]
@@ -111,7 +122,7 @@ def test_the_best_pages_are_returned_with_their_documents(served):
         ({"query": " "}, 400, "'query' must be a text"),
         ({"documents": []}, 400, "at least one page"),
         ({"documents": [{"image": "0.png"}] * 101}, 400, "101 documents are too many: send 100 at most"),
-        ({"documents": ["words"]}, 400, "documents[0] has no page image"),
+        ({"documents": [{"title": "words"}]}, 400, "documents[0] has neither an image nor a text"),
         ({"documents": [{"image": "0.png"}, {"image": "../secret.png"}]}, 403, "documents[1] is outside the folder"),
         ({"documents": [{"image": "/etc/passwd"}]}, 403, "documents[0] is outside the folder"),
         ({"documents": [{"image": "none.png"}]}, 400, "documents[0] is neither base64 nor a page"),
