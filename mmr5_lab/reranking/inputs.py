@@ -79,10 +79,13 @@ def prompt_text(query: str, count: int, mode: str, processor, shown: Sequence[tu
     else:
         messages = build_messages(plain(query), count, shown and [(plain(text), image) for text, image in shown])
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if mode not in ("direct", "score"):
-        return text
+    return with_answer_start(text) if mode in ("direct", "score") else text
+
+
+def with_answer_start(prompt: str) -> str:
+    """Return a prompt's text with an answer without reasoning begun behind it (`ANSWER_START`)."""
     # A template may have opened the think block already, and may have put a line break behind it.
-    return text + (ANSWER_START.removeprefix("<think>") if with_opening("", text) else ANSWER_START)
+    return prompt + (ANSWER_START.removeprefix("<think>") if with_opening("", prompt) else ANSWER_START)
 
 
 def model_inputs(prompts: Sequence[Prompt], pages: Pages, model, processor, cache: PageCache | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def _freed() -> Iterator[None]:
+def freed() -> Iterator[None]:
     """Free a stage's model when the stage ends, or the next one would stand beside it in the GPU's memory."""
     try:
         yield
@@ -66,7 +66,7 @@ def _freed() -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-@_freed()
+@freed()
 def train_sft(
     model: str | Path,
     data: datasets.Dataset,
@@ -108,17 +108,17 @@ def train_sft(
     `sft_dataset`, and for traces longer than `max_length`; FloatingPointError when the loss is no longer finite.
     """
     folder, settings = Path(folder), locals()  # all arguments
-    if (log := _finished(folder, settings)) is not None:
+    if (log := log_if_finished(folder, settings)) is not None:
         return log
     arguments = SFTConfig(
-        **_common_arguments(settings),
+        **common_arguments(settings),
         save_steps=save_steps,
         lr_scheduler_type="cosine",
         weight_decay=weight_decay,
         adam_beta2=adam_beta2,
         max_length=max_length,
     )
-    loaded, processor = _load(model, max_pixels, four_bit)
+    loaded, processor = load_for_training(model, max_pixels, four_bit)
     check_traces(data, processor, max_length)
     trainer = LoraPlusTrainer(
         loaded,
@@ -129,11 +129,11 @@ def train_sft(
         callbacks=[StopWhenBroken(), ReportProgress(folder, "SFT step")],
         loraplus_ratio=loraplus_ratio,
     )
-    _keep_full_precision(trainer)
+    keep_full_precision(trainer)
     return train_to_the_end(trainer, processor, folder, model)
 
 
-@_freed()
+@freed()
 def train_grpo(
     model: str | Path,
     data: datasets.Dataset,
@@ -211,11 +211,11 @@ def train_grpo(
     """
     functions = _reward_functions(rewards)
     folder, settings = Path(folder), locals()  # all arguments
-    if (log := _finished(folder, settings)) is not None:
+    if (log := log_if_finished(folder, settings)) is not None:
         return log
     check_prompts(data, batch_size, accumulation, generations)
     arguments = GRPOConfig(
-        **_common_arguments(settings),
+        **common_arguments(settings),
         save_steps=-(-save_steps // iterations) * iterations,
         lr_scheduler_type=schedule,
         **{name: settings[name] for name in AS_IN_TRL},
@@ -229,7 +229,7 @@ def train_grpo(
         num_completions_to_print=0,
         log_multimodal=False,
     )
-    loaded, processor = _load(model, max_pixels, four_bit, share_prefix)
+    loaded, processor = load_for_training(model, max_pixels, four_bit, share_prefix)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, adapter, is_trainable=True)
     trainer = _grpo_trainer_class(loaded, share_prefix)(
@@ -243,7 +243,7 @@ def train_grpo(
     )
     if keep_best or stop_margin:
         trainer.add_callback(KeepBest(folder, stop_margin))
-    _keep_full_precision(trainer)
+    keep_full_precision(trainer)
     if not four_bit:  # 4-bit weights give other logits
         check_logits(trainer.model, processor, adapter or model)
     return train_to_the_end(trainer, processor, folder, model)
@@ -306,7 +306,7 @@ def _grpo_trainer_class(loaded, share_prefix: bool) -> type[GRPOTrainer]:
     return SharedPrefixGRPOTrainer if share_prefix and not reason else GRPOTrainer
 
 
-def _finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
+def log_if_finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
     """Return the log of a finished stage, or None. Raises ValueError where it was begun with other arguments."""
     kept = {name: value for name, value in settings.items() if name not in NOT_LEARNT}
     if "functions" in kept:
@@ -317,7 +317,7 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame | None:
     return finished_log(folder)
 
 
-def _load(model: str | Path, max_pixels: int, four_bit: bool, share_prefix: bool = False):
+def load_for_training(model: str | Path, max_pixels: int, four_bit: bool, share_prefix: bool = False):
     """Load the model onto this process's device, or onto the CPU where FSDP will spread its weights over all."""
     if is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -342,7 +342,7 @@ def _load(model: str | Path, max_pixels: int, four_bit: bool, share_prefix: bool
     return loaded.train(), processor
 
 
-def _keep_full_precision(trainer) -> None:
+def keep_full_precision(trainer) -> None:
     """Let FSDP2 compute in bf16, but leave outputs and sums of gradients in float32.
 
     accelerate's default rounds log-probabilities to bf16, which halves a KL divergence of .002.
@@ -366,7 +366,7 @@ def lora(rank: int, alpha: int, dropout: float) -> LoraConfig:
     )
 
 
-def _common_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+def common_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of both stages' trainers. Raises ValueError where devices cannot share the passes evenly."""
     device, processes = PartialState().device.type, PartialState().num_processes
     folder, accumulation = Path(settings["folder"]), settings["accumulation"]
