@@ -25,6 +25,7 @@ CHOICES = {
     "SCHEDULE": ("cosine", "linear", "constant", "constant_with_warmup"),
     "IMPORTANCE_SAMPLING_LEVEL": ("token", "sequence"),
     "REWARDS": ("strict", "ndcg", "released", "direct"),
+    "LABELS": ("gold", "samples"),
     "CHANNEL": ("image", "text", "both"),
     "MODE": ("reason", "direct", "score", "pointwise"),
     "SYSTEMS": ("base", "SFT", "SFT + RL", "RL only"),

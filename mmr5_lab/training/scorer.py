@@ -3,10 +3,10 @@
     log = train_scorer(model, rl_dataset(corpus, candidates, seed=0), "runs/scorer", learning_rate=1e-3, …)
     Reranker.from_pretrained("runs/scorer/model").rank(query, pages, mode="score")
 
-After `<think></think><answer>[` the model gives each id a log-probability; one forward pass ranks all candidates (FIRST,
-arXiv 2406.15657; ZipRerank, arXiv 2605.11864). The loss is ListNet's (Cao et al. 2007): the cross-entropy between the
-wanted chances of standing first and the model's, among the candidates. The wanted ones are equal shares for the gold pages,
-or shares of the model's own sampled rankings (`first_shares`), which need no labels.
+After `<think></think><answer>[` the model gives each id a log-probability; one forward pass ranks all candidates
+(FIRST, arXiv 2406.15657; ZipRerank, arXiv 2605.11864). The loss is ListNet's (Cao et al. 2007): the cross-entropy
+between the wanted chances of standing first and the model's, among the candidates. The wanted ones are equal shares for
+the gold pages, or shares of the model's own sampled rankings (`first_shares`), which need no labels.
 """
 
 from collections import defaultdict
@@ -106,7 +106,7 @@ def first_shares(
 
 
 class Collator:
-    """Makes a batch of prompts: one row each, and one more for each beginning that several ids share (1 of 1 and 10)."""
+    """Makes a batch of prompts: a row each, and one more for each beginning that several ids share (1 of 1 and 10)."""
 
     def __init__(self, processor, first: Shares | None):
         self.processor, self.first = processor, first

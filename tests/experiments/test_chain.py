@@ -90,6 +90,12 @@ def test_a_killed_demo_continues_and_finishes(small):
     assert results(lab)["exploits_that_pay"] == {"strict": 0, "ndcg": 0, "released": 5, "mine": 0}
     assert "No description has been provided" not in (lab / "notebook.html").read_text()
 
+    quick = {"MAX_STEPS": 2, "BATCH_SIZE": 2, "FRONTIER": 4, "MAX_NEW_TOKENS": 20, "LABELS": "samples", "SAMPLES": 1}
+    [data_run] = small.glob("runs/01_data_construction/*")
+    scorer = run_notebook("10_fast_scorer", {"DATA_RUN": str(data_run), "GRPO_RUN": str(grpo), **quick}, small / "runs")
+    assert results(scorer)["steps"] == 2
+    assert list(results(scorer)["frontier"]) == ["reason", "score, untrained", "score, trained"]
+
     report = (small / "runs" / "report.html").read_text()
     assert report.count("<img alt=") == 19, "each figure is described"
     assert report.count("data:image/png;base64,") == 19 + 1, "and embedded; one stands above the browser of orders too"

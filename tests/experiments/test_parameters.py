@@ -88,7 +88,7 @@ def test_choices_are_what_the_rooms_take():
         "SFT_ADAPTER": SFT_ADAPTER, "SCHEDULE": ("cosine", "linear", "constant", "constant_with_warmup"),
         "IMPORTANCE_SAMPLING_LEVEL": ("token", "sequence"),
         "SELECTION": SELECTIONS, "REWARDS": REWARD_SETS, "MODE": MODES, "CHANNEL": CHANNELS,
-        "SYSTEMS": ("base", *RUN_OF_SYSTEM),
+        "SYSTEMS": ("base", *RUN_OF_SYSTEM), "LABELS": ("gold", "samples"),
     }  # fmt: skip
     assert {name: sorted(choices) for name, choices in CHOICES.items()} == {k: sorted(v) for k, v in taken.items()}
 
