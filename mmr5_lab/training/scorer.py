@@ -115,7 +115,8 @@ class Collator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         tokenizer = self.processor.tokenizer
-        texts, images, rows, paths, wanted = [], [], [], [], []
+        texts: list[str] = []
+        images, rows, paths, wanted = [], [], [], []
         for example in examples:
             allowed = self.allowed(example["num_candidates"])
             prompt = self.processor.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True)
