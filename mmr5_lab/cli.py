@@ -348,6 +348,20 @@ COMMANDS: list[tuple] = [
         arg("--timeout", type=_amount, default=300.0, metavar="S", help="seconds a request (default: 300)"),
     ),
     (
+        "parity", "reranking.parity:parity", "does a server rank as the same model does here?",
+        "Rank some questions with a model here and through a server that has it loaded, in each mode, and say where "
+        "token counts, texts and scores part. Exit code 1: they do.",
+        arg("model", metavar="MODEL", help="model folder or hub name"),
+        arg("--server", required=True, metavar="URL", help="such as http://localhost:8000/v1"),
+        arg("--served-as", metavar="NAME", help="the model's name on the server (default: MODEL)"),
+        arg("--corpus", default="data/mini/corpus", metavar="CORPUS", help="default: the miniature's"),
+        arg("--run", metavar="RUN", help="TREC run with the candidates (default: BM25's)"),
+        arg("--questions", type=_positive, default=20, metavar="N", help="default: 20"),
+        arg("--candidates", type=_positive, default=5, metavar="N", help="pages ranked (default: 5)"),
+        arg("--max-pixels", type=_positive, metavar="N", help="pixels of a page at most (default: the model's limit)"),
+        arg("--max-new-tokens", type=_positive, default=512, metavar="N", help="of an answer (default: 512)"),
+    ),
+    (
         "evaluate", _evaluate, "recall of ranking files, by domain",
         "Print recall@k of each run by domain, its macro and micro averages, and the ceiling that a perfect ranking "
         "reaches; or by question type or number of gold pages, beside both ceilings.",

@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from mmr5_lab.images import Page
 from mmr5_lab.models.chat import Chat, RequestError, page_url, with_images
 from mmr5_lab.models.served_tokens import ServedTokens
 from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
@@ -124,6 +125,19 @@ class RemoteReranker(Ranker):
             pool.shutdown(wait=False, cancel_futures=True)
         if failures:
             raise RemoteError(failures, len(pairs), fatal)
+
+    def prompt_tokens(self, query: str, pages: Sequence[Page]) -> int | None:
+        """Return the tokens of a question's prompt as the server counts them, or None. Raises RemoteError."""
+        held = Pages([(query, pages)])
+        [keys] = held.keys
+        messages = with_images(build_messages(query, len(keys)), [self._url(held, key) for key in keys])
+        chat = self._open_chat()
+        try:
+            return chat.ask(messages, max_tokens=1).prompt_tokens
+        except RequestError as error:
+            raise RemoteError({0: str(error)}, 1, error.fatal) from None
+        finally:
+            chat.close()
 
     def _url(self, pages: Pages, key: bytes) -> str:
         height, width = pages.sizes[key]
