@@ -1,5 +1,7 @@
 """Ranking through servers: a real one with the same weights, and one with every fault, over real sockets."""
 
+import base64
+import io
 import json
 import sys
 import time
@@ -9,10 +11,19 @@ import pytest
 from helpers.servers import ANSWER, ModelServer, Server, completion, failure, pages, started
 from PIL import Image
 
+from mmr5_lab.reranking.inputs import prompts_of
 from mmr5_lab.reranking.local import Reranker
+from mmr5_lab.reranking.pages import Pages
 from mmr5_lab.reranking.ranking import RemoteError
 from mmr5_lab.reranking.remote import RemoteReranker
 from mmr5_lab.reranking.strategies import Consensus, Windows
+
+BASE = Path(__file__).parents[2] / "data" / "mini" / "base"
+
+
+@pytest.fixture(scope="module")
+def local():
+    return Reranker.from_pretrained(BASE, max_new_tokens=40)
 
 
 def test_every_passing_fault_is_overcome():
@@ -157,6 +168,25 @@ def test_pages_are_brought_into_a_pixel_budget_before_they_are_sent():
         assert RemoteReranker(server.url, "m", max_pixels=1000).rank("q", noise).order == [1, 0]
 
 
+def test_a_page_beyond_every_models_budget_is_made_smaller():
+    """Qwen3-VL looks at 16,777,216 pixels at most; 4,200 × 4,200 are 17,640,000."""
+    with Server({}) as server:
+        RemoteReranker(server.url, "m").rank("q", [Image.new("RGB", (4200, 4200)), *pages(1)])
+        [body] = server.bodies
+    urls = [part["image_url"]["url"] for part in body["messages"][1]["content"] if part["type"] == "image_url"]
+    sent = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size for url in urls]
+    assert sent == [(4088, 4088), (140, 168)]
+
+
+@pytest.mark.parametrize("size", [(140, 168), (100, 168), (168, 90), (300, 60)])
+def test_a_page_within_a_budget_makes_as_many_tokens_as_here(local, size):
+    here = Reranker.from_pretrained(BASE, max_pixels=9408)
+    pair = ("q", [Image.new("RGB", size)])
+    [prompt] = prompts_of([pair], Pages([pair]), "reason", here.model, here.processor, 40)
+    with ModelServer(local) as server:
+        assert RemoteReranker(server.url, "m", max_pixels=9408).prompt_tokens(*pair) == prompt.tokens
+
+
 def test_stopping_early_does_not_wait_for_what_hangs():
     with Server({"slow": ["hang"] * 9}) as server:
         ranked = RemoteReranker(server.url, "m", concurrency=2, retries=8).rank_each(
@@ -202,14 +232,6 @@ def test_bad_options_are_named():
         RemoteReranker("http://127.0.0.1:9/v1", "m").rank("q", pages(1), "guess")
     with pytest.raises(ValueError, match="mode 'direct' decodes greedily: leave out the temperature"):
         RemoteReranker("http://127.0.0.1:9/v1", "m", temperature=0.3).rank("q", pages(1), "direct")
-
-
-BASE = Path(__file__).parents[2] / "data" / "mini" / "base"
-
-
-@pytest.fixture(scope="module")
-def local():
-    return Reranker.from_pretrained(BASE, max_new_tokens=40)
 
 
 def shown(count: int = 3) -> list:
