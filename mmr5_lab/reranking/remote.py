@@ -24,7 +24,7 @@ from mmr5_lab.images import Page
 from mmr5_lab.models.chat import Chat, RequestError, page_url, with_images
 from mmr5_lab.models.served_tokens import ServedTokens
 from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
-from mmr5_lab.reranking.pages import Pages, Pair
+from mmr5_lab.reranking.pages import Pages, Pair, TextPage
 from mmr5_lab.reranking.ranking import (
     ANSWER_START,
     CONTENT_FREE,
@@ -126,7 +126,7 @@ class RemoteReranker(Ranker):
         if failures:
             raise RemoteError(failures, len(pairs), fatal)
 
-    def prompt_tokens(self, query: str, pages: Sequence[Page]) -> int | None:
+    def prompt_tokens(self, query: str, pages: Sequence[Page | TextPage]) -> int | None:
         """Return the tokens of a question's prompt as the server counts them, or None. Raises RemoteError."""
         held = Pages([(query, pages)])
         [keys] = held.keys
