@@ -96,6 +96,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if _positive(part) > _positive(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part of a whole, such as 1/4")
+    return int(part), int(parts)
+
+
 def _count(text: str) -> int:
     return 0 if text == "0" else _positive(text)
 
@@ -319,6 +326,8 @@ COMMANDS: list[tuple] = [
             help="what is shown of a page, one of %(choices)s (default: image)"),
         arg("--candidates", type=_positive, default=10, metavar="N", help="pages ranked (default: 10)"),
         arg("--batch-size", type=_positive, default=8, metavar="N", help="questions a batch (default: 8)"),
+        arg("--shard", type=_shard, default=(1, 1), metavar="K/N",
+            help="rerank part K of N, for several GPUs; then join the parts: cat part?.trec > RUN2"),
         SPLIT,
     ),
     (

@@ -241,6 +241,7 @@ def test_a_commands_arguments_are_those_of_its_function(row):
         ["traces", "corpus", "run", "--out", "o", "--budget", "nan"],
         ["traces", "corpus", "run", "--out", "o", "--timeout", "soon"],
         ["rerank", "corpus", "run", "--out", "o", "--mode", "think"],
+        ["rerank", "corpus", "run", "--out", "o", "--shard", "3/2"],
         ["sweep", "grid", "--tracker", "excel"],
     ],
 )

@@ -43,16 +43,20 @@ SUBSETS: dict[str, tuple[str, ...]] = {
 ALL = "all"  # all training subsets, for `fetch`
 NAMES = {"mmdocir": None, "mmdocir-train": ALL}
 """Corpora that `load_corpus` opens by name -> what `fetch` gets."""
+REPOSITORIES = {"mmdocir": EVALUATION, "mmdocir-train": TRAINING}
 TRAINING_ANNOTATIONS = "annotations_top1_negative"
 RL_SHARE = 0.3  # of the documents, for RL's prompts: 3,000 of them beside 7,200 traces
 
 
-def fetch(subset: str | None = None, folder: str | Path | None = None, layouts: bool = False) -> Path:
+def fetch(
+    subset: str | None = None, folder: str | Path | None = None, layouts: bool = False, revision: str | None = None
+) -> Path:
     """Return the folder with MMDocIR's evaluation files, or those of a training subset, by huggingface_hub.
 
     subset: None for the evaluation files, a name of `SUBSETS`, or "all" for all seven
     folder: where to put them; None: the hub's cache
     layouts: also the evaluation pages' parts, 170,338 of them with their images (`Corpus.layouts`)
+    revision: a commit of the repository; None: its newest
     Raises ValueError for an unknown subset, RuntimeError where the files are neither there nor can be fetched.
     """
     from huggingface_hub import snapshot_download
@@ -63,7 +67,8 @@ def fetch(subset: str | None = None, folder: str | Path | None = None, layouts: 
         stems = [stem for name in SUBSETS for stem in _stems(name)] if subset == ALL else _stems(subset)
         name, patterns = TRAINING, [f"*/{stem}_*" for stem in stems]
     try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns, local_dir=folder))
+        options: dict[str, Any] = {"allow_patterns": patterns, "local_dir": folder, "revision": revision}
+        return Path(snapshot_download(name, repo_type="dataset", **options))
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RuntimeError(

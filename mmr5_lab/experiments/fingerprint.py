@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def data_hashes(parameters: Mapping[str, Any], root: Path) -> dict[str, str]:
 
     root: what relative paths are relative to
 
-    Runs are left out, since their paths hold a hash already. Of files above 64 MiB, size and 256 blocks spread over
+    Runs are left out, since their paths hold a hash already. Of names on the hub it is the revision that the cache has
+    (`cache_revisions` asks for it). Of files above 64 MiB, size and 256 blocks spread over
     the file are read, which tells any two corpora or weights apart that were written anew.
     """
     named = {
@@ -83,7 +85,47 @@ def data_hashes(parameters: Mapping[str, Any], root: Path) -> dict[str, str]:
             for path in existing:
                 _add_content(digest, path)
             hashes[name] = digest.hexdigest()[:12]
-    return hashes
+    revisions = {name: _revision(*repository) for name, repository in _on_hub(parameters, root).items()}
+    return hashes | {name: revision for name, revision in revisions.items() if revision}
+
+
+def cache_revisions(parameters: Mapping[str, Any], root: Path) -> None:
+    """Let the hub's cache have a revision of what parameters name there, as far as the hub can be reached.
+
+    Otherwise a run's hash would change when the run itself downloads them.
+    """
+    from huggingface_hub import snapshot_download
+
+    for kind, name in _on_hub(parameters, root).values():
+        if not _revision(kind, name):
+            with suppress(OSError, ValueError, RuntimeError):
+                snapshot_download(name, repo_type=kind, allow_patterns=["config.json"])
+
+
+def _on_hub(parameters: Mapping[str, Any], root: Path) -> dict[str, tuple[str, str]]:
+    """Parameter -> kind ("dataset" or "model") and name of the repository that it names."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in ("CORPUS", "MODEL", "BASE"):
+        value = parameters.get(name)
+        if not isinstance(value, str) or not value or (root / value).exists():
+            continue
+        if name == "CORPUS" and value.startswith("mmdocir"):
+            from mmr5_lab.corpus.mmdocir import REPOSITORIES  # loads pandas
+
+            if value in REPOSITORIES:
+                found[name] = "dataset", REPOSITORIES[value]
+        elif name != "CORPUS" and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            found[name] = "model", value
+    return found
+
+
+def _revision(kind: str, name: str) -> str:
+    """Return the commit that the hub's cache has of a repository, 40 hexadecimal digits, or ""."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    with suppress(OSError):
+        return (Path(HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / "main").read_text().strip()
+    return ""
 
 
 def _package_files() -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 
-from mmr5_lab.corpus.documents import Corpus, load_corpus
+from mmr5_lab.corpus.documents import Corpus, is_published, load_corpus
 from mmr5_lab.corpus.rankings import read_trec
 from mmr5_lab.experiments.notebooks import chain_run
 from mmr5_lab.experiments.runs import FOLDER, inside_project, open_run, project_root
@@ -31,7 +31,8 @@ PROMPT_SPLIT = "rl"  # the documents of RL's prompts
 # Parameters of notebooks 02 and 03 that say what is trained on, or what the notebook does besides training. All others
 # are keyword arguments of `train_sft` and `train_grpo`, in capitals.
 NOT_OF_TRAINING = {
-    "DATA_RUN", "SFT_RUN", "MODEL", "SFT_ADAPTER", "NUM_CANDIDATES", "SELECTION", "MAX_PROMPTS", "PROBES", "RUN",
+    "DATA_RUN", "SFT_RUN", "MODEL", "SFT_ADAPTER", "NUM_CANDIDATES", "SELECTION", "MAX_PROMPTS", "PROBES",
+    "REASONING", "RUN",
 }  # fmt: skip
 
 
@@ -72,7 +73,8 @@ def training_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def corpus_of(data_run: str | Path) -> Corpus:
     """Return the corpus that a finished run of 01 was made from."""
-    return load_corpus(project_root() / results(data_run)["corpus"])
+    name = results(data_run)["corpus"]
+    return load_corpus(name if is_published(name) else project_root() / name)
 
 
 def grpo_material(parameters: Mapping[str, Any], folder: Path) -> tuple[str, str | None, datasets.Dataset]:

@@ -30,6 +30,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm.auto import tqdm
 from traitlets.config import Config
 
+from mmr5_lab.experiments.fingerprint import cache_revisions
 from mmr5_lab.experiments.parameters import NotebookError, checked_parameters, read_profile
 from mmr5_lab.experiments.runs import (
     CHAIN,
@@ -87,6 +88,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], root: str | Path = "r
     Raises as `run_folder` does, before anything starts.
     """
     named = _named_parameters(name, parameters, root)
+    cache_revisions(named, project_root())
     folder = project_root() / root / name / run_hash(name, named)
     make_run(name, named, folder)
     return folder
@@ -204,6 +206,7 @@ def chain_run(notebook: str, profile: Path, root: str | Path) -> tuple[dict[str,
     folders: dict[str, Path] = {}
     for name in CHAIN:
         parameters = checked_parameters(source_of(name), with_parents(name, values.get(name, {}), folders))
+        cache_revisions(parameters, project_root())
         folders[name] = run_folder(name, parameters, root)
         if name == notebook:
             break

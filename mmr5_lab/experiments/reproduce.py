@@ -7,6 +7,7 @@ Each target is a profile of the notebooks. `released` and `baselines` run notebo
 paper's tables; `paper` and `recommended` are the whole chain. Figures are estimates (`data/full_size.yaml`).
 """
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,15 +16,18 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
+from transformers.utils.versions import require_version
 
 from mmr5_lab.corpus.documents import Corpus, load_corpus
-from mmr5_lab.corpus.mmdocir import EVALUATION, TRAINING
+from mmr5_lab.corpus.mmdocir import ALL, EVALUATION, TRAINING, fetch
 from mmr5_lab.corpus.rankings import Rankings, write_trec
 from mmr5_lab.evaluation.paper_tables import RERANKERS, as_text, find_runs, paper_tables, run_name
 from mmr5_lab.experiments.chain import run_demo
 from mmr5_lab.experiments.notebooks import chain_run, is_done, run_folder, run_notebook
 from mmr5_lab.experiments.parameters import checked_parameters, read_profile
 from mmr5_lab.experiments.runs import CHAIN, parents, project_root, source_of
+from mmr5_lab.models.chat import Chat
 from mmr5_lab.retrieval.encoders import ENCODERS
 
 TARGETS = ("released", "baselines", "paper", "recommended")
@@ -63,6 +67,7 @@ def reproduce(
         return str(plan)
     if problems := plan.problems():
         raise ValueError(f"{target} cannot start yet:" + "".join(f"\n- {problem}" for problem in problems))
+    plan.download()
     folder = project_root() / root / "reproduce" / target
     folder.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(parameters["04_inference"]["CORPUS"])
@@ -70,8 +75,9 @@ def reproduce(
     if not plan.rows:
         run_demo(path, root)
         inference = chain_run("04_inference", path, root)[1]
+        retriever = _stage(parameters["04_inference"])
         for system, method in TRAINED.items():
-            questions = _write_rankings(inference, corpus, folder, "ColQwen", method, system)
+            questions = _write_rankings(inference, corpus, folder, retriever, method, system)
     for number, (first_stage, method, values) in enumerate(plan.rows, 1):
         print(f"[{number}/{len(plan.rows)}] {first_stage} + {method}", flush=True)
         inference = run_notebook("04_inference", values, root)
@@ -123,7 +129,7 @@ class Plan:
                 stages[f"encode pages, {name}"] = (size * GB / GIB + 2, pages * seconds / 3600)
         stages |= {} if self.rows else {stage: tuple(row) for stage, row in self.table["training"][self.target].items()}
         settings = self.parameters["04_inference"]
-        for first_stage, method, values in self.rows or [("ColQwen", "base, SFT, SFT + RL", settings)]:
+        for first_stage, method, values in self.rows or [(_stage(settings), "base, SFT, SFT + RL", settings)]:
             gib, hours = self._inference(values)
             stages[f"rerank, {first_stage} + {method}"] = (gib, hours * (1 if self.rows else len(TRAINED)))
         columns = ["GiB a GPU", "hours, 1 GPU", "hours, 4 GPUs"][: max(map(len, stages.values()))]
@@ -185,11 +191,25 @@ class Plan:
                     load_corpus(name)  # says which file or column is missing
                 except ValueError as error:
                     found.append(f"{error}. Run `hf download {source} --repo-type dataset` again")
+        found += _version_problems(self.parameters)
         if not self._small():
             found += _gpu_problems(self.stages["GiB a GPU"].max())
         if self.teacher()[0]:
             found += _key_problems(self.parameters["01_data_construction"]["TEACHER_SERVER"])
         return found
+
+    def download(self) -> None:
+        """Complete the hub's cache, at the revisions that it has; from then on nothing asks the hub."""
+        from huggingface_hub import snapshot_download
+
+        for name in self.sources:
+            reference = _repository(name) / "refs" / "main"
+            revision = reference.read_text().strip() if reference.is_file() else None
+            if name in (EVALUATION, TRAINING):
+                fetch(ALL if name == TRAINING else None, revision=revision)
+            else:
+                snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.pt", "*.gguf"])
+        os.environ["HF_HUB_OFFLINE"] = "1"  # of the notebooks' kernels, for the time of this run
 
     def _small(self) -> bool:
         """Are all models here, and far smaller than planned, as on a stand-in of the hub?"""
@@ -210,12 +230,21 @@ class Plan:
         return "\n".join([*lines, f"Finished in {self.root}: {self.finished()}"])
 
 
+def _stage(settings: Mapping[str, Any]) -> str:
+    """Return the name that the paper's tables have for the retriever of notebook 04."""
+    retriever = settings["RETRIEVER"]
+    return next((name for name in RETRIEVERS if name.lower() == retriever), retriever)
+
+
 def _rows(target: str, settings: Mapping[str, Any]) -> list[Row]:
     if target == "released":
         return [(stage, "MM-R5", {**settings, "RETRIEVER": stage.lower()}) for stage in RETRIEVERS]
     if target == "baselines":
         systems = {name: way for name, way in RERANKERS.items() if way[0] not in ("MODEL", "i2vec/MM-R5")}
-        return [("ColQwen", name, {**settings, "BASE": model, "MODE": mode}) for name, (model, mode) in systems.items()]
+        return [
+            (_stage(settings), name, {**settings, "BASE": model, "MODE": mode})
+            for name, (model, mode) in systems.items()
+        ]
     return []
 
 
@@ -227,9 +256,11 @@ def _hub_cache() -> Path:
 
 def _cached_bytes(name: str) -> int:
     """Return the bytes of a repository's newest snapshot in the hub's cache, 0 where it has none."""
-    kind = "datasets" if name in (EVALUATION, TRAINING) else "models"
-    files = (_hub_cache() / f"{kind}--{name.replace('/', '--')}" / "snapshots").glob("*/**/*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.stat().st_size for file in (_repository(name) / "snapshots").glob("*/**/*") if file.is_file())
+
+
+def _repository(name: str) -> Path:
+    return _hub_cache() / f"{'datasets' if name in (EVALUATION, TRAINING) else 'models'}--{name.replace('/', '--')}"
 
 
 def _hub_problems(name: str) -> list[str]:
@@ -259,6 +290,25 @@ def _gpu_problems(needed: float) -> list[str]:
     return [] if free >= needed else [f"the GPU has {free:.0f} GiB free of {needed:.0f} planned: {advice}"]
 
 
+def _version_problems(parameters: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Compare what is installed with what this project asks for, and try what is optional and would be used."""
+    found = []
+    for requirement in importlib.metadata.requires("mmr5-lab") or ():
+        try:
+            if "extra ==" not in requirement:
+                require_version(requirement.partition(";")[0])
+        except (ImportError, importlib.metadata.PackageNotFoundError) as error:
+            found.append(f"{' '.join(str(error).split())}: run `pip install '{requirement}'`")
+    if is_flash_attn_2_available():
+        try:
+            import flash_attn  # type: ignore[import-not-found]  # noqa: F401
+        except ImportError as error:  # built for another torch
+            found.append(f"flash-attn cannot be imported ({error}): build it again, or run `pip uninstall flash-attn`")
+    if any(values.get("FOUR_BIT") for values in parameters.values()) and not is_bitsandbytes_available():
+        found.append("FOUR_BIT needs bitsandbytes and a GPU: run `pip install bitsandbytes`, or leave it out")
+    return found
+
+
 def _key_problems(server: str) -> list[str]:
     """Ask the server for its list of models, which costs nothing."""
     import openai
@@ -266,7 +316,10 @@ def _key_problems(server: str) -> list[str]:
     if not os.environ.get("OPENAI_API_KEY"):
         return [f"OPENAI_API_KEY is not set: {server} answers nobody without a key"]
     try:
+        Chat(server, "")  # refuses an address or a key that cannot be one
         openai.OpenAI(base_url=server, max_retries=1, timeout=20).models.list()
+    except ValueError as error:
+        return [f"TEACHER_SERVER and OPENAI_API_KEY: {error}"]
     except openai.APIError as error:
         return [f"{server} does not take the key in OPENAI_API_KEY ({type(error).__name__}): set one that is valid"]
     return []

@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mmr5_lab.experiments.fingerprint import code_hash, data_hashes
+from mmr5_lab.experiments.fingerprint import RUN_FOLDER, cache_revisions, code_hash, data_hashes
 from mmr5_lab.experiments.parameters import NotebookError, checked_values, default_parameters
 from mmr5_lab.files import read_object, write_json, write_text
 from mmr5_lab.prompting.prompts import PROMPT_VERSION
@@ -65,6 +65,11 @@ class Run:
     def parameters(self) -> dict[str, Any]:
         """Its parameters, with the folders of the runs that it took."""
         return self.manifest.get("parameters", {})
+
+    @property
+    def root(self) -> Path:
+        """The folder of all runs, for what they share: that of this run, or `runs` for one that lies elsewhere."""
+        return self.folder.parents[1] if RUN_FOLDER.search(self.folder.as_posix()) else Path("runs")
 
     @property
     def notebook(self) -> str:
@@ -224,8 +229,9 @@ def open_run(notebook: str, namespace: Mapping[str, Any]) -> Run:
     with other parameters), RunBusyError for one that another process has open.
     """
     parameters = with_newest(parameters_of(source_of(notebook), namespace))
-    manifest = _manifest(notebook, parameters)
     root = project_root()
+    cache_revisions(parameters, root)
+    manifest = _manifest(notebook, parameters)
     folder = root / (parameters.get(FOLDER) or Path("runs") / notebook / manifest["hash"])
     if Path.cwd() == root and folder.is_relative_to(root):
         folder = folder.relative_to(root)  # what the results name then means the same in any checkout

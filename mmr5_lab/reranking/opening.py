@@ -58,10 +58,12 @@ def rerank_to_file(
     mode: str,
     channel: str,
     batch_size: int,
+    shard: tuple[int, int] = (1, 1),
     **ranker: Any,
 ) -> str:
     """Rerank the first `candidates` pages of a TREC file to the file `out`, and return the outcome as a line of text.
 
+    shard: which of how many parts of the questions; the parts' files, joined in order, are the whole run's
     ranker: the options of `open_ranker`
 
     Raises ValueError for a batch that does not fit into memory, before weights are loaded, and as `rerank_run` does.
@@ -69,7 +71,11 @@ def rerank_to_file(
     if not ranker["model"]:
         raise RankingsError("which model is to rerank? Name it with --model")
     part, out = load_corpus(corpus, split), Path(out)
-    first = Rankings({question: pages[:candidates] for question, pages in read_trec(run, part).pages.items()})
+    pages = list(read_trec(run, part).pages.items())
+    start, end = (len(pages) * k // shard[1] for k in (shard[0] - 1, shard[0]))
+    first = Rankings({question: ranked[:candidates] for question, ranked in pages[start:end]})
+    if pages and not first.pages:
+        raise RankingsError(f"{run} has {len(pages)} questions: too few for {shard[1]} parts")
     if not ranker["server"] and mode == "reason" and channel == "image":
         print(_checked_memory(part, first, batch_size, ranker), flush=True)
     server = None

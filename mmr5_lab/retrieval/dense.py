@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from huggingface_hub import constants
 from tqdm.auto import tqdm
 
 from mmr5_lab.corpus.documents import Corpus
@@ -28,6 +29,7 @@ def encode_corpus(
     corpus: Corpus,
     encoder: Encoder,
     folder: str | Path | None = None,
+    hub_vectors: str | Path = "runs/vectors",
     *,
     batch_size: int = 4,
     source: str = "ocr_text",
@@ -36,7 +38,8 @@ def encode_corpus(
 
     Where another process is encoding them, its end is waited for.
 
-    folder: None is `vectors/<method>_<model>_<digits>` in the corpus's folder
+    folder: None is `vectors/<method>_<model>_<digits>` in the corpus's folder; in the place of that `vectors` it is
+        `hub_vectors` for a corpus in the hub's cache, which is not ours to write into
     source: the text that a text encoder reads, as for `Corpus.page_text`; a page without words is read as "."
 
     Raises CorpusError if the corpus has no page file, VectorsError if the folder holds vectors of something else.
@@ -46,7 +49,8 @@ def encode_corpus(
     about = encoder.about | {"pages": corpus.store.fingerprint}
     if encoder.reads == TEXT:
         about |= {"source": source}
-    folder = Path(folder or corpus.folder / "vectors" / _folder_name(about))
+    of_hub = corpus.folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
+    folder = Path(folder or Path(hub_vectors if of_hub else corpus.folder / "vectors") / _folder_name(about))
     pages = {row: (name, k) for name in corpus.documents["doc_name"] for k, row in enumerate(corpus.rows(name))}
     vectors = PageVectors(folder, about)
     if vectors.missing(list(pages)):

@@ -34,6 +34,7 @@ def retrieve(
     source: str = "ocr_text",
     model: str | Path | None = None,
     vectors: str | Path | None = None,
+    hub_vectors: str | Path = "runs/vectors",
     batch_size: int = 4,
     **options: Any,
 ) -> Rankings:
@@ -41,8 +42,8 @@ def retrieve(
 
     method: one of `METHODS`; bm25 reads the text `source`. The others encode pages with a `model`
       (folder or hub name; None: `encoders.ENCODERS`' choice), `batch_size` at a time, and keep the `vectors` in a
-      folder, by default one a model beside the corpus's files; pages that are there are not encoded again. `options`
-      go to `encoders.load_encoder`.
+      folder, by default one a model beside the corpus's files, or in `hub_vectors` where those lie in the hub's cache;
+      pages that are there are not encoded again. `options` go to `encoders.load_encoder`.
 
     Equal scores are in page order, so a document without words is ranked by page order, and so is a question without a
     word that its document holds (`Rankings.unmatched`); logged warnings name both.
@@ -68,7 +69,7 @@ def retrieve(
         from mmr5_lab.retrieval.encoders import load_encoder
 
         encoder = load_encoder(method, model, **options)
-        page_vectors = encode_corpus(corpus, encoder, vectors, batch_size=batch_size, source=source)
+        page_vectors = encode_corpus(corpus, encoder, vectors, hub_vectors, batch_size=batch_size, source=source)
         return rank_documents(corpus, encoder, page_vectors, top_k)
     return _bm25(corpus, top_k, source)
 

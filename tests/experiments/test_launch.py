@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import nbformat
 import pytest
@@ -82,13 +83,19 @@ def by_one(profile) -> tuple:
 
 
 def as_shipped(name: str) -> dict[str, str]:
-    """The environment that accelerate makes of the shipped FSDP configuration."""
-    config = yaml.safe_load((ROOT / "notebooks" / "accelerate" / f"{name}.yaml").read_text()).get("fsdp_config", {})
-    used = {"ACCELERATE_USE_FSDP": "true"} if config else {}
-    return used | {key.upper(): str(value) for key, value in config.items()}
+    """The environment that accelerate makes of a shipped configuration."""
+    config = yaml.safe_load((ROOT / "notebooks" / "accelerate" / f"{name}.yaml").read_text())
+    if "deepspeed_config" in config:
+        given = {f"ACCELERATE_DEEPSPEED_{key.upper()}": str(value) for key, value in config["deepspeed_config"].items()}
+        return given | {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+    given = {key.upper(): str(value) for key, value in config.get("fsdp_config", {}).items()}
+    return given | ({"ACCELERATE_USE_FSDP": "true"} if given else {})
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+WITHOUT_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="pip install deepspeed")
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", pytest.param("deepspeed", marks=WITHOUT_DEEPSPEED)])
 def test_two_processes_train_what_one_trains(name, profile, by_one):
     one, two = profile.parent / "one", profile.parent / name
     shutil.copytree(one / "01_data_construction", two / "01_data_construction")

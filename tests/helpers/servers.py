@@ -1,6 +1,7 @@
 """Chat servers over real sockets: one that answers with any fault, one with a model behind it, and other programs."""
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -39,6 +40,16 @@ def completion(content, ended: str | None = "stop", usage=USAGE, **more) -> byte
     }).encode()  # fmt: skip
 
 
+def as_teacher(body: dict) -> bytes:
+    """What a teacher writes about a page whose label the prompt tells, or of all pages; other words each time."""
+    text = body["messages"][-1]["content"][0]["text"]
+    words = " ".join(hashlib.sha256(json.dumps(body).encode()).hexdigest()[:12])
+    if images := re.search(r"sentence why (.*?) can help answer", text):
+        return completion(f"{images[1]} can help answer it, by words about {words}. The other images do not help.")
+    helps = "can help answer" in text
+    return completion(f"It {'answers the question' if helps else 'does not help'}, with words about {words}.")
+
+
 def failure(message: str, **more) -> str:
     """The body of an error, as OpenAI and vLLM write it."""
     return json.dumps({"error": {"message": message, **more}})
@@ -54,12 +65,20 @@ class Server:
     def __init__(self, turns: dict[str, list], delay: float = 0.0, answer=lambda text: ANSWER, port: int = 0):
         self.turns, self.delay = {question: list(replies) for question, replies in turns.items()}, delay
         self.answer = answer
-        self.bodies, self.keys, self.busy, self.most, self.closed = [], [], 0, 0, False
+        self.bodies, self.served, self.keys, self.busy, self.most, self.closed = [], [], [], 0, 0, False
         lock = threading.Lock()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_GET(self):  # the list of models
+                data = b'{"object": "list", "data": []}'
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -108,6 +127,7 @@ class Server:
         question = next((q for q in self.turns if re.search(rf": {re.escape(q)}(\n|$)", text)), "")
         turns = self.turns.get(question)
         turn = turns.pop(0) if turns else completion(self.answer(text))
+        self.served.append(turn)
         return turn(body) if callable(turn) else turn
 
     def __enter__(self):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from helpers import retrievers
+from helpers import architectures, retrievers
 
 from mmr5_lab.corpus.documents import LAYOUTS
 from mmr5_lab.corpus.mmdocir import EVALUATION, SUBSETS, TRAINING
@@ -23,6 +23,7 @@ from mmr5_lab.retrieval.encoders import ENCODERS
 
 BASE = Path(__file__).resolve().parents[2] / "data" / "mini" / "base"
 RERANKERS = ("Qwen/Qwen2.5-VL-7B-Instruct", "i2vec/MM-R5")
+OTHERS = {"Qwen/Qwen2.5-VL-32B-Instruct": "qwen2_5_vl", "google/gemma-3-12b-it": "gemma3"}  # random weights
 RETRIEVERS = {"clip": "clip", "e5-v": "e5-v", "dse": "dse", "gme": "gme", "colqwen": "colqwen2"}
 QUESTION_KEYS = ("Q", "A", "page_id", "type", "layout_mapping")  # as published: no facts, no page content
 LAYOUT = pa.struct([("type", pa.string()), ("bbox", pa.list_(pa.float64()))])
@@ -35,7 +36,7 @@ TRAINING_PAGES = pa.schema([
 def build_hub(cache: Path, base: Path = BASE, documents: int = 2, questions: int = 2) -> Path:
     """Write the stand-in into `cache` and return it: so many documents a domain or subset, and questions each.
 
-    base: the folder of the model that stands for all rerankers
+    base: the folder of the model that stands for Qwen2.5-VL-7B and MM-R5
     """
     rng = random.Random(0)
     write_evaluation(_snapshot(cache, "datasets", EVALUATION), documents, questions, rng)
@@ -44,6 +45,8 @@ def build_hub(cache: Path, base: Path = BASE, documents: int = 2, questions: int
         write_subset(training, subset, stems[-1], documents + 2, questions, rng)
     for name in RERANKERS:
         shutil.copytree(base, _snapshot(cache, "models", name), dirs_exist_ok=True)
+    for name, kind in OTHERS.items():
+        architectures.save(kind, _snapshot(cache, "models", name))
     for method, model in RETRIEVERS.items():
         retrievers.BUILD[model](_snapshot(cache, "models", ENCODERS[method][1]))
     return cache

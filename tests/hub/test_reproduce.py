@@ -1,16 +1,20 @@
 """`mmr5 reproduce`: plans of every target, what stands in the way, and `released` to its end on a stand-in hub."""
 
+import json
 import re
-import subprocess
-import sys
+import time
 
 import pytest
 import yaml
-from hub.stand_in import environment
+from hub.small import CONCURRENCY, faulty_teacher, paid, small_profile, start
 
+from mmr5_lab.corpus.mmdocir import SUBSETS
+from mmr5_lab.experiments.fingerprint import data_hashes
 from mmr5_lab.experiments.parameters import checked_parameters, read_profile
-from mmr5_lab.experiments.reproduce import TARGETS, Plan, reproduce
+from mmr5_lab.experiments.reproduce import TARGETS, Plan, _key_problems, _version_problems, reproduce
 from mmr5_lab.experiments.runs import project_root, source_of
+from mmr5_lab.traces.construction import read_traces
+from mmr5_lab.training.monitoring import completions
 
 
 @pytest.fixture
@@ -69,6 +73,32 @@ def test_what_stands_in_the_way_is_said_with_its_remedy_before_anything_starts(t
         reproduce("paper", max_questions=2)
 
 
+def test_a_key_that_cannot_be_one_stands_in_the_way(monkeypatch):
+    """Not only after hours of encoding, where the teacher is first asked."""
+    monkeypatch.setenv("OPENAI_API_KEY", "two words")
+    assert "is not a key: character 4" in _key_problems("http://127.0.0.1:1/v1")[0]
+
+
+def test_versions_that_do_not_fit_stand_in_the_way(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["trl<1", "torch>=2", 'ruff<0; extra == "dev"'])
+    [trl, four_bit] = _version_problems({"02_sft": {"FOUR_BIT": True}})
+    assert trl.startswith("trl<1 is required")
+    assert trl.endswith("run `pip install 'trl<1'`")
+    assert "pip install bitsandbytes" in four_bit
+
+
+def test_a_run_is_of_the_revision_that_the_hubs_cache_has(cache):
+    given = {"CORPUS": "mmdocir", "BASE": "i2vec/MM-R5", "MODEL": "not/there", "TEACHER_MODEL": "i2vec/MM-R5"}
+    before = data_hashes(given, project_root())
+    assert set(before) == {"CORPUS", "BASE"}
+    [reference] = cache.glob("models--i2vec--MM-R5/refs/main")
+    revision = reference.read_text()
+    assert before["BASE"] == revision
+    reference.write_text("0" * 40)
+    assert data_hashes(given, project_root()) == before | {"BASE": "0" * 40}
+    reference.write_text(revision)
+
+
 def test_a_damaged_download_is_named(cache, tmp_path, monkeypatch):
     [pages] = cache.glob("datasets--MMDocIR--MMDocIR_Evaluation_Dataset/snapshots/*/MMDocIR_pages.parquet")
     whole = pages.read_bytes()
@@ -81,16 +111,72 @@ def test_a_damaged_download_is_named(cache, tmp_path, monkeypatch):
         pages.write_bytes(whole)
 
 
+def rows_of(text: str, table: str) -> dict[str, bool]:
+    """Row -> has it a figure of ours, in a printed table."""
+    [block] = re.findall(rf"(?s)\n{table}, micro\n(.*?)(?=\n\n|$)", text)
+    cells = (re.split(r"\s{2,}", line) for line in block.splitlines()[2:])
+    return {row: ours != "–" for row, ours, *_ in cells}
+
+
+def killed(process, when) -> None:
+    """Kill it, as the system kills, once `when()` holds."""
+    deadline = time.monotonic() + 300
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
+
+
+def test_the_papers_run_ends_in_its_rows_though_it_is_killed_twice(hub, tmp_path):
+    """Killed among the teacher's answers and in RL, with a faulty teacher and the shipped profile made smaller."""
+    runs = tmp_path / "runs"
+    with faulty_teacher() as teacher:
+        profile = small_profile("paper", teacher, tmp_path / "profile.yaml")
+        command = ("paper", "--profile", str(profile), "--runs", str(runs))
+        killed(start(hub, *command), lambda: len(teacher.bodies) > 12)
+        killed(start(hub, *command), lambda: any(runs.glob("03_grpo/*/settings.json")))
+        process = start(hub, *command)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+    again = {question: times for question, times in paid(teacher).items() if times > 1}
+    assert sum(again.values()) - len(again) <= CONCURRENCY, "only what was under way when killed is asked again"
+    [traces] = runs.glob("01_data_construction/*/traces.jsonl")
+    seen = [trace["doc_name"] for trace in read_traces(traces)]
+    assert {name.partition("/")[0] for name in seen} == set(SUBSETS)
+    assert len(seen) == 7
+    [rl] = runs.glob("03_grpo/*")
+    asked = {question.rpartition(":")[0].replace("%2F", "/") for question in completions(rl)["query_id"]}
+    assert asked
+    assert asked.isdisjoint(seen)
+    rows = rows_of(out, "main")
+    assert {row for row, ours in rows.items() if ours} == {
+        "ColQwen", "ColQwen + Qwen2.5-VL-7B-cot", "ColQwen + Qwen2.5-VL-7B-sft", "ColQwen + MM-R5", "perfect ranking",
+    }  # fmt: skip
+    assert rows_of(out, "retrievers")["ColQwen + MM-R5"]
+    assert json.loads(next(runs.glob("01*/*/results.json")).read_text())["corpus"] == "mmdocir-train", "of any machine"
+    assert not list(hub.glob("*/snapshots/*/vectors")), "the hub's cache is not ours to write into"
+    assert len(list((runs / "vectors").iterdir())) == 2
+
+
+def test_the_papers_other_rerankers_fill_their_rows(hub, tmp_path):
+    process = start(hub, "baselines", "--max-questions", "1", "--runs", str(tmp_path / "runs"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    filled = {row for row, ours in rows_of(out, "main").items() if ours}
+    ways = [
+        f"ColQwen + {model}{way}" for model in ("Qwen2.5-VL-7B", "Qwen2.5-VL-32B", "Gemma3-12B") for way in ("", "-cot")
+    ]
+    assert filled == {"ColQwen", *ways, "perfect ranking"}
+
+
 def test_the_released_weights_fill_their_rows(hub, tmp_path):
     """The documented command, offline, on two questions a row; started again it finds everything done."""
-    command = [sys.executable, "-m", "mmr5_lab.cli", "reproduce", "released", "--max-questions", "2"]
-    command += ["--runs", str(tmp_path / "runs")]
-    options = {"cwd": project_root(), "env": environment(hub), "capture_output": True, "text": True}
-    done = subprocess.run(command, **options)
-    assert done.returncode == 0, done.stderr
-    [table] = re.findall(r"(?s)\nretrievers, micro\n(.*?)(?=\n\n|$)", done.stdout)
-    rows = [line for line in table.splitlines() if "+ MM-R5" in line]
-    assert len(rows) == 5
-    assert not [line for line in rows if line.split("+ MM-R5")[1].split()[0] == "–"], "every row has a figure of ours"
-    again = subprocess.run([*command, "--dry-run"], **options)
-    assert "5 of 5 rows" in again.stdout
+    process = start(hub, "released", "--max-questions", "2", "--runs", str(tmp_path / "runs"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    rows = rows_of(out, "retrievers")
+    assert len(rows) == 6
+    assert all(rows.values()), "every row has a figure of ours"
+    again = start(hub, "released", "--max-questions", "2", "--runs", str(tmp_path / "runs"), "--dry-run")
+    assert "5 of 5 rows" in again.communicate()[0]

@@ -121,6 +121,21 @@ def test_rerank_from_the_command_line_resumes_and_refuses_other_settings(corpus,
     assert "made with other settings (mode 'score', now 'direct')" in capsys.readouterr().err
 
 
+def test_parts_of_a_run_joined_are_the_whole_run(corpus, tiny_model, tmp_path, capsys):
+    """As on several GPUs, a process each; 6 questions in 4 parts."""
+    run = str(tmp_path / "bm25.trec")
+    assert main(["retrieve", str(corpus.folder), "--out", run]) == 0
+    command = ["rerank", str(corpus.folder), run, "--model", str(tiny_model), "--mode", "direct", "--candidates", "3"]
+    assert main([*command, "--out", str(tmp_path / "whole.trec")]) == 0
+    for k in range(1, 5):
+        assert main([*command, "--shard", f"{k}/4", "--out", str(tmp_path / f"part{k}.trec")]) == 0
+    parts = [(tmp_path / f"part{k}.trec").read_text() for k in range(1, 5)]
+    assert all(parts)
+    assert "".join(parts) == (tmp_path / "whole.trec").read_text()
+    assert main([*command, "--shard", "1/7", "--out", str(tmp_path / "part.trec")]) == 2
+    assert "6 questions: too few for 7 parts" in capsys.readouterr().err
+
+
 def test_rerank_without_a_model_is_bad_input(corpus, tmp_path, capsys):
     assert main(["rerank", str(corpus.folder), "x.trec", "--out", str(tmp_path / "o.trec")]) == 2
     assert "Name it with --model" in capsys.readouterr().err
