@@ -36,7 +36,8 @@ def test_the_tour_counts_what_the_shipped_texts_say(tour):
 
 def test_the_tours_figures_are_described(tour):
     shown = (tour / "notebook.html").read_text()
-    assert shown.count("<img alt=") == shown.count('src="data:image/png;base64,') == 5
+    assert shown.count("<img alt=") == 5 + 2, "five figures, the diagram and the course"
+    assert shown.count('src="data:image/png;base64,') == 5
     assert "No description has been provided" not in shown
     assert shown.count("<iframe ") == 1
 

@@ -156,10 +156,10 @@ def test_an_error_in_a_200_costs_nothing_and_an_answer_without_a_count_what_it_m
 def test_pages_are_brought_into_a_pixel_budget_and_answers_depend_on_it(corpus, tmp_path):
     with Server({}, answer=lambda text: "Because.") as server:
         account = Account(tmp_path / "answers.sqlite")
-        for max_pixels in (None, 2000, 2000):
+        for max_pixels in (None, 8000, 8000):
             explain(ServerTeacher(corpus, Chat(server.url, "m"), account, max_pixels=max_pixels), corpus, 0)
         sent = [body["messages"][0]["content"][1]["image_url"]["url"].split(",")[1] for body in server.bodies]
-    assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in sent] == [(140, 168), (40, 48)]
+    assert [Image.open(io.BytesIO(base64.b64decode(data))).size for data in sent] == [(140, 168), (56, 84)]
 
 
 def test_the_budget_ends_the_work_before_it_is_passed(corpus, tmp_path):

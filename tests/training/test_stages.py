@@ -212,7 +212,7 @@ def test_fsdp_leaves_outputs_and_sums_of_gradients_in_full_precision():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")
     assert plugin.mixed_precision_policy.output_dtype is torch.bfloat16, "accelerate's own"
-    training._keep_full_precision(
+    training.keep_full_precision(
         SimpleNamespace(accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
     )
     policy = plugin.mixed_precision_policy
