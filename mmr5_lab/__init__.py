@@ -37,6 +37,7 @@ HOMES = {  # module -> the names it gives; a module that gives its own name is m
     ],
     "models.memory": ["patch_grid"],
     "reranking.pages": ["TextPage"],
+    "reranking.frameworks": ["ListwiseCrossEncoder", "MtebReranker", "export_cross_encoder"],
     "reranking.ranking": ["MODES"],
     "reranking.local": ["QueryReranker", "Reranker"],
     "reranking.remote": ["RemoteReranker"],

@@ -53,6 +53,24 @@ def scored_ranking(scores: list[float]) -> Ranking:
     return Ranking(order, None, "", frozenset(), scores, 1, 0.0)
 
 
+def relevance(ranking: Ranking, mode: str) -> list[float]:
+    """Return a score in (0, 1] for each page, in the pages' order and falling along the ranking.
+
+    In mode "score" the chance that the answer begins with the page's id among the candidates, in mode "pointwise" the
+    probability of "True"; in the others 1 / rank, for the model gives no numbers there.
+    """
+    if ranking.scores is None or mode not in ("score", "pointwise"):
+        scores = [0.0] * len(ranking.order)
+        for rank, page in enumerate(ranking.order, 1):
+            scores[page] = 1 / rank
+        return scores
+    if mode == "pointwise":
+        return ranking.scores
+    highest = max(ranking.scores)
+    weights = [math.exp(score - highest) for score in ranking.scores]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
 def check_decoding(temperature: float, max_new_tokens: int) -> None:
     """Raise ValueError for settings with which nothing can be decoded."""
     if not 0 <= temperature < math.inf:  # false for nan, too

@@ -28,7 +28,6 @@ import binascii
 import hmac
 import json
 import logging
-import math
 import os
 import re
 import uuid
@@ -45,7 +44,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from mmr5_lab.reranking.pages import Pair, TextPage, name_pair
-from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError
+from mmr5_lab.reranking.ranking import Ranker, Ranking, RemoteError, relevance
 from mmr5_lab.reranking.whole_runs import LONGEST_TEXT
 
 logger = logging.getLogger(__name__)
@@ -281,20 +280,6 @@ class Service:
                 return [done[i] if i in done else self._outcomes([pair])[0] for i, pair in enumerate(pairs)]
             done[0] = RefusedError(400, _of_one(error, pairs[0][0])) if isinstance(error, ValueError) else error
         return [done.get(i) or RefusedError(502, "the model's server was not asked") for i in range(len(pairs))]
-
-
-def relevance(ranking: Ranking, mode: str) -> list[float]:
-    """Return a score in (0, 1] for each page, in the pages' order and falling along the ranking (see the module)."""
-    if ranking.scores is None or mode not in ("score", "pointwise"):
-        scores = [0.0] * len(ranking.order)
-        for rank, page in enumerate(ranking.order, 1):
-            scores[page] = 1 / rank
-        return scores
-    if mode == "pointwise":
-        return ranking.scores
-    highest = max(ranking.scores)
-    weights = [math.exp(score - highest) for score in ranking.scores]
-    return [weight / math.fsum(weights) for weight in weights]
 
 
 def _of_one(error: Exception, query: str) -> str:

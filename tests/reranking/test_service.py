@@ -18,8 +18,7 @@ from helpers.servers import Server, pages
 
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.pages import TextPage
-from mmr5_lab.reranking.ranking import Ranking
-from mmr5_lab.reranking.service import relevance
+from mmr5_lab.reranking.ranking import Ranking, relevance
 
 QUERY = "How high was the revenue of Vega?"
 

@@ -52,7 +52,11 @@ GRPO = {"learning_rate": 1e-3, "batch_size": 4, "generations": 2, "max_steps": 1
         (lambda prompts: own_prompts(2, without=[1]), {}, "1 of 2 prompts have no positive .* the first is prompt 2"),
         (lambda prompts: own_prompts(2).remove_columns("images"), {}, "the prompts have no column images: they need"),
         (lambda prompts: prompts, {"rewards": "generous"}, "rewards is 'generous': give a name of strict, ndcg, "),
-        (lambda prompts: prompts, {"rewards": []}, "rewards is .*: give a name of strict, ndcg, released, direct, a function"),
+        (
+            lambda prompts: prompts,
+            {"rewards": []},
+            "rewards is .*: give a name of strict, ndcg, released, direct, ",
+        ),
         (lambda prompts: prompts, {"batch_size": 3}, "3 × 1 completions a step .* not a multiple of the group size 2"),
     ],
 )
