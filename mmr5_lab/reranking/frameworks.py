@@ -106,8 +106,11 @@ class ListwiseCrossEncoder:
         """Return {"corpus_id", "score"} of the best pages, best first, and "text" (the document as given)."""
         ranking = self._ranker.rank(query, [_shown(document) for document in documents], self._mode)
         scores = relevance(ranking, self._mode)
-        best = [{"corpus_id": k, "score": scores[k]} for k in ranking.order[:top_k]]
-        return [hit | {"text": documents[hit["corpus_id"]]} for hit in best] if return_documents else best
+        best: list[dict[str, Any]] = [{"corpus_id": k, "score": scores[k]} for k in ranking.order[:top_k]]
+        if return_documents:
+            for hit in best:
+                hit["text"] = documents[hit["corpus_id"]]
+        return best
 
 
 def _shown(document: Any) -> Any:
