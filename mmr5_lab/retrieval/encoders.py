@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 from transformers import (
+    AutoModelForImageTextToText,
     AutoProcessor,
     CLIPModel,
     ColQwen2ForRetrieval,
     LlavaNextForConditionalGeneration,
-    Qwen2VLForConditionalGeneration,
 )
 
 from mmr5_lab.images import open_page
@@ -76,28 +76,37 @@ class _ImageEncoder:
 
     @torch.inference_mode()
     def encode_pages(self, pages: Sequence[Image.Image]) -> list[np.ndarray]:
-        return self._vectors(self._page_inputs([open_page(page) for page in pages]).to(self.device))
+        return [vectors.cpu().numpy() for vectors in self.page_vectors(pages)]
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
+        return [vectors.cpu().numpy() for vectors in self.query_vectors(queries)]
+
+    def page_vectors(self, pages: Sequence[Image.Image]) -> list[torch.Tensor]:
+        """Return what `encode_pages` does as tensors, with gradients where they are on."""
+        return self._vectors(self._page_inputs([open_page(page) for page in pages]).to(self.device))
+
+    def query_vectors(self, queries: Sequence[str]) -> list[torch.Tensor]:
+        """Return what `encode_queries` does as tensors, with gradients where they are on."""
         # Otherwise a Qwen tokenizer could see a special token in a question, such as an image's.
         return self._vectors(self._query_inputs([query.replace("<|", "< |") for query in queries]).to(self.device))
 
-    def _vectors(self, inputs: Any) -> list[np.ndarray]:
+    def _vectors(self, inputs: Any) -> list[torch.Tensor]:
         return _single(self.model.model(**inputs).last_hidden_state[:, -1])
 
     def _inputs(self, **options: Any) -> Any:
         return self.processor(return_tensors="pt", padding=True, **options)
 
-    def _set_pixels(self, least: int, most: int) -> None:
-        """Scale pages into these bounds of width × height; the upper one may be lower than the recipe's."""
+    def _set_pixels(self, least: int, recipe: int, max_pixels: int | None) -> None:
+        """Scale pages to `least` to `max_pixels`, by default the recipe's or the model folder's own, which may be lower."""
+        most = max_pixels or min(recipe, self.processor.image_processor.size["longest_edge"])
         self.processor.image_processor.size = {"shortest_edge": min(least, most), "longest_edge": most}
         self.about["max_pixels"] = most
 
 
-def _single(vectors: torch.Tensor) -> list[np.ndarray]:
+def _single(vectors: torch.Tensor) -> list[torch.Tensor]:
     """Return one normalised vector an input, shape (1, dimensions)."""
-    return list(normalize(vectors.float(), dim=-1).cpu().numpy()[:, None])
+    return list(normalize(vectors.float(), dim=-1)[:, None])
 
 
 class ClipEncoder(_ImageEncoder):
@@ -115,7 +124,7 @@ class ClipEncoder(_ImageEncoder):
         length = self.model.config.text_config.max_position_embeddings
         return self._inputs(text=queries, truncation=True, max_length=length)
 
-    def _vectors(self, inputs: Any) -> list[np.ndarray]:
+    def _vectors(self, inputs: Any) -> list[torch.Tensor]:
         tower = self.model.get_text_features if "input_ids" in inputs else self.model.get_image_features
         return _single(tower(**inputs).pooler_output)
 
@@ -143,11 +152,11 @@ class DseEncoder(_ImageEncoder):
     arXiv 2406.11251). A question comes with a blank image of one visual token, as in training.
     """
 
-    method, model_class = "dse", Qwen2VLForConditionalGeneration
+    method, model_class = "dse", AutoModelForImageTextToText
 
-    def __init__(self, model: str | Path, *, max_pixels: int = 2560 * 28 * 28, **options: Any):
+    def __init__(self, model: str | Path, *, max_pixels: int | None = None, **options: Any):
         super().__init__(model, **options)
-        self._set_pixels(28 * 28, max_pixels)
+        self._set_pixels(28 * 28, 2560 * 28 * 28, max_pixels)
 
     def _page_inputs(self, pages: list[Image.Image]) -> Any:
         return self._prompted(pages, ["What is shown in this image?"] * len(pages))
@@ -172,14 +181,14 @@ class GmeEncoder(_ImageEncoder):
     row and column as Qwen2-VL does by itself. We do the same: the weights were published with that.
     """
 
-    method, model_class, padding_side = "gme", Qwen2VLForConditionalGeneration, "right"
+    method, model_class, padding_side = "gme", AutoModelForImageTextToText, "right"
     _prompt = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
     _page = _prompt.format("You are a helpful assistant.", "<|vision_start|><|image_pad|><|vision_end|>")
     _query = _prompt.format("Find an image that matches the given text.", "{}")
 
-    def __init__(self, model: str | Path, *, max_pixels: int = 1280 * 28 * 28, **options: Any):
+    def __init__(self, model: str | Path, *, max_pixels: int | None = None, **options: Any):
         super().__init__(model, **options)
-        self._set_pixels(256 * 28 * 28, max_pixels)
+        self._set_pixels(256 * 28 * 28, 1280 * 28 * 28, max_pixels)
 
     def _page_inputs(self, pages: list[Image.Image]) -> Any:
         return self._inputs(images=pages, text=[self._page] * len(pages))
@@ -187,7 +196,7 @@ class GmeEncoder(_ImageEncoder):
     def _query_inputs(self, queries: list[str]) -> Any:
         return self._inputs(text=[self._query.format(query) for query in queries])
 
-    def _vectors(self, inputs: Any) -> list[np.ndarray]:
+    def _vectors(self, inputs: Any) -> list[torch.Tensor]:
         positions = torch.arange(inputs["input_ids"].shape[1], device=self.device).expand(3, *inputs["input_ids"].shape)
         states = self.model.model(**inputs, position_ids=positions).last_hidden_state
         ends = inputs["attention_mask"].sum(1) - 1
@@ -205,9 +214,9 @@ class ColQwenEncoder(_ImageEncoder):
 
     method, model_class, padding_side = "colqwen", ColQwen2ForRetrieval, None
 
-    def __init__(self, model: str | Path, *, max_pixels: int = 768 * 28 * 28, **options: Any):
+    def __init__(self, model: str | Path, *, max_pixels: int | None = None, **options: Any):
         super().__init__(model, **options)
-        self._set_pixels(4 * 28 * 28, max_pixels)
+        self._set_pixels(4 * 28 * 28, 768 * 28 * 28, max_pixels)
 
     def _page_inputs(self, pages: list[Image.Image]) -> Any:
         return self.processor.process_images(images=pages)
@@ -215,7 +224,7 @@ class ColQwenEncoder(_ImageEncoder):
     def _query_inputs(self, queries: list[str]) -> Any:
         return self.processor.process_queries(text=queries)
 
-    def _vectors(self, inputs: Any) -> list[np.ndarray]:
+    def _vectors(self, inputs: Any) -> list[torch.Tensor]:
         inputs.pop("mm_token_type_ids", None)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         if "image_grid_thw" in inputs:
@@ -223,8 +232,8 @@ class ColQwenEncoder(_ImageEncoder):
             inputs["position_ids"] = self.model.vlm.get_rope_index(
                 ids, mm_token_type_ids=image, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask
             )[0]
-        vectors = self.model(**inputs).embeddings.float().cpu().numpy()
-        return [v[m] for v, m in zip(vectors, mask.bool().cpu().numpy(), strict=True)]  # without the batch's padding
+        vectors = self.model(**inputs).embeddings.float()
+        return [v[m] for v, m in zip(vectors, mask.bool(), strict=True)]  # without the batch's padding
 
 
 class DenseEncoder:
