@@ -235,6 +235,26 @@ class ColQwenEncoder(_ImageEncoder):
         vectors = self.model(**inputs).embeddings.float()
         return [v[m] for v, m in zip(vectors, mask.bool(), strict=True)]  # without the batch's padding
 
+    @torch.inference_mode()
+    def heat_map(self, query: str, page: Any) -> tuple[list[str], np.ndarray]:
+        """Return the tokens of a question and how much each of a page's patches is like each of them.
+
+        Tokens are those of the question alone, without the prompt's. The array has shape (tokens, rows, columns), cosines
+        in -1 to 1; a token's largest is what it adds to the page's score (MaxSim), unless a token of the prompt beats it.
+        """
+        inputs = self._page_inputs([open_page(page)])
+        image = inputs["input_ids"][0] == self.processor.image_token_id
+        _, height, width = inputs["image_grid_thw"][0].tolist()
+        merge = self.processor.image_processor.merge_size
+        [patches] = self.page_vectors([page])
+        [words] = self.query_vectors([query])
+        query, prefix = query.replace("<|", "< |"), self.processor.query_prefix
+        tokens = self.processor.tokenizer(prefix + query, add_special_tokens=False, return_offsets_mapping=True)
+        kept = [k for k, (_, end) in enumerate(tokens["offset_mapping"]) if end > len(prefix)]
+        likeness = (words[kept] @ patches[image.to(patches.device)].T).cpu().numpy()
+        texts = [self.processor.tokenizer.decode([tokens["input_ids"][k]]).strip() for k in kept]
+        return texts, likeness.reshape(-1, height // merge, width // merge)
+
 
 class DenseEncoder:
     """Any text embedder of sentence-transformers, on the words of a page (`pip install "mmr5-lab[retrieval]"`).

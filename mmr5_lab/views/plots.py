@@ -140,6 +140,34 @@ def visual_tokens(image: Image.Image, rows: int, columns: int, merge: int) -> Fi
     return figure
 
 
+def heat_map(image: Image.Image, tokens: Sequence[str], likeness: np.ndarray, shown: int = 4) -> Figure:
+    """Show where a page answers to the words of a question, as a late-interaction retriever sees it.
+
+    tokens, likeness: of `ColQwenEncoder.heat_map`; `shown` tokens are drawn, those that single out a patch most, in the
+    order of the question.
+    """
+    peaks = likeness.max(axis=(1, 2)) - np.median(likeness, axis=(1, 2))
+    peaks[[len(token) < 3 or not token.isalnum() for token in tokens]] = -np.inf  # "of", "?"
+    chosen = sorted(np.argsort(-peaks, kind="stable")[:shown])
+    high, wide = likeness.shape[1:]
+    figure, panels = _figure(2.2 * len(chosen), 2.2 * image.height / image.width + 0.5, 1, len(chosen), squeeze=False)
+    spoken = []
+    for axes, k in zip(panels[0], chosen, strict=True):
+        axes.imshow(
+            image.convert("L"), cmap="gray", extent=(0, wide, high, 0), aspect=image.height * wide / image.width / high
+        )
+        axes.imshow(likeness[k], cmap="Oranges", alpha=0.55, extent=(0, wide, high, 0), aspect="auto", vmin=likeness.min(),
+                    vmax=likeness.max())  # fmt: skip
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(_plain(f"{tokens[k]}  {likeness[k].max():.2f}"), fontsize=10)
+        row, column = np.unravel_index(likeness[k].argmax(), (high, wide))
+        spoken.append(f"{visible(tokens[k])} in row {row + 1}, column {column + 1} ({likeness[k].max():.2f})")
+    figure.alt = f"A page of {high} × {wide} patches, and where the question's words find most likeness: " + "; ".join(
+        spoken
+    )
+    return figure
+
+
 # Training
 
 

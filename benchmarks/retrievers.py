@@ -1,0 +1,53 @@
+"""Table 2 of the paper on the miniature: each retriever's ten pages, before and after a reranker.
+
+    python benchmarks/retrievers.py runs/03_grpo/*/model [--questions N]
+
+The retrievers are BM25 and those in data/mini/retrievers; the models (SFT + RL, one a seed) rank ten candidates in
+windows of five, for which they were trained, from the back to the front, greedily. Seeds are averaged question by
+question, then whole documents are resampled and swapped (`mmr5_lab.evaluation.comparison`).
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from mmr5_lab.corpus.documents import load_corpus
+from mmr5_lab.corpus.rankings import Rankings
+from mmr5_lab.evaluation.comparison import compare
+from mmr5_lab.reranking.local import Reranker
+from mmr5_lab.reranking.strategies import Windows
+from mmr5_lab.reranking.whole_runs import pair_of
+from mmr5_lab.retrieval.retrieve import retrieve
+
+SHOWN = ["seeds", "macro R@1", "micro R@1", "micro R@3", "micro R@5", "sd", "low", "high", "difference", "p Holm"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--corpus", default="data/mini/corpus")
+    parser.add_argument("--split", default="eval")
+    parser.add_argument("--retrievers", type=Path, default=Path("data/mini/retrievers"))
+    parser.add_argument("--questions", type=int)
+    given = parser.parse_args()
+    corpus = load_corpus(given.corpus, given.split)
+    corpus = corpus.with_questions(corpus.questions["question_id"][: given.questions])
+    rerankers = [Windows(Reranker.from_pretrained(model, max_new_tokens=220), 5, 3) for model in given.models]
+    for method in ("bm25", *sorted(path.name for path in given.retrievers.iterdir() if path.is_dir())):
+        weights = {} if method == "bm25" else {"model": given.retrievers / method, "batch_size": 32}
+        first = retrieve(corpus, method, 10, **weights)
+        reranked = [_reranked(reranker, corpus, first) for reranker in rerankers]
+        table = compare({method: first.pages, f"{method} + SFT + RL": reranked}, corpus, baseline=method)
+        with pd.option_context("display.width", 200, "display.max_columns", None, "display.precision", 3):
+            print(table[[name for name in SHOWN if name in table]].to_string(), flush=True)
+
+
+def _reranked(reranker: Windows, corpus, first: Rankings) -> dict[str, list[int]]:
+    pairs = [pair_of(corpus, corpus.by_id[question], pages) for question, pages in first.pages.items()]
+    rankings = zip(first.pages.items(), reranker.rank_many(pairs), strict=True)
+    return {question: [pages[k] for k in ranking.order] for (question, pages), ranking in rankings}
+
+
+if __name__ == "__main__":
+    main()

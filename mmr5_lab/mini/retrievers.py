@@ -1,0 +1,148 @@
+"""Make the miniature's retrievers, one of each kind in the paper's Table 2: ``python -m mmr5_lab.mini.retrievers OUT``.
+
+`clip`     both towers from random weights, on pages and their descriptions; it never sees a question, as the real one
+           was trained on pictures and their captions (https://arxiv.org/abs/2103.00020)
+`dse`, `gme`, `colqwen`  from the miniature's base model, on questions of the split `sft` (as the real ones start from a
+           vision-language model): the gold page against pages of the same document that BM25 ranks high, and against
+           the other pages of the batch (InfoNCE; arXiv 2406.11251, 2412.16855, 2407.01449)
+
+Each is saved as `from_pretrained` of its real class finds it, so `mmr5 retrieve --method dse --model OUT/dse` runs.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    ColQwen2Config,
+    ColQwen2ForRetrieval,
+    ColQwen2Processor,
+)
+
+from mmr5_lab.corpus.documents import Corpus, load_corpus
+from mmr5_lab.mini.curriculum import random_page
+from mmr5_lab.mini.documents import HEIGHT, describe
+from mmr5_lab.mini.model import build_tokenizer
+from mmr5_lab.retrieval.encoders import load_encoder
+from mmr5_lab.retrieval.retrieve import retrieve
+
+DIMENSIONS = 48  # of a vector of ColQwen and CLIP
+TEMPERATURE = 0.05
+STEPS = {"clip": 2500, "dse": 38, "gme": 90, "colqwen": 90}
+RATE = {"clip": 1e-3, "dse": 3e-4, "gme": 3e-4, "colqwen": 5e-4}  # at the peak
+BATCH = {"clip": 64, "dse": 16, "gme": 16, "colqwen": 16}  # questions a step
+NEGATIVES = 2  # pages of the question's own document
+
+Batch = tuple[list[str], list[Image.Image]]  # texts; as many pages that answer them, then others
+
+
+def build(method: str, base: Path, folder: Path) -> None:
+    """Save a retriever as it is before its training."""
+    if method == "clip":
+        words = build_tokenizer()
+        sizes = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 4}
+        text = {
+            **sizes, "num_hidden_layers": 2, "vocab_size": len(words), "max_position_embeddings": 77,
+            "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id, "bos_token_id": words.eos_token_id,
+        }  # fmt: skip
+        vision = {**sizes, "num_hidden_layers": 4, "image_size": HEIGHT, "patch_size": 14}
+        words.padding_side = "right"
+        images = CLIPImageProcessor(
+            size={"height": HEIGHT, "width": HEIGHT}, do_center_crop=False, image_mean=[0.95] * 3, image_std=[0.25] * 3
+        )
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=DIMENSIONS)).save_pretrained(folder)
+        CLIPProcessor(images, words).save_pretrained(folder)
+        return
+    model, processor = AutoModelForImageTextToText.from_pretrained(base), AutoProcessor.from_pretrained(base)
+    if method == "colqwen":
+        late = ColQwen2ForRetrieval(ColQwen2Config(vlm_config=model.config.to_dict(), embedding_dim=DIMENSIONS))
+        late.vlm.load_state_dict(model.model.state_dict())
+        model, processor = late, ColQwen2Processor(processor.image_processor, processor.tokenizer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def captions(count: int, rng: random.Random) -> Iterator[Batch]:
+    """Yield pages that belong to no document, and what they show."""
+    while True:
+        pages = [random_page(rng) for _ in range(count)]
+        yield [describe(content) for content, _ in pages], [drawn.image for _, drawn in pages]
+
+
+def questions(corpus: Corpus, count: int, rng: random.Random) -> Iterator[Batch]:
+    """Yield questions of different documents, a gold page of each, and `NEGATIVES` other pages of each document."""
+    ranked = retrieve(corpus, "bm25", top_k=4 + NEGATIVES).pages
+    by_document = [part.to_dict("records") for _, part in corpus.questions.groupby("doc_name")]
+    while True:
+        some = [rng.choice(part) for part in rng.sample(by_document, count)]
+        golds = [rng.choice(list(question["gold_pages"])) for question in some]
+        places = [(question["doc_name"], page) for question, page in zip(some, golds, strict=True)]
+        for question in some:
+            hard = [page for page in ranked[question["question_id"]] if page not in question["gold_pages"]]
+            places += [(question["doc_name"], page) for page in rng.sample(hard, min(NEGATIVES, len(hard)))]
+        yield [question["question"] for question in some], [corpus.page_image(*place) for place in places]
+
+
+def similarities(queries: Sequence[torch.Tensor], pages: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean over a query's vectors of the best product with one of a page's, of shape (queries, pages)."""
+    padded = pad_sequence(list(pages), batch_first=True)
+    there = torch.arange(padded.shape[1]) < torch.tensor([len(page) for page in pages])[:, None]
+    products = torch.einsum("qd,pkd->qpk", torch.cat(list(queries)), padded).masked_fill(~there, -torch.inf)
+    best = products.amax(-1).split([len(query) for query in queries])
+    return torch.stack([of_query.mean(0) for of_query in best])
+
+
+def train(method: str, folder: Path, corpus: Corpus, *, steps: int, seed: int = 0) -> None:
+    """Train the retriever in a folder and save it there, in half precision: the file is for download."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    encoder = load_encoder(method, folder, device="cpu")
+    batches = captions(BATCH[method], rng) if method == "clip" else questions(corpus, BATCH[method], rng)
+    for name, parameter in encoder.model.named_parameters():
+        parameter.requires_grad_(method == "clip" or "visual" not in name)  # the base's tower reads already
+    optimizer = torch.optim.AdamW(encoder.model.parameters(), lr=RATE[method], weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE[method], total_steps=steps, pct_start=0.1)
+    encoder.model.train()
+    with tqdm(total=steps, desc=method, unit="step", mininterval=5) as progress:
+        for _ in range(steps):
+            texts, pages = next(batches)
+            scores = similarities(encoder.query_vectors(texts), encoder.page_vectors(pages)) / TEMPERATURE
+            loss = cross_entropy(scores, torch.arange(len(texts)))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(encoder.model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            progress.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
+            progress.update()
+    encoder.model.half().save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for one folder a method")
+    parser.add_argument("--base", type=Path, default=Path("data/mini/base"))
+    parser.add_argument("--corpus", type=Path, default=Path("data/mini/corpus"))
+    parser.add_argument("--methods", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--steps", type=int, help="of each, in place of its own")
+    given = parser.parse_args()
+    corpus = load_corpus(given.corpus, "sft")
+    for method in given.methods:
+        build(method, given.base, given.out / method)
+        train(method, given.out / method, corpus, steps=given.steps or STEPS[method])
+
+
+if __name__ == "__main__":
+    main()
