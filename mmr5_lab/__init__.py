@@ -22,6 +22,7 @@ HOMES = {  # module -> the names it gives; a module that gives its own name is m
     "corpus.documents": ["load_corpus"],
     "corpus.ingest": ["build_corpus"],
     "corpus.rankings": ["Rankings", "read_trec", "write_trec"],
+    "retrieval.encoders": ["load_encoder"],
     "retrieval.fusion": ["fuse"],
     "retrieval.retrieve": ["retrieve"],
     "prompting.prompts": ["build_messages"],

@@ -105,7 +105,7 @@ def cache_revisions(parameters: Mapping[str, Any], root: Path) -> None:
 def _on_hub(parameters: Mapping[str, Any], root: Path) -> dict[str, tuple[str, str]]:
     """Parameter -> kind ("dataset" or "model") and name of the repository that it names."""
     found: dict[str, tuple[str, str]] = {}
-    for name in ("CORPUS", "MODEL", "BASE"):
+    for name in ("CORPUS", "MODEL", "BASE", "ENCODER"):
         value = parameters.get(name)
         if not isinstance(value, str) or not value or (root / value).exists():
             continue

@@ -98,7 +98,7 @@ class _ImageEncoder:
         return self.processor(return_tensors="pt", padding=True, **options)
 
     def _set_pixels(self, least: int, recipe: int, max_pixels: int | None) -> None:
-        """Scale pages to `least` to `max_pixels`, by default the recipe's or the model folder's own, which may be lower."""
+        """Scale pages to `least` to `max_pixels`; None: the recipe's, or the model folder's own where that is lower."""
         most = max_pixels or min(recipe, self.processor.image_processor.size["longest_edge"])
         self.processor.image_processor.size = {"shortest_edge": min(least, most), "longest_edge": most}
         self.about["max_pixels"] = most
@@ -239,8 +239,8 @@ class ColQwenEncoder(_ImageEncoder):
     def heat_map(self, query: str, page: Any) -> tuple[list[str], np.ndarray]:
         """Return the tokens of a question and how much each of a page's patches is like each of them.
 
-        Tokens are those of the question alone, without the prompt's. The array has shape (tokens, rows, columns), cosines
-        in -1 to 1; a token's largest is what it adds to the page's score (MaxSim), unless a token of the prompt beats it.
+        Tokens are those of the question alone, without the prompt's. The array has shape (tokens, rows, columns) and
+        holds cosines. A token adds its largest to the page's score (MaxSim), unless it finds more in the prompt.
         """
         inputs = self._page_inputs([open_page(page)])
         image = inputs["input_ids"][0] == self.processor.image_token_id

@@ -153,11 +153,9 @@ def heat_map(image: Image.Image, tokens: Sequence[str], likeness: np.ndarray, sh
     figure, panels = _figure(2.2 * len(chosen), 2.2 * image.height / image.width + 0.5, 1, len(chosen), squeeze=False)
     spoken = []
     for axes, k in zip(panels[0], chosen, strict=True):
-        axes.imshow(
-            image.convert("L"), cmap="gray", extent=(0, wide, high, 0), aspect=image.height * wide / image.width / high
-        )
-        axes.imshow(likeness[k], cmap="Oranges", alpha=0.55, extent=(0, wide, high, 0), aspect="auto", vmin=likeness.min(),
-                    vmax=likeness.max())  # fmt: skip
+        shape: dict[str, Any] = {"extent": (0, wide, high, 0), "aspect": image.height * wide / image.width / high}
+        axes.imshow(image.convert("L"), cmap="gray", **shape)
+        axes.imshow(likeness[k], cmap="Oranges", alpha=0.55, vmin=likeness.min(), vmax=likeness.max(), **shape)
         axes.set(xticks=[], yticks=[])
         axes.set_title(_plain(f"{tokens[k]}  {likeness[k].max():.2f}"), fontsize=10)
         row, column = np.unravel_index(likeness[k].argmax(), (high, wide))
