@@ -43,7 +43,8 @@ Batch = tuple[list[str], list[Image.Image]]  # texts; as many pages that answer 
 
 def build(method: str, base: Path, folder: Path) -> None:
     """Save a retriever as it is before its training."""
-    model, processor = AutoModelForImageTextToText.from_pretrained(base), AutoProcessor.from_pretrained(base)
+    model: Any = AutoModelForImageTextToText.from_pretrained(base)
+    processor: Any = AutoProcessor.from_pretrained(base)
     if method == "colqwen":
         late = ColQwen2ForRetrieval(ColQwen2Config(vlm_config=model.config.to_dict(), embedding_dim=DIMENSIONS))
         late.vlm.load_state_dict(model.model.state_dict())
