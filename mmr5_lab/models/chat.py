@@ -10,6 +10,7 @@ import email.utils
 import io
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -111,13 +112,31 @@ class Chat:
         are no chat completion. Options that the model does not take are renamed or left out from then on. Raises
         RequestError where the request was refused or all tries failed, and after `close` or a fatal one.
         """
+        return self._until_answered("/chat/completions", {"messages": messages}, _chat_reply, each_try, options)
+
+    def rerank(self, query: str, documents: list[dict[str, Any]]) -> list[float]:
+        """Return the score that a reranking server (/v1/rerank) gives each document, in their order.
+
+        documents: each {"content": parts of a chat message}, as vLLM takes them. Raises RequestError as `ask`.
+        """
+        request = {"query": query, "documents": documents}
+        return self._until_answered("/rerank", request, partial(_scores, len(documents)), lambda send: send(), {})
+
+    def _until_answered(
+        self,
+        path: str,
+        request: dict[str, Any],
+        read: Callable[[str], Any],
+        each_try: Callable,
+        options: dict[str, Any],
+    ) -> Any:
         tries = 0
         while True:
             sent = {new: value for name, value in options.items() if (new := self._renamed.get(name, name))}
             try:
                 with self._slots:
                     self._wait_for_turn()
-                    return each_try(partial(self._post, {"model": self.model, "messages": messages, **sent}))
+                    return each_try(partial(self._post, path, {"model": self.model, **request, **sent}, read))
             except RequestError as error:
                 failed = error
             if failed.option in sent:
@@ -156,12 +175,12 @@ class Chat:
         if self._ended.is_set():
             raise RequestError(self._why_ended, fatal=True)
 
-    def _post(self, request: dict[str, Any]) -> Reply:
+    def _post(self, path: str, request: dict[str, Any], read: Callable[[str], Any]) -> Any:
         # Not through chat.completions.create, which walks through messages part by part: half of a request's work.
         # As text: openai's ChatCompletion checks no types.
         body = json.dumps(request).encode()
         try:
-            reply = read_reply(self._client.post("/chat/completions", cast_to=str, content=body))
+            answer = read(self._client.post(path, cast_to=str, content=body))
         except openai.APIStatusError as error:
             raise self._refusal(error) from None
         except openai.APIConnectionError as error:
@@ -174,7 +193,7 @@ class Chat:
                 raise
             raise RequestError(self._why_ended, billable=True, fatal=True) from None  # the client closed meanwhile
         self._reached = True
-        return replace(reply, detail=_line(reply.detail))
+        return answer
 
     def _refusal(self, error: openai.APIStatusError) -> RequestError:
         """What an HTTP error says."""
@@ -267,6 +286,23 @@ def page_url(page: Page, max_pixels: int | None = None) -> str:
             image.resize(whole).save(buffer, kind, quality=90)
             data = buffer.getvalue()
     return data_url(data, kind)
+
+
+def _chat_reply(body: str) -> Reply:
+    reply = read_reply(body)
+    return replace(reply, detail=_line(reply.detail))
+
+
+def _scores(n: int, body: str) -> list[float]:
+    """Return the scores of n documents in a reranking server's answer. Raises ValueError where one is missing."""
+    answer = json.loads(body)
+    try:
+        scores = {int(result["index"]): float(result["relevance_score"]) for result in answer["results"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no list of results with index and relevance_score: {body[:200]}") from error
+    if set(scores) != set(range(n)) or not all(map(math.isfinite, scores.values())):
+        raise ValueError(f"scores of documents {sorted(scores)} where {n} were sent: {body[:200]}")
+    return [scores[k] for k in range(n)]
 
 
 def _option_not_taken(message: str, param: Any) -> str | None:

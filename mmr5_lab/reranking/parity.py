@@ -10,8 +10,8 @@ from mmr5_lab.models.memory import text_tokens
 from mmr5_lab.reranking.inputs import prompts_of
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.pages import Pages, Pair
-from mmr5_lab.reranking.ranking import Ranking, RemoteError
-from mmr5_lab.reranking.remote import MODES, RemoteReranker
+from mmr5_lab.reranking.ranking import MODES, Ranking, RemoteError
+from mmr5_lab.reranking.remote import RemoteReranker
 from mmr5_lab.reranking.whole_runs import pair_of
 from mmr5_lab.retrieval.retrieve import retrieve
 

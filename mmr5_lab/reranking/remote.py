@@ -6,8 +6,11 @@
     remote.rank_many(pairs)
 
 Prompts, parsing and modes are those of `local.Reranker`. Modes other than "reason" need a server that gives
-log-probabilities (`models.served_tokens`). What failed is named at the end, after everything else has been yielded, so
-that `rerank_run` keeps the rest and asks only for what is missing next time.
+log-probabilities (`models.served_tokens`). Mode "rerank" asks a reranker that has the interface /v1/rerank, such as
+Qwen3-VL-Reranker or jina-reranker-m0 on vLLM, or `mmr5 serve`: it has its own prompt and gives scores.
+
+What failed is named at the end, after everything else has been yielded, so that `rerank_run` keeps the rest and asks
+only for what is missing next time.
 """
 
 import time
@@ -35,8 +38,9 @@ from mmr5_lab.reranking.ranking import (
     scored_ranking,
     written_ranking,
 )
+from mmr5_lab.reranking.ranking import MODES as LOCAL_MODES
 
-MODES = ("reason", "direct", "score", "pointwise")  # that a server can be asked for
+MODES = (*LOCAL_MODES, "rerank")  # that a server can be asked for
 Messages = list[dict[str, Any]]
 KEPT_URLS = 1024  # pages that are kept as they are sent: a page stands in several questions' candidates
 MOST_PIXELS = 16_777_216  # of a page as it is sent: Qwen3-VL's limit, above Qwen2.5-VL's 12,845,056; no model sees more
@@ -103,7 +107,7 @@ class RemoteReranker(Ranker):
         fatal = False
         pool = ThreadPoolExecutor(2 * self.concurrency)  # a request that waits to be tried again takes only a thread
         try:
-            if mode != "reason":
+            if mode not in ("reason", "rerank"):
                 served.check(begun=mode != "pointwise")
             futures = {
                 pool.submit(self._ask, mode, served, pairs[i][0], messages[i], keys, pages, url): i
@@ -154,6 +158,9 @@ class RemoteReranker(Ranker):
         url: Callable[[bytes], str],
     ) -> Ranking:
         started = time.perf_counter()
+        if mode == "rerank":
+            ranking = scored_ranking(served.chat.rerank(query, [_document(pages, key, url) for key in keys]))
+            return replace(ranking, tokens=0, seconds=time.perf_counter() - started)
         urls = [url(key) for key in pages.images(keys)]
         messages = with_images(messages, urls)
         if mode == "score":
@@ -181,6 +188,15 @@ class RemoteReranker(Ranker):
                 self._priors[sizes] = _first_id(served, with_images(build_messages(CONTENT_FREE, n), blank), n)
             scores = [a - b for a, b in zip(scores, self._priors[sizes], strict=True)]
         return scored_ranking(scores)
+
+
+def _document(pages: Pages, key: bytes, url: Callable[[bytes], str]) -> dict[str, Any]:
+    """Return a page as a reranking server takes it: its text, its image, or both."""
+    [(text, image)] = pages.shown([key]) or [("", True)]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
+    if image:
+        parts.append({"type": "image_url", "image_url": {"url": url(key)}})
+    return {"content": parts}
 
 
 def _first_id(served: ServedTokens, messages: Messages, n: int) -> list[float]:

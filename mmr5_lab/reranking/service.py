@@ -184,20 +184,29 @@ class Service:
         return query, documents, most or len(documents)
 
     async def _page(self, document: Any, where: str) -> bytes | TextPage:
-        """Return the image file of a document, or its text."""
-        value = document
-        if isinstance(value, dict) and isinstance(value.get("content"), list) and len(value["content"]) == 1:
-            [value] = value["content"]
-        if isinstance(value, dict):
-            value = value.get("image") or value.get("image_url")
-        if isinstance(value, dict):
-            value = value.get("url")
-        if isinstance(document, str) and not document.startswith("data:image/"):
-            return TextPage(document[:LONGEST_TEXT])
-        if isinstance(document, dict) and isinstance(document.get("text"), str) and value is None:
-            return TextPage(document["text"][:LONGEST_TEXT])
-        if not isinstance(value, str):
-            raise RefusedError(400, f'{where} has neither an image nor a text: give {{"image": …}} or {{"text": …}}')
+        """Return the image file of a document, or its text, or both."""
+        content = document.get("content") if isinstance(document, dict) else None
+        texts, images = [], []
+        for part in content if isinstance(content, list) else [document]:
+            if isinstance(part, str) and not part.startswith("data:image/"):
+                texts.append(part)
+            elif isinstance(part, str):
+                images.append(part)
+            elif isinstance(part, dict):
+                texts += [part["text"]] if isinstance(part.get("text"), str) else []
+                image = part.get("image") or part.get("image_url")
+                image = image.get("url") if isinstance(image, dict) else image
+                images += [image] if isinstance(image, str) else []
+        if len(images) > 1 or not (images or texts):
+            what = f"{len(images)} images" if images else "neither an image nor a text"
+            raise RefusedError(400, f'{where} has {what}: give {{"image": …}} or {{"text": …}}')
+        text = "\n".join(texts)[:LONGEST_TEXT]
+        if not images:
+            return TextPage(text)
+        data = await self._image(images[0], where)
+        return TextPage(text, data) if text else data
+
+    async def _image(self, value: str, where: str) -> bytes:
         if value.startswith(("http://", "https://")):
             return await self._fetched(value, where)
         if value.startswith("data:"):

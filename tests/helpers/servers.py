@@ -123,7 +123,8 @@ class Server:
 
     def turn(self, body: dict):
         """What is answered to a request."""
-        text = body["messages"][-1]["content"][0]["text"]
+        # a reranking server's request has no messages
+        text = f": {body['query']}" if "query" in body else body["messages"][-1]["content"][0]["text"]
         question = next((q for q in self.turns if re.search(rf": {re.escape(q)}(\n|$)", text)), "")
         turns = self.turns.get(question)
         turn = turns.pop(0) if turns else completion(self.answer(text))

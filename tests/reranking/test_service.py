@@ -18,7 +18,8 @@ from helpers.servers import Server, pages
 
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.pages import TextPage
-from mmr5_lab.reranking.ranking import Ranking, relevance
+from mmr5_lab.reranking.ranking import Ranking, RemoteError, relevance
+from mmr5_lab.reranking.remote import RemoteReranker
 
 QUERY = "How high was the revenue of Vega?"
 
@@ -102,6 +103,43 @@ def test_texts_are_ranked_beside_images(served, tiny_model):
     documents = ["Revenue.", {"text": "Costs."}, {"image": encoded(images[0])}]
     answer = post(served, {"query": QUERY, "documents": documents}).json()
     assert [result["index"] for result in answer["results"]] == local.order
+
+
+def test_our_client_asks_rerankers_that_have_this_interface(served, tiny_model):
+    """Mode "rerank": order and scores are those of the model behind the server; texts, images and both are sent."""
+    images = pages(2)
+    shown = [*images, TextPage("Revenue."), TextPage("Costs.", images[0])]
+    local = Reranker.from_pretrained(tiny_model).rank(QUERY, shown, mode="score")
+    remote = RemoteReranker(f"{served}/v1", tiny_model.name, concurrency=2)
+    [ranking] = remote.rank_many([(QUERY, shown)], mode="rerank")
+    assert ranking.order == local.order
+    assert ranking.scores == pytest.approx(relevance(local, "score"), abs=1e-5)
+    assert (ranking.text, ranking.faults) == ("", frozenset())
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            b'{"results": [{"index": 0, "relevance_score": 1}]}',
+            r"scores of documents \[0\] where 2 were sent",
+        ),
+        (b'{"results": [{"index": 0}, {"index": 1}]}', "no list of results with index"),
+        (
+            b'{"results": [{"index": 0, "relevance_score": 1}, {"index": 1, "relevance_score": NaN}]}',
+            "unreadable.*scores",
+        ),
+        (b"<html>", "unreadable"),
+    ],
+)
+def test_scores_that_are_missing_are_named_and_asked_for_again(answer, said):
+    good = b'{"results": [{"index": 1, "relevance_score": 0.75}, {"index": 0, "relevance_score": 0.5}]}'
+    with Server({"again": [answer, good], "never": [answer] * 3}) as server:
+        remote = RemoteReranker(server.url, "m", retries=2, pause=0.01)
+        [ranking] = remote.rank_many([("again", pages(2))], mode="rerank")
+        assert (ranking.order, ranking.scores) == ([1, 0], [0.5, 0.75])
+        with pytest.raises(RemoteError, match=said):
+            remote.rank_many([("never", pages(2))], mode="rerank")
 
 
 def test_the_best_pages_are_returned_with_their_documents(served):
