@@ -236,7 +236,7 @@ COMMANDS: list[tuple] = [
         "reproduce", "experiments.reproduce:reproduce", "the paper's tables at full size",
         "Run the paper's experiments with MMDocIR and the real models from the Hugging Face hub. Disk, GPU, key and "
         "files are checked before anything starts; an interrupted run continues when started again.",
-        arg("target", metavar="TARGET", help="released, baselines, paper or recommended (docs/full_size.md)"),
+        arg("target", metavar="TARGET", help="released, baselines, paper, recommended or small (docs/full_size.md)"),
         arg("--dry-run", action="store_true",
             help="say what it downloads, computes, asks of a teacher and writes, and stop"),
         arg("--max-questions", type=_positive, metavar="N", help="of each row of the tables (default: all)"),

@@ -4,7 +4,7 @@
     mmr5 reproduce released                # checks first, then the notebooks, then the tables
 
 Each target is a profile of the notebooks. `released` and `baselines` run notebooks 04 and 05 once for each row of the
-paper's tables; `paper` and `recommended` are the whole chain. Figures are estimates (`data/full_size.yaml`).
+paper's tables; `paper`, `recommended` and `small` are the whole chain. Figures are estimates (`data/full_size.yaml`).
 """
 
 import importlib.metadata
@@ -30,7 +30,7 @@ from mmr5_lab.experiments.runs import CHAIN, parents, project_root, source_of
 from mmr5_lab.models.chat import Chat
 from mmr5_lab.retrieval.encoders import ENCODERS
 
-TARGETS = ("released", "baselines", "paper", "recommended")
+TARGETS = ("released", "baselines", "paper", "recommended", "small")
 RETRIEVERS = ("CLIP", "E5-V", "DSE", "GME", "ColQwen")
 TRAINED = {"base": "Qwen2.5-VL-7B-cot", "SFT": "Qwen2.5-VL-7B-sft", "SFT + RL": "MM-R5"}  # system of 04 -> its row
 GB, GIB = 10**9, 1 << 30
