@@ -15,6 +15,7 @@ import pandas as pd
 from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.rankings import Rankings
 from mmr5_lab.evaluation.comparison import compare
+from mmr5_lab.mini.retrievers import STEPS
 from mmr5_lab.reranking.local import Reranker
 from mmr5_lab.reranking.strategies import Windows
 from mmr5_lab.reranking.whole_runs import pair_of
@@ -29,12 +30,13 @@ def main() -> None:
     parser.add_argument("--corpus", default="data/mini/corpus")
     parser.add_argument("--split", default="eval")
     parser.add_argument("--retrievers", type=Path, default=Path("data/mini/retrievers"))
+    parser.add_argument("--methods", nargs="+", default=["bm25", *STEPS])
     parser.add_argument("--questions", type=int)
     given = parser.parse_args()
     corpus = load_corpus(given.corpus, given.split)
     corpus = corpus.with_questions(corpus.questions["question_id"][: given.questions])
     rerankers = [Windows(Reranker.from_pretrained(model, max_new_tokens=220), 5, 3) for model in given.models]
-    for method in ("bm25", *sorted(path.name for path in given.retrievers.iterdir() if path.is_dir())):
+    for method in given.methods:
         weights = {} if method == "bm25" else {"model": given.retrievers / method, "batch_size": 32}
         first = retrieve(corpus, method, 10, **weights)
         reranked = [_reranked(reranker, corpus, first) for reranker in rerankers]
