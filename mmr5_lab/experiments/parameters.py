@@ -18,7 +18,7 @@ import yaml
 CHOICES = {
     "METHOD": ("bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense"),
     "RETRIEVER": ("", "bm25", "clip", "e5-v", "dse", "gme", "colqwen", "dense"),
-    "EXPORT": ("swift", "vlm-r1", "trl", "datasets"),
+    "EXPORT": ("swift", "swift-reranker", "vlm-r1", "trl", "datasets"),
     "TRACKER": ("", "trackio", "tensorboard", "wandb", "mlflow"),
     "SFT_ADAPTER": ("merge", "continue"),
     "SELECTION": ("all", "balanced", "pass_rate"),

@@ -6,6 +6,7 @@
 | format | written | read by |
 |---|---|---|
 | swift | JSON lines: messages with `<image>`, images | ms-swift, "Custom dataset" (https://swift.readthedocs.io) |
+| swift-reranker | JSON lines: positive_messages, negative_messages and their images | ms-swift, "Reranker" |
 | vlm-r1 | JSON lines: image, conversations; the answer holds the right ids | VLM-R1's `grpo_jsonl.py`, for RL |
 | trl | JSON lines: prompt, completion, images | `SFTTrainer`, images cast to `datasets.Image` |
 | datasets | a folder of parquet with the images in it, and README.md | `datasets.load_dataset(folder)` |
@@ -33,7 +34,7 @@ from mmr5_lab.prompting.prompts import PROMPT_VERSION, asked_question, build_mes
 from mmr5_lab.traces.construction import read_traces, rejected_path, swift_messages
 from mmr5_lab.traces.quality import dataset_card
 
-FORMATS = ("swift", "vlm-r1", "trl", "datasets")
+FORMATS = ("swift", "swift-reranker", "vlm-r1", "trl", "datasets")
 SHARD = 200  # traces a parquet file
 # a URL, or base64 text: PNG, JPEG, GIF, WebP, or very long
 _NO_PATH = re.compile(r"data:|[a-zA-Z][a-zA-Z0-9+.-]+://|iVBORw0KGgo|/9j/4|R0lGOD|UklGR|[A-Za-z0-9+/=\s]{400}")
@@ -100,6 +101,14 @@ def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, An
     prompt, completion = trace["messages"][1]["content"], trace["messages"][-1]["content"]
     if form == "swift":
         return {"messages": trace["messages"], "images": images} | own
+    if form == "swift-reranker":  # a page is a document by itself; the reasoning about all of them stands beside
+        gold = [place in trace["positive_ids"] for place in range(1, len(images) + 1)]
+        record: dict[str, Any] = {"messages": [{"role": "user", "content": trace["query"]}]}
+        for kind, wanted in (("positive", True), ("negative", False)):
+            pages = [[image] for image, is_gold in zip(images, gold, strict=True) if is_gold is wanted]
+            record[f"{kind}_messages"] = [[{"role": "assistant", "content": "<image>"}] for _ in pages]
+            record[f"{kind}_images"] = pages
+        return record | {"completion": completion} | own
     if form == "vlm-r1":  # rewards the gold pages' ids; the reasoning stands beside them
         turns = [{"from": "human", "value": prompt}, {"from": "gpt", "value": str(trace["positive_ids"])}]
         return {"id": trace["query_id"], "image": images, "conversations": turns, "completion": completion} | own
@@ -110,7 +119,8 @@ def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, An
 def _trace(form: str, record: dict[str, Any], source: Path, out: Path) -> dict[str, Any]:
     """A record of another form as a trace; images are looked for below `source` and named, or written, below `out`."""
     images, prompt, completion = _parts(form, record)
-    query, count = record.get("query") or asked_question(prompt), len(images)
+    asked = prompt if form == "swift-reranker" else asked_question(prompt)
+    query, count = record.get("query") or asked, len(images)
     if not (images and query and isinstance(query, str)):
         raise ValueError(f"no images or no question to be found in it as {form}")
     if prompt.count("<image>") not in (0, count):
@@ -135,7 +145,13 @@ def _trace(form: str, record: dict[str, Any], source: Path, out: Path) -> dict[s
 def _parts(form: str, record: dict[str, Any]) -> tuple[list[Any], str, str]:
     """Images, prompt and completion of a record; [] and "" where it does not have them as the format does."""
     try:
-        if form == "vlm-r1":
+        if form == "swift-reranker":
+            pages = {True: iter(record["positive_images"]), False: iter(record["negative_images"])}
+            count = len(record["positive_images"]) + len(record["negative_images"])
+            gold = record.get("positive_ids") or range(1, len(record["positive_images"]) + 1)
+            images = [next(pages[place in gold])[0] for place in range(1, count + 1)]
+            prompt, completion = record["messages"][-1]["content"], record.get("completion") or ""
+        elif form == "vlm-r1":
             turns = {turn["from"]: turn["value"] for turn in record["conversations"]}
             images, prompt, completion = record["image"], turns["human"], record.get("completion") or turns["gpt"]
         else:
@@ -143,7 +159,7 @@ def _parts(form: str, record: dict[str, Any]) -> tuple[list[Any], str, str]:
             texts = {message["role"]: content_text(message["content"], "<image>") for message in messages}
             images, prompt, completion = record["images"], texts["user"], texts["assistant"]
         return images if isinstance(images, list) else [images], str(prompt), str(completion)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, IndexError, StopIteration):
         return [], "", ""
 
 

@@ -39,16 +39,35 @@ def test_each_format_has_its_trainer_s_fields(path, tmp_path):
     trace = read_traces(path)[0]
     first = {
         form: json.loads(export_traces(path, tmp_path / form, form).read_text().splitlines()[0])
-        for form in ("swift", "vlm-r1", "trl")
+        for form in ("swift", "swift-reranker", "vlm-r1", "trl")
     }
     assert [m["role"] for m in first["swift"]["messages"]] == ["system", "user", "assistant"]
     assert first["swift"]["messages"][1]["content"].count("<image>") == len(first["swift"]["images"]) == 5
+    ranked = first["swift-reranker"]
+    assert ranked["messages"] == [{"role": "user", "content": trace["query"]}]
+    assert len(ranked["positive_messages"]) == len(ranked["positive_images"]) == len(trace["positive_ids"])
+    assert len(ranked["negative_messages"]) == 5 - len(trace["positive_ids"])
+    assert ranked["negative_messages"][0] == [{"role": "assistant", "content": "<image>"}]
     human, gpt = first["vlm-r1"]["conversations"]
     assert (human["from"], gpt["from"]) == ("human", "gpt")
     assert human["value"].count("<image>") == len(first["vlm-r1"]["image"])
     assert json.loads(gpt["value"]) == trace["positive_ids"]
     assert first["trl"]["prompt"] == build_messages(trace["query"], 5)
     assert all((tmp_path / image).is_file() for image in first["trl"]["images"]), "relative to the file"
+
+
+def test_rankings_of_others_without_reasoning_make_no_traces(tmp_path):
+    record = {
+        "messages": [{"role": "user", "content": "What?"}],
+        "positive_messages": [[{"role": "assistant", "content": "<image>"}]], "positive_images": [["a.png"]],
+        "negative_messages": [[{"role": "assistant", "content": "<image>"}]], "negative_images": [["b.png"]],
+    }  # fmt: skip
+    (tmp_path / "other.jsonl").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"record 1: its answer .* is not reasoning and a permutation of 1 to 2"):
+        import_traces(tmp_path / "other.jsonl", "swift-reranker", tmp_path / "t.jsonl")
+    (tmp_path / "other.jsonl").write_text(json.dumps({**record, "query": "What?", "negative_images": []}))
+    with pytest.raises(ValueError, match="record 1: "):
+        import_traces(tmp_path / "other.jsonl", "swift-reranker", tmp_path / "t.jsonl")
 
 
 def test_a_datasets_folder_is_loaded_with_its_images_and_card(path, tmp_path):
@@ -184,5 +203,7 @@ def test_nothing_to_export_is_said(path, tmp_path):
 
 def test_an_unknown_format_is_refused_on_import(tmp_path):
     """A misspelt name was read as trl's, without a word."""
-    with pytest.raises(ValueError, match="unknown format 'swfit': choose one of swift, vlm-r1, trl, datasets"):
+    with pytest.raises(
+        ValueError, match="unknown format 'swfit': choose one of swift, swift-reranker, vlm-r1, trl, datasets"
+    ):
         import_traces(tmp_path / "records.jsonl", "swfit", tmp_path / "out.jsonl")
