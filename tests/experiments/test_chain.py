@@ -94,7 +94,10 @@ def test_a_killed_demo_continues_and_finishes(small):
     [data_run] = small.glob("runs/01_data_construction/*")
     scorer = run_notebook("10_fast_scorer", {"DATA_RUN": str(data_run), "GRPO_RUN": str(grpo), **quick}, small / "runs")
     assert results(scorer)["steps"] == 2
-    assert list(results(scorer)["frontier"]) == ["reason", "score, untrained", "score, trained"]
+    assert list(results(scorer)["frontier"]) == [
+        "reason", "direct", "pointwise", "score, untrained", "score, trained", "trained, 5 orders",
+        "trained, windows of 3",
+    ]  # fmt: skip
 
     report = (small / "runs" / "report.html").read_text()
     assert report.count("<img alt=") == 19 + 6, "each figure is described, and each diagram"

@@ -203,7 +203,5 @@ def test_nothing_to_export_is_said(path, tmp_path):
 
 def test_an_unknown_format_is_refused_on_import(tmp_path):
     """A misspelt name was read as trl's, without a word."""
-    with pytest.raises(
-        ValueError, match="unknown format 'swfit': choose one of swift, swift-reranker, vlm-r1, "
-    ):
+    with pytest.raises(ValueError, match="unknown format 'swfit': choose one of swift, swift-reranker, vlm-r1, "):
         import_traces(tmp_path / "records.jsonl", "swfit", tmp_path / "out.jsonl")
