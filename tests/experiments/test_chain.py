@@ -100,9 +100,9 @@ def test_a_killed_demo_continues_and_finishes(small):
     ]  # fmt: skip
 
     report = (small / "runs" / "report.html").read_text()
-    assert report.count("<img alt=") == 19 + 6, "each figure is described, and each diagram"
+    assert report.count("<img alt=") == 20 + 6, "each figure is described, and each diagram"
     assert report.count("data:image/svg+xml;base64,") == 6
-    assert report.count("data:image/png;base64,") == 19 + 1, "and embedded; one stands above the browser of orders too"
+    assert report.count("data:image/png;base64,") == 20 + 1, "and embedded; one stands above the browser of orders too"
     assert report.count("<iframe ") == 5, "browsers are static pages: of traces in 01, four in 06"
     assert "widget-view" not in report
     assert "No description has been provided" not in report
