@@ -51,7 +51,7 @@ def test_a_notebook_names_the_runs_it_takes_by_its_parameters():
         (GRPO, {"BETA": -0.04}, "must be at least 0"),
         (DATA, {"REFINED": "false"}, "is a str, expected bool"),
         (DATA, {"REFINED": 1}, "is a int, expected bool"),
-        (DATA, {"EXPORT": ["swift", "csv"]}, r"EXPORT = \['swift', 'csv'\] is not one of swift, swift-reranker, vlm-r1"),
+        (DATA, {"EXPORT": ["swift", "csv"]}, r"EXPORT = \['swift', 'csv'\] is not one of swift, swift-reranker"),
         (DATA, {"SPLITS": ["sft", 3]}, "is a int, expected str"),
         (INFERENCE, {"SYSTEMS": "base"}, r"is a str, expected list \(write a list, as YAML \[base\]; papermill .* -y"),
         (INFERENCE, {"SYSTEMS": "[base, SFT]"}, r"as YAML \[base, SFT\]"),
