@@ -63,8 +63,8 @@ def project(tiny_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     (root / "mmr5_lab").symlink_to(project_root() / "mmr5_lab")
     (root / "notebooks").mkdir()
-    for beside in ("exercises.py", "diagrams"):
-        (root / "notebooks" / beside).symlink_to(project_root() / "notebooks" / beside)
+    (root / "notebooks" / "exercises.py").symlink_to(project_root() / "notebooks" / "exercises.py")
+    shutil.copytree(project_root() / "notebooks" / "diagrams", root / "notebooks" / "diagrams")
     make_corpus(root / "corpus", seed=5, splits={"eval": (3, 4)})
     path = root / "corpus" / ANNOTATIONS
     lines = [json.loads(line) for line in path.read_text().splitlines()]
