@@ -41,6 +41,7 @@ def package_folder(name: str) -> Path:
 def likelihoods(corpus: Corpus, run: Rankings, model, tokenizer) -> dict[str, list[int]]:
     """Return each question's pages in the order of its mean log-probability after their text."""
     ranked = {}
+    asked = tokenizer("\nA question about the passage:", return_tensors="pt")["input_ids"]
     for name, pages in tqdm(run.pages.items(), "query likelihood", unit="question"):
         row = corpus.by_id[name]
         question = tokenizer(f" {row['question']}", return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -48,7 +49,6 @@ def likelihoods(corpus: Corpus, run: Rankings, model, tokenizer) -> dict[str, li
         for page in pages:
             text = f"Passage: {corpus.page_text(row['doc_name'], page)}"
             read = tokenizer(text, return_tensors="pt", truncation=True, max_length=LONGEST)["input_ids"]
-            asked = tokenizer("\nA question about the passage:", return_tensors="pt")["input_ids"]
             ids = torch.cat([read, asked, question], 1)
             with torch.inference_mode():
                 log_probs = model(ids).logits[0, -question.shape[1] - 1 : -1].log_softmax(-1)

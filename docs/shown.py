@@ -124,9 +124,9 @@ if __name__ == "__main__":
         except FileNotFoundError as missing:
             print(f"no thumbnail: {missing}")
         else:
-            if image and path.stem == "10_fast_scorer":
-                save(image, IMAGES / "frontier.png")
             if image:
+                if path.stem == "10_fast_scorer":
+                    save(image, IMAGES / "frontier.png")
                 image.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
                 save(image, IMAGES / "notebooks" / f"{path.stem}.png")
     if CHROMIUM:

@@ -202,7 +202,7 @@ RANKER = (  # what ranks: a model here or on a server, its mode, a strategy
     arg("--adapter", help="PEFT adapter folder"),
     arg("--server", metavar="URL", help="ask a server with OpenAI's interface instead, such as "
         "http://localhost:8000/v1; --model is its name there, OPENAI_API_KEY its key"),
-    arg("--mode", choices=Choices("reranking.remote:MODES"), default="reason", metavar="MODE",
+    arg("--mode", choices=Choices("reranking.ranking:SERVER_MODES"), default="reason", metavar="MODE",
         help="one of %(choices)s (default: %(default)s); rerank: of a --server with the interface /v1/rerank"),
     arg("--max-pixels", type=_positive, metavar="N", help="pixels of a page at most (default: the model's limit)"),
     arg("--max-new-tokens", type=_positive, default=2048, metavar="N", help="of an answer (default: 2048)"),

@@ -1,4 +1,4 @@
-"""Make the miniature's retrievers, one of each kind in the paper's Table 2: ``python -m mmr5_lab.mini.retrievers OUT``.
+"""Make the miniature's retrievers, three kinds of the paper's Table 2: ``python -m mmr5_lab.mini.retrievers OUT``.
 
 DSE, GME and ColQwen start from the miniature's base, as the real ones from a vision-language model, and learn from the
 questions of the split `sft`: the gold page against pages of the same document that BM25 ranks high, and against the
@@ -46,11 +46,16 @@ def build(method: str, base: Path, folder: Path) -> None:
     model: Any = AutoModelForImageTextToText.from_pretrained(base)
     processor: Any = AutoProcessor.from_pretrained(base)
     if method == "colqwen":
-        late = ColQwen2ForRetrieval(ColQwen2Config(vlm_config=model.config.to_dict(), embedding_dim=DIMENSIONS))
-        late.vlm.load_state_dict(model.model.state_dict())
-        model, processor = late, ColQwen2Processor(processor.image_processor, processor.tokenizer)
+        model, processor = colqwen(model, processor, DIMENSIONS)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def colqwen(model: Any, processor: Any, dimensions: int) -> tuple[ColQwen2ForRetrieval, ColQwen2Processor]:
+    """Return a vision-language model as a ColQwen2, with a random projection to `dimensions`, and its processor."""
+    late = ColQwen2ForRetrieval(ColQwen2Config(vlm_config=model.config.to_dict(), embedding_dim=dimensions))
+    late.vlm.load_state_dict(model.model.state_dict())
+    return late, ColQwen2Processor(processor.image_processor, processor.tokenizer)
 
 
 def questions(corpus: Corpus, count: int, rng: random.Random) -> Iterator[Batch]:

@@ -112,7 +112,7 @@ class Chat:
         are no chat completion. Options that the model does not take are renamed or left out from then on. Raises
         RequestError where the request was refused or all tries failed, and after `close` or a fatal one.
         """
-        return self._until_answered("/chat/completions", {"messages": messages}, _chat_reply, each_try, options)
+        return self._until_answered("/chat/completions", {"messages": messages}, _chat_reply, each_try, **options)
 
     def rerank(self, query: str, documents: list[dict[str, Any]]) -> list[float]:
         """Return the score that a reranking server (/v1/rerank) gives each document, in their order.
@@ -120,15 +120,15 @@ class Chat:
         documents: each {"content": parts of a chat message}, as vLLM takes them. Raises RequestError as `ask`.
         """
         request = {"query": query, "documents": documents}
-        return self._until_answered("/rerank", request, partial(_scores, len(documents)), lambda send: send(), {})
+        return self._until_answered("/rerank", request, partial(_scores, len(documents)))
 
     def _until_answered(
         self,
         path: str,
         request: dict[str, Any],
         read: Callable[[str], Any],
-        each_try: Callable,
-        options: dict[str, Any],
+        each_try: Callable[[Callable[[], Any]], Any] = lambda send: send(),
+        **options: Any,
     ) -> Any:
         tries = 0
         while True:

@@ -16,7 +16,8 @@ import numpy as np
 
 from mmr5_lab.images import Page
 from mmr5_lab.models.loading import load_model
-from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS, build_pointwise_messages
+from mmr5_lab.prompting.prompts import build_pointwise_messages
+from mmr5_lab.reranking.inputs import pointwise_tokens
 from mmr5_lab.reranking.pages import Pair, TextPage
 from mmr5_lab.reranking.ranking import Ranker, relevance
 
@@ -134,9 +135,7 @@ def export_cross_encoder(model: str | Path, folder: str | Path) -> None:
             f"exporting a CrossEncoder needs sentence-transformers 5.4 or newer: {_EXTRA.format('retrieval')}"
         ) from None
     loaded, processor = load_model(model, device="cpu")
-    yes, no = (processor.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in POINTWISE_ANSWERS)
-    if yes == no:
-        raise ValueError(f"the tokenizer of {model} begins {' and '.join(POINTWISE_ANSWERS)} alike")
+    yes, no = pointwise_tokens(processor.tokenizer)
     processor.chat_template = _pair_template(processor)
     loaded.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -10,7 +10,7 @@ import torch
 from mmr5_lab.models.memory import context_length, overfull, text_tokens, visual_tokens
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.prompting.answers import with_opening
-from mmr5_lab.prompting.prompts import build_messages, build_pointwise_messages
+from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS, build_messages, build_pointwise_messages
 from mmr5_lab.reranking.pages import Pages, Pair, name_pair
 from mmr5_lab.reranking.ranking import ANSWER_START
 
@@ -80,6 +80,14 @@ def prompt_text(query: str, count: int, mode: str, processor, shown: Sequence[tu
         messages = build_messages(plain(query), count, shown and [(plain(text), image) for text, image in shown])
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return with_answer_start(text) if mode in ("direct", "score") else text
+
+
+def pointwise_tokens(tokenizer) -> tuple[int, int]:
+    """Return the tokens with which the two answers of mode "pointwise" begin. Raises ValueError where they are one."""
+    yes, no = (tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in POINTWISE_ANSWERS)
+    if yes == no:  # all pages would tie
+        raise ValueError(f"this tokenizer begins {' and '.join(POINTWISE_ANSWERS)} alike: choose another mode")
+    return yes, no
 
 
 def with_answer_start(prompt: str) -> str:

@@ -34,8 +34,7 @@ from mmr5_lab.models.loading import load_model
 from mmr5_lab.models.memory import context_length
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.prompting.answers import with_opening
-from mmr5_lab.prompting.prompts import POINTWISE_ANSWERS
-from mmr5_lab.reranking.inputs import Prompt, model_inputs, prompts_of
+from mmr5_lab.reranking.inputs import Prompt, model_inputs, pointwise_tokens, prompts_of
 from mmr5_lab.reranking.pages import Pages, Pair
 from mmr5_lab.reranking.ranking import (
     ANSWER_START,
@@ -198,10 +197,7 @@ class Reranker(Ranker):
 
     def _pointwise(self, prompts: list[Prompt], pages: Pages) -> list[list[float]]:
         """Return the probability of the first of the two answers against the second, for each page of each prompt."""
-        tokenizer = self.processor.tokenizer
-        yes, no = (tokenizer(answer, add_special_tokens=False)["input_ids"][0] for answer in POINTWISE_ANSWERS)
-        if yes == no:  # all pages would tie
-            raise ValueError(f"this tokenizer begins {' and '.join(POINTWISE_ANSWERS)} alike: choose another mode")
+        yes, no = pointwise_tokens(self.processor.tokenizer)
         single = [replace(prompt, pages=[key]) for prompt in prompts for key in prompt.pages]
         scores: list[float] = []
         step = PAGES_A_QUERY * len(prompts)  # however many candidates there are

@@ -10,6 +10,7 @@ from mmr5_lab.prompting.answers import parse_ranking
 from mmr5_lab.reranking.pages import Pages, Pair, Sizes, TextPage
 
 MODES = ("reason", "direct", "score", "pointwise")
+SERVER_MODES = (*MODES, "rerank")  # "rerank": of a server with the interface /v1/rerank
 ANSWER_START = "<think></think><answer>["  # what modes "direct" and "score" put into the model's mouth
 CONTENT_FREE = "N/A"  # the query against which "score" is calibrated
 

@@ -31,6 +31,7 @@ from mmr5_lab.reranking.pages import Pages, Pair, TextPage
 from mmr5_lab.reranking.ranking import (
     ANSWER_START,
     CONTENT_FREE,
+    SERVER_MODES,
     Ranker,
     Ranking,
     RemoteError,
@@ -38,9 +39,7 @@ from mmr5_lab.reranking.ranking import (
     scored_ranking,
     written_ranking,
 )
-from mmr5_lab.reranking.ranking import MODES as LOCAL_MODES
 
-MODES = (*LOCAL_MODES, "rerank")  # that a server can be asked for
 Messages = list[dict[str, Any]]
 KEPT_URLS = 1024  # pages that are kept as they are sent: a page stands in several questions' candidates
 MOST_PIXELS = 16_777_216  # of a page as it is sent: Qwen3-VL's limit, above Qwen2.5-VL's 12,845,056; no model sees more
@@ -89,8 +88,8 @@ class RemoteReranker(Ranker):
         Raises ValueError for bad input before anything is sent, RemoteError before any page is sent if the server
         lacks what the mode needs, and at the end if requests failed for good.
         """
-        if mode not in MODES:
-            raise ValueError(f"a server cannot be asked for mode {mode!r}: choose one of {', '.join(MODES)}")
+        if mode not in SERVER_MODES:
+            raise ValueError(f"a server cannot be asked for mode {mode!r}: choose one of {', '.join(SERVER_MODES)}")
         if mode == "direct" and self._options["temperature"]:
             raise ValueError("through a server, mode 'direct' decodes greedily: leave out the temperature")
         pages = Pages(pairs, self._sizes)  # which also loads images that were opened lazily, before threads share them
@@ -158,15 +157,15 @@ class RemoteReranker(Ranker):
         url: Callable[[bytes], str],
     ) -> Ranking:
         started = time.perf_counter()
-        if mode == "rerank":
-            ranking = scored_ranking(served.chat.rerank(query, [_document(pages, key, url) for key in keys]))
-            return replace(ranking, tokens=0, seconds=time.perf_counter() - started)
         urls = [url(key) for key in pages.images(keys)]
         messages = with_images(messages, urls)
         if mode == "score":
             ranking = self._score(served, messages, len(keys), tuple(pages.sizes[key] for key in pages.images(keys)))
         elif mode == "pointwise":
             ranking = _pointwise(served, query, urls)
+        elif mode == "rerank":
+            scores = served.chat.rerank(query, [_document(pages, key, url) for key in keys])
+            ranking = replace(scored_ranking(scores), tokens=0)
         else:
             ranking = {"reason": self._reason, "direct": _direct}[mode](served, messages, len(keys))
         return replace(ranking, seconds=time.perf_counter() - started)

@@ -88,8 +88,7 @@ class _ImageEncoder:
 
     def query_vectors(self, queries: Sequence[str]) -> list[torch.Tensor]:
         """Return what `encode_queries` does as tensors, with gradients where they are on."""
-        # Otherwise a Qwen tokenizer could see a special token in a question, such as an image's.
-        return self._vectors(self._query_inputs([query.replace("<|", "< |") for query in queries]).to(self.device))
+        return self._vectors(self._query_inputs([_plain(query) for query in queries]).to(self.device))
 
     def _vectors(self, inputs: Any) -> list[torch.Tensor]:
         return _single(self.model.model(**inputs).last_hidden_state[:, -1])
@@ -102,6 +101,11 @@ class _ImageEncoder:
         most = max_pixels or min(recipe, self.processor.image_processor.size["longest_edge"])
         self.processor.image_processor.size = {"shortest_edge": min(least, most), "longest_edge": most}
         self.about["max_pixels"] = most
+
+
+def _plain(query: str) -> str:
+    """Return a question in which a Qwen tokenizer sees no special token, such as an image's."""
+    return query.replace("<|", "< |")
 
 
 def _single(vectors: torch.Tensor) -> list[torch.Tensor]:
@@ -242,16 +246,16 @@ class ColQwenEncoder(_ImageEncoder):
         Tokens are those of the question alone, without the prompt's. The array has shape (tokens, rows, columns) and
         holds cosines. A token adds its largest to the page's score (MaxSim), unless it finds more in the prompt.
         """
-        inputs = self._page_inputs([open_page(page)])
+        inputs = self._page_inputs([open_page(page)]).to(self.device)
         image = inputs["input_ids"][0] == self.processor.image_token_id
         _, height, width = inputs["image_grid_thw"][0].tolist()
         merge = self.processor.image_processor.merge_size
-        [patches] = self.page_vectors([page])
+        [patches] = self._vectors(inputs)
         [words] = self.query_vectors([query])
-        query, prefix = query.replace("<|", "< |"), self.processor.query_prefix
-        tokens = self.processor.tokenizer(prefix + query, add_special_tokens=False, return_offsets_mapping=True)
+        prefix = self.processor.query_prefix
+        tokens = self.processor.tokenizer(prefix + _plain(query), add_special_tokens=False, return_offsets_mapping=True)
         kept = [k for k, (_, end) in enumerate(tokens["offset_mapping"]) if end > len(prefix)]
-        likeness = (words[kept] @ patches[image.to(patches.device)].T).cpu().numpy()
+        likeness = (words[kept] @ patches[image].T).cpu().numpy()
         texts = [self.processor.tokenizer.decode([tokens["input_ids"][k]]).strip() for k in kept]
         return texts, likeness.reshape(-1, height // merge, width // merge)
 

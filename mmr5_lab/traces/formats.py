@@ -102,10 +102,9 @@ def _shaped(form: str, trace: dict[str, Any], images: list[str]) -> dict[str, An
     if form == "swift":
         return {"messages": trace["messages"], "images": images} | own
     if form == "swift-reranker":  # a page is a document by itself; the reasoning about all of them stands beside
-        gold = [place in trace["positive_ids"] for place in range(1, len(images) + 1)]
         record: dict[str, Any] = {"messages": [{"role": "user", "content": trace["query"]}]}
         for kind, wanted in (("positive", True), ("negative", False)):
-            pages = [[image] for image, is_gold in zip(images, gold, strict=True) if is_gold is wanted]
+            pages = [[image] for place, image in enumerate(images, 1) if (place in trace["positive_ids"]) is wanted]
             record[f"{kind}_messages"] = [[{"role": "assistant", "content": "<image>"}] for _ in pages]
             record[f"{kind}_images"] = pages
         return record | {"completion": completion} | own

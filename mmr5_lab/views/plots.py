@@ -160,9 +160,8 @@ def heat_map(image: Image.Image, tokens: Sequence[str], likeness: np.ndarray, sh
         axes.set_title(_plain(f"{tokens[k]}  {likeness[k].max():.2f}"), fontsize=10)
         row, column = np.unravel_index(likeness[k].argmax(), (high, wide))
         spoken.append(f"{visible(tokens[k])} in row {row + 1}, column {column + 1} ({likeness[k].max():.2f})")
-    figure.alt = f"A page of {high} × {wide} patches, and where the question's words find most likeness: " + "; ".join(
-        spoken
-    )
+    places = "; ".join(spoken)
+    figure.alt = f"A page of {high} × {wide} patches, and where the question's words find most likeness: {places}"
     return figure
 
 

@@ -7,9 +7,6 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPVisionConfig,
-    ColQwen2Config,
-    ColQwen2ForRetrieval,
-    ColQwen2Processor,
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
@@ -18,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mmr5_lab.mini import retrievers
 from mmr5_lab.mini.model import build_processor
 
 
@@ -76,12 +74,8 @@ def e5v(folder):
 
 
 def colqwen(folder, backbone: str):
-    model, processor = architectures.BUILD[backbone]()
-    config = ColQwen2Config(vlm_config=model.config.to_dict(), embedding_dim=16)
-    late = ColQwen2ForRetrieval(config)
-    late.vlm.load_state_dict(model.model.state_dict())
-    late.save_pretrained(folder)
-    ColQwen2Processor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
+    for part in retrievers.colqwen(*architectures.BUILD[backbone](), 16):
+        part.save_pretrained(folder)
 
 
 BUILD = {
