@@ -32,6 +32,7 @@ from mmr5_lab.retrieval.encoders import ENCODERS
 
 TARGETS = ("released", "baselines", "paper", "recommended", "small")
 RETRIEVERS = ("CLIP", "E5-V", "DSE", "GME", "ColQwen")
+PAPERS_BASE = "Qwen/Qwen2.5-VL-7B-Instruct"
 TRAINED = {"base": "Qwen2.5-VL-7B-cot", "SFT": "Qwen2.5-VL-7B-sft", "SFT + RL": "MM-R5"}  # system of 04 -> its row
 GB, GIB = 10**9, 1 << 30
 PAGE_TOKENS = 1218  # an A4 page within 1,003,520 pixels
@@ -76,7 +77,7 @@ def reproduce(
         run_demo(path, root)
         inference = chain_run("04_inference", path, root)[1]
         retriever = _stage(parameters["04_inference"])
-        for system, method in TRAINED.items():
+        for system, method in trained_rows(parameters["04_inference"]["BASE"]).items():
             questions = _write_rankings(inference, corpus, folder, retriever, method, system)
     for number, (first_stage, method, values) in enumerate(plan.rows, 1):
         print(f"[{number}/{len(plan.rows)}] {first_stage} + {method}", flush=True)
@@ -85,6 +86,13 @@ def reproduce(
         questions = _write_rankings(inference, corpus, folder, first_stage, method)
     corpus = corpus.with_questions(questions)
     return as_text(paper_tables(find_runs([folder]), corpus), corpus)
+
+
+def trained_rows(base: str) -> dict[str, str]:
+    """Return the rows of the systems that a chain trains: the paper's for its base model, else named after `base`."""
+    name = Path(base).name
+    ours = {"base": f"{name}-cot", "SFT": f"{name}-sft", "SFT + RL": f"{name}-sft-rl"}
+    return TRAINED if base == PAPERS_BASE else ours
 
 
 def _write_rankings(

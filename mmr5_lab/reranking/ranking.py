@@ -55,17 +55,18 @@ def scored_ranking(scores: list[float]) -> Ranking:
 
 
 def relevance(ranking: Ranking, mode: str) -> list[float]:
-    """Return a score in (0, 1] for each page, in the pages' order and falling along the ranking.
+    """Return a score for each page, in the pages' order and falling along the ranking.
 
     In mode "score" the chance that the answer begins with the page's id among the candidates, in mode "pointwise" the
-    probability of "True"; in the others 1 / rank, for the model gives no numbers there.
+    probability of "True", in mode "rerank" what the server gave; in the others 1 / rank, for the model gives no numbers
+    there. All but the server's are in 0 to 1.
     """
-    if ranking.scores is None or mode not in ("score", "pointwise"):
+    if ranking.scores is None or mode not in ("score", "pointwise", "rerank"):
         scores = [0.0] * len(ranking.order)
         for rank, page in enumerate(ranking.order, 1):
             scores[page] = 1 / rank
         return scores
-    if mode == "pointwise":
+    if mode != "score":
         return ranking.scores
     highest = max(ranking.scores)
     weights = [math.exp(score - highest) for score in ranking.scores]

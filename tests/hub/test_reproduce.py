@@ -9,9 +9,10 @@ import yaml
 from hub.small import CONCURRENCY, faulty_teacher, paid, small_profile, start
 
 from mmr5_lab.corpus.mmdocir import SUBSETS
+from mmr5_lab.evaluation.paper_tables import paper_results
 from mmr5_lab.experiments.fingerprint import data_hashes
 from mmr5_lab.experiments.parameters import checked_parameters, read_profile
-from mmr5_lab.experiments.reproduce import TARGETS, Plan, _key_problems, _version_problems, reproduce
+from mmr5_lab.experiments.reproduce import TARGETS, Plan, _key_problems, _version_problems, reproduce, trained_rows
 from mmr5_lab.experiments.runs import project_root, source_of
 from mmr5_lab.traces.construction import read_traces
 from mmr5_lab.training.monitoring import completions
@@ -49,6 +50,15 @@ def test_training_is_planned_as_the_documents_say():
             [line] = [line for line in lines if line.startswith(f"| {stage}, `{target}`")]
             cells = [cell.strip().removesuffix(" GiB") for cell in line.split("|")]
             assert [float(cell) for cell in cells[-4:-1]] == figures
+
+
+def test_rows_of_the_paper_are_of_the_papers_model_alone():
+    """A profile with another base, as `small`, must not fill rows of 7B: `paper_tables` lists its runs as others."""
+    assert trained_rows("Qwen/Qwen2.5-VL-7B-Instruct")["SFT + RL"] == "MM-R5"
+    small = trained_rows("Qwen/Qwen2.5-VL-3B-Instruct")
+    assert small == {"base": "Qwen2.5-VL-3B-Instruct-cot", "SFT": "Qwen2.5-VL-3B-Instruct-sft",
+                     "SFT + RL": "Qwen2.5-VL-3B-Instruct-sft-rl"}  # fmt: skip
+    assert set(small.values()).isdisjoint(paper_results()["method"])
 
 
 def test_inference_is_planned_as_by_the_planner():

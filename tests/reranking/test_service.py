@@ -270,3 +270,4 @@ def test_scores_fall_along_the_ranking():
     scored = Ranking([1, 0], None, "", frozenset(), [-2.0, -1.0], 1, 0.1)
     assert relevance(scored, "score") == pytest.approx([0.2689, 0.7311], abs=1e-4)
     assert json.dumps(relevance(scored, "score"))
+    assert relevance(scored, "rerank") == [-2.0, -1.0], "as the reranking server gave them"
