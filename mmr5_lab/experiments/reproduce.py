@@ -28,6 +28,7 @@ from mmr5_lab.experiments.notebooks import chain_run, is_done, run_folder, run_n
 from mmr5_lab.experiments.parameters import checked_parameters, read_profile
 from mmr5_lab.experiments.runs import CHAIN, parents, project_root, source_of
 from mmr5_lab.models.chat import Chat
+from mmr5_lab.models.memory import BANDWIDTH, LATENCY, OPERATIONS
 from mmr5_lab.retrieval.encoders import ENCODERS
 
 TARGETS = ("released", "baselines", "paper", "recommended", "small")
@@ -39,7 +40,6 @@ PAGE_TOKENS = 1218  # an A4 page within 1,003,520 pixels
 WORDS_A_PAGE = 62  # tokens that are written about a page (docs/log.md)
 TEACHER_TOKENS = (1225, 60)  # of a call: a page in high detail with its prompt, and 40 words
 READ_BYTES, CACHE_BYTES = 200_000, 57_344  # 7B, a token: while a prompt is read, and of its keys and values alone
-OPERATIONS, BANDWIDTH = 4e14, 2e12  # a second, of a GPU; as `TrainingBudget.hours`
 
 ENCODED_BY = {name: method for method, (_, name, _) in ENCODERS.items()}  # model -> its retrieval method
 
@@ -144,13 +144,14 @@ class Plan:
         return pd.DataFrame({name: dict(zip(columns, figures, strict=False)) for name, figures in stages.items()}).T
 
     def _inference(self, values: Mapping[str, Any]) -> tuple[float, float]:
-        """Return GiB and hours of one run of notebook 04: prompts are bound by operations, writing by bandwidth."""
+        """Return GiB and hours of one run of notebook 04: prompts are bound by operations, writing as when sampling."""
         weights = self.table["GB"].get(values["BASE"], 16.6) * GB
         batch, pages = values["BATCH_SIZE"], values["NUM_CANDIDATES"]
         prompt = batch * pages * PAGE_TOKENS
         written = pages * WORDS_A_PAGE if values["MODE"] == "reason" else pages
         reading = 2 * (weights / 2) * prompt * 1.4 / OPERATIONS  # .4: the vision tower
-        seconds = reading + written * weights * 1.2 / BANDWIDTH  # .2: keys and values
+        layers = self.table["layers"].get(values["BASE"], 28)
+        seconds = reading + written * max(weights * 1.2 / BANDWIDTH, LATENCY * layers)  # .2: keys and values
         held = prompt * READ_BYTES + batch * values["MAX_NEW_TOKENS"] * CACHE_BYTES
         return weights * (1 + held / (16.6 * GB)) / GIB, self.questions / batch * seconds / 3600
 
@@ -225,13 +226,14 @@ class Plan:
         return all(sizes) and sum(sizes) < GB
 
     def __str__(self) -> str:
-        lines = [f"{self.target}: what it takes (estimates; nothing of it was measured on a GPU)", "", "Downloads:"]
+        lines = [f"{self.target}: what it takes, estimated (docs/full_size.md: what was measured)", "", "Downloads:"]
         for name, size in self.cached.items():
             there = f", of which {size / GB:.3g} are there" if size else ""
             lines.append(f"  {name}: {self.table['GB'].get(name, 0.0):.1f} GB{there}")
         table = self.stages.round(1).to_string(na_rep="")
         lines += ["", "Computes:", *(f"  {line}" for line in table.splitlines())]
-        lines.append(f"  together {self.stages['hours, 1 GPU'].sum():.1f} hours on one GPU like an H100")
+        card = "one GPU like an H100, training on one of 24 GB" if self.target == "small" else "one GPU like an H100"
+        lines.append(f"  together {self.stages['hours, 1 GPU'].sum():.1f} hours on {card}")
         calls, read, written, price = self.teacher()
         asked = f"at most {calls:,} calls, {read:.0f} + {written:.1f} million tokens, {price:.0f} in your PRICE's money"
         lines += ["", f"Asks a teacher: {asked if calls else 'nobody'}", f"Writes: {self.written_gb():.1f} GB"]

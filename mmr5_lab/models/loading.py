@@ -11,7 +11,7 @@ from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_availa
 
 from mmr5_lab.models.cpu_layers import use_onednn
 from mmr5_lab.models.folders import adapter_folder, model_source
-from mmr5_lab.models.probe import TOLERANCE, distance, kept_probe, probe
+from mmr5_lab.models.probe import TOLERANCE, distance, kept_probe, probe, tolerance
 
 # peft 0.21 and trl 1.16 ask by the name that transformers 5.24 gave up, trl twice a step
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -101,15 +101,16 @@ def _with_adapter(loaded, processor, adapter: str | Path, model: str | Path):
     if adapter_fingerprint(adapter) in getattr(loaded.config, "merged_adapters", []):
         raise ValueError(already)
     adapted = PeftModel.from_pretrained(loaded, adapter).eval()
-    expected = kept_probe(adapter)
-    if expected is not None:
+    kept = kept_probe(adapter)
+    if kept is not None:
+        expected, without = kept
         after = distance(probe(adapted, processor), expected)
         if not after <= TOLERANCE[torch.float32]:  # rounding of 16 bits, or another model
             with adapted.disable_adapter():
                 before = distance(probe(adapted, processor), expected)
             if before < after and before <= TOLERANCE[torch.bfloat16]:
                 raise ValueError(already)
-            if not after <= TOLERANCE[torch.bfloat16]:
+            if not after <= tolerance(torch.bfloat16, without):
                 raise ValueError(
                     f"{adapter} was not trained on {model}: with it the logits differ by {after:.2g} of the largest"
                     " from those at the end of its training. Load the base that it was trained on"

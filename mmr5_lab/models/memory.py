@@ -27,6 +27,7 @@ from mmr5_lab.prompting.prompts import build_messages
 
 GIB = 1 << 30
 PAGE_CACHE = GIB  # bytes that `PageCache` may take
+OPERATIONS, BANDWIDTH, LATENCY = 3e14, 2e12, 2.2e-3  # a second; seconds a layer and token that is written (H200: log)
 PATCH_NUMBERS = 6 * 14**2  # two frames of three colours, 14 × 14 pixels
 
 
@@ -240,7 +241,7 @@ class TrainingBudget:
     An example is a trace (SFT) or a completion (GRPO). adapter: LoRA's weights with gradients and Adam's two moments
     in float32, 16 bytes a parameter; activations: with checkpointing, of one pass; sampling: keys and values while a
     step's completions are sampled; pages: the page cache at its bound, and a step's pixels in float32; operations: of
-    learning; sampled_tokens: written one after another; accumulation: passes a step
+    learning; sampled_tokens: written one after another; accumulation: passes a step; layers: of the language model
     """
 
     request: Budget
@@ -251,20 +252,30 @@ class TrainingBudget:
     sampling: int
     pages: int
     accumulation: int
+    layers: int
 
     @property
     def memory(self) -> int:
         """Bytes at once: learning and sampling take turns."""
         return self.request.weights + self.adapter + self.pages + max(self.activations, self.sampling)
 
-    def hours(self, examples: int, devices: int = 1, operations: float = 4e14, bandwidth: float = 2e12) -> float:
+    def hours(
+        self,
+        examples: int,
+        devices: int = 1,
+        operations: float = OPERATIONS,
+        bandwidth: float = BANDWIDTH,
+        latency: float = LATENCY,
+    ) -> float:
         """Hours for so many examples, with devices that reach so many operations and bytes of memory a second.
 
-        A sampled token reads all weights once for all rows of a step, whose number on each device more devices lower:
-        with transformers it is bandwidth that counts, and more devices hardly sample faster.
+        A sampled token reads all weights once for all rows of a step, whose number on each device more devices lower.
+        That takes no less than `latency` seconds a layer: transformers starts its kernels one after another, and more
+        devices do not sample faster.
         """
         steps = examples / (self.request.batch_size * self.accumulation)
-        sampling = steps * self.sampled_tokens * (self.request.weights + self.sampling / devices / 2) / bandwidth
+        reading = (self.request.weights + self.sampling / devices / 2) / bandwidth
+        sampling = steps * self.sampled_tokens * max(reading, latency * self.layers)
         return (examples * self.operations / operations / devices + sampling) / 3600
 
     def __str__(self) -> str:
@@ -323,5 +334,6 @@ def plan_training(
         sampled_tokens=completion if generations else 0,
         sampling=request.cache * accumulation if generations else 0,
         accumulation=accumulation,
+        layers=text.num_hidden_layers,
         pages=PAGE_CACHE + sum(request.page_tokens) * batch_size * accumulation * 4 * PATCH_NUMBERS * 4,
     )

@@ -1,6 +1,7 @@
 """A probe: the logits after a fixed prompt of one page, which tell whether two models are the same.
 
-Training keeps them in `probe.npy` beside an adapter and beside the weights that it was merged into.
+Training keeps them in `probe.npy` beside an adapter and beside the weights that it was merged into, and with them those
+of the model without the adapter, which say how much the adapter changes.
 """
 
 from pathlib import Path
@@ -38,7 +39,22 @@ def distance(logits: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(logits - expected).max()) / max(1.0, float(np.abs(expected).max()))
 
 
-def kept_probe(folder: str | Path) -> np.ndarray | None:
-    """Return the probe in a folder of a model or an adapter; None where there is none (a base model)."""
+def kept_probe(folder: str | Path) -> tuple[np.ndarray, float] | None:
+    """Return the probe in a folder of a model or an adapter, and how far from it the model without the adapter is.
+
+    None where there is none (a base model). The distance is 0 where only the probe was kept.
+    """
     path = Path(folder) / PROBE
-    return np.load(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    kept = np.load(path)
+    return (kept, 0.0) if kept.ndim == 1 else (kept[0], distance(kept[1], kept[0]))
+
+
+def tolerance(dtype: torch.dtype, without: float) -> float:
+    """Return what `distance` from a kept probe is rounding, where a missing adapter gives the distance `without`.
+
+    In 16 bits a deep model's logits differ from a CPU to a GPU by more than `TOLERANCE`: those of a random model of
+    Qwen2.5-VL-7B's shape by .13 (docs/log.md, 2026-11-27). An adapter that is missing still shows.
+    """
+    return TOLERANCE[dtype] if dtype == torch.float32 else max(TOLERANCE[dtype], 0.8 * without)

@@ -1,10 +1,14 @@
 """BM25 over the words of pages, in any script."""
 
+import os
 import unicodedata
 
-import bm25s
 import numpy as np
 import regex
+
+# Where JAX is installed, bm25s starts it when it is imported, and JAX would take three quarters of a GPU's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+import bm25s
 
 # Scripts that do not separate words by spaces, and Korean, whose words take endings.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"

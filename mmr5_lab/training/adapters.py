@@ -8,7 +8,6 @@ RL starts from SFT in one of two ways (`starting_point`): "merge" trains a new a
 paper does; "continue" trains the SFT adapter itself on the base. KL is measured from the SFT model in both.
 """
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from peft import PeftModel
 
 from mmr5_lab.files import results
 from mmr5_lab.models.loading import adapter_fingerprint, load_model
-from mmr5_lab.models.probe import PROBE, TOLERANCE, distance, kept_probe, probe
+from mmr5_lab.models.probe import PROBE, distance, kept_probe, probe, tolerance
 
 SFT_ADAPTER = ("merge", "continue")  # what RL does with the adapter of SFT
 
@@ -41,16 +40,19 @@ def merge(base: str | Path, folder: Path, processor, dtype: torch.dtype) -> None
     loaded, _ = load_model(base, device="cpu", dtype=dtype)
     adapted = PeftModel.from_pretrained(loaded, folder / "adapter").eval()
     logits = probe(adapted, processor)
-    np.save(folder / "adapter" / PROBE, logits)
+    with adapted.disable_adapter():
+        without = probe(adapted, processor)
+    np.save(folder / "adapter" / PROBE, np.stack([logits, without]))
     merged = adapted.merge_and_unload()
-    _compare(probe(merged, processor), logits, dtype, f"the merged weights of {folder}")
+    after = probe(merged, processor)
+    _compare(after, (logits, distance(without, logits)), dtype, f"the merged weights of {folder}")
     # Loading compares this list with an adapter's weights, so that no adapter is merged twice.
     merged.config.merged_adapters = [
         *getattr(merged.config, "merged_adapters", []), adapter_fingerprint(folder / "adapter")
     ]  # fmt: skip
     merged.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    shutil.copy(folder / "adapter" / PROBE, folder / "model" / PROBE)
+    np.save(folder / "model" / PROBE, np.stack([after, without]))  # of these weights: they were rounded
 
 
 def check_logits(model, processor, source: str | Path) -> float | None:
@@ -58,17 +60,17 @@ def check_logits(model, processor, source: str | Path) -> float | None:
 
     None where `source` holds no probe (a base model). Raises RuntimeError where the difference is more than rounding.
     """
-    expected = kept_probe(source)
-    if expected is None:
+    kept = kept_probe(source)
+    if kept is None:
         return None
-    return _compare(probe(model, processor), expected, model.dtype, f"the model loaded from {source}")
+    return _compare(probe(model, processor), kept, model.dtype, f"the model loaded from {source}")
 
 
-def _compare(logits: np.ndarray, expected: np.ndarray, dtype: torch.dtype, what: str) -> float:
-    difference = distance(logits, expected)
-    if not difference <= TOLERANCE[dtype]:  # not `>`: a difference of nan must fail too
+def _compare(logits: np.ndarray, kept: tuple[np.ndarray, float], dtype: torch.dtype, what: str) -> float:
+    difference, limit = distance(logits, kept[0]), tolerance(dtype, kept[1])
+    if not difference <= limit:  # not `>`: a difference of nan must fail too
         raise RuntimeError(
             f"{what} gives logits that differ by {difference:.3g} of the largest from those at the end of its training"
-            f" (up to {TOLERANCE[dtype]:g} is rounding): another base, or an adapter that is missing or merged twice"
+            f" (up to {limit:.2g} is rounding): another base, or an adapter that is missing or merged twice"
         )
     return difference

@@ -141,7 +141,7 @@ def test_training_at_full_size_is_as_the_docs_say(seven):
     assert sft.request.parameters == 8_292_166_656, "the published 8.29 billion"
     assert sft.adapter == 16 * 20_185_088, "7 matrices of 28 layers, rank × (in + out)"
     grpo = plan_training(
-        seven, pages, lora_rank=64, batch_size=4, accumulation=4, generations=4, iterations=2, **budget
+        seven, pages, lora_rank=64, batch_size=2, accumulation=4, generations=4, iterations=2, **budget
     )
     text = (project_root() / "docs" / "full_size.md").read_text(encoding="utf-8")
     for start, planned, examples in (

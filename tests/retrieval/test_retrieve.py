@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import subprocess
+import sys
 
 import ir_measures
 import pytest
@@ -52,6 +55,16 @@ def test_bm25_is_the_written_formula():
     idf = math.log(1 + (2 - 1 + 0.5) / (1 + 0.5))
     once = idf * 1 / (1 + 1.5 * (1 - 0.75 + 0.75 * 2 / 1.5))
     assert row.tolist() == pytest.approx([2 * once, 0])  # a word asked twice counts twice
+
+
+def test_jax_does_not_take_the_gpu(tmp_path):
+    """bm25s imports JAX where it is installed, which took 105 of 140 GiB of an H200."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax/__init__.py").write_text("import os; print('JAX', os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'])")
+    command = [sys.executable, "-c", "import mmr5_lab.retrieval.bm25"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XLA")}
+    given = {"env": environment | {"PYTHONPATH": str(tmp_path)}, "capture_output": True, "text": True}
+    assert "JAX false" in subprocess.run(command, check=True, **given).stdout
 
 
 def test_stopwords_do_not_count():
