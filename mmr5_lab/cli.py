@@ -386,9 +386,9 @@ COMMANDS: list[tuple] = [
         "tables", "evaluation.paper_tables:tables_text", "the paper's two result tables, ours beside",
         "Build the result tables of arXiv 2506.12364 from TREC runs. A run belongs to a row by its name: colqwen.trec "
         "is the retriever, colqwen_mm-r5.trec the reranker MM-R5 on its candidates; runs of other names get a table "
-        "of their own. Rows without a run say what command makes it.",
+        "of their own. Runs of notebook 04 fill the row of their retriever, system and mode, seeds by their mean.",
         CORPUS,
-        arg("runs", metavar="RUNS", nargs="+", help="TREC runs, or folders with *.trec at any depth"),
+        arg("runs", metavar="RUNS", nargs="+", help="TREC runs, or folders that hold some, as runs/04_inference"),
         SPLIT,
         arg("--html", metavar="FILE", help="also write them as HTML"),
         arg("--latex", metavar="FILE", help="also write them as LaTeX"),

@@ -5,10 +5,10 @@
     print(as_text(tables, corpus))
 
 A run belongs to a row by its file name (`run_name`): `colqwen.trec` is the retriever alone, `colqwen_mm-r5.trec` MM-R5
-on its candidates. A run of another name gets a row of its own in a table "other".
+on its candidates. A run of another name gets a row of its own in a table "other". In a run folder of notebook 04 its
+retriever, system and mode say which row it is (`ROWS`), and its seeds are averaged.
 """
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import pandas as pd
 
 from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import RankingsError, read_trec
+from mmr5_lab.evaluation.comparison import compare, presented, to_html, to_latex
 from mmr5_lab.evaluation.metrics import evaluate, evaluate_runs
+from mmr5_lab.files import results
 from mmr5_lab.html import escape_html, html_page, html_table, latex_table, visible
-from mmr5_lab.retrieval.retrieve import METHODS
 
 RETRIEVER_ONLY = "retriever only"
 MMDOCIR_QUESTIONS = 1658
@@ -40,10 +41,11 @@ RERANKERS = {
     "Qwen2.5-VL-7B-rl": ("MODEL", "reason"),
     "MM-R5": ("i2vec/MM-R5", "reason"),
 }
-_TRAINED = {
-    "Qwen2.5-VL-7B-sft": "notebooks/02_sft.ipynb with notebooks/profiles/paper.yaml",
-    "Qwen2.5-VL-7B-rl": f"notebooks/03_grpo.ipynb with notebooks/profiles/paper.yaml and MODEL {_BASE}",
-}
+RETRIEVER = "retriever"  # the candidates among the rankings of a run of notebook 04
+ROWS = {  # a system of such a run, and how it was asked -> its row
+    RETRIEVER: RETRIEVER_ONLY, "base direct": "Qwen2.5-VL-7B", "base reason": "Qwen2.5-VL-7B-cot",
+    "SFT reason": "Qwen2.5-VL-7B-sft", "RL only reason": "Qwen2.5-VL-7B-rl", "SFT + RL reason": "MM-R5",
+}  # fmt: skip
 
 
 def paper_results() -> pd.DataFrame:
@@ -63,45 +65,61 @@ def run_name(first_stage: str, method: str = RETRIEVER_ONLY) -> str:
     return (first_stage if method == RETRIEVER_ONLY else f"{first_stage}_{method}").lower()
 
 
-def find_runs(paths: Iterable[str | Path]) -> dict[str, Path]:
+def find_runs(paths: Iterable[str | Path]) -> dict[str, list[Path]]:
     """Return TREC runs by name: files of `paths`, and the `.trec` files at any depth of its folders.
 
-    Raises RankingsError for a path that does not exist, no run at all, or two files of the same name.
+    Those in a run folder of notebook 04 are named after its retriever, system and mode; those of several seeds have the
+    same name. Raises RankingsError for a path that does not exist, no run at all, or two other files of the same name.
     """
-    runs: dict[str, Path] = {}
+    runs: dict[str, list[Path]] = {}
     listed = [Path(path) for path in paths]
     for path in listed:
         if not path.exists():
             raise RankingsError(f"the run or folder {path} does not exist")
         for file in sorted(path.rglob("*.trec")) if path.is_dir() else [path]:
-            name = file.name.removesuffix(".trec").lower()
-            if name in runs and not file.samefile(runs[name]):
-                raise RankingsError(f"{runs[name]} and {file} have the same name: give the one that is meant")
-            runs[name] = file
+            of_notebook = _row_of(file)
+            name = of_notebook or file.name.removesuffix(".trec").lower()
+            same = runs.setdefault(name, [])
+            if same and not of_notebook and not file.samefile(same[0]):
+                raise RankingsError(f"{same[0]} and {file} have the same name: give the one that is meant")
+            if not any(file.samefile(other) for other in same):
+                same.append(file)
     if not runs:
         raise RankingsError(f"there are no .trec files in {', '.join(map(str, listed))}: write some with mmr5 retrieve")
     return runs
 
 
-def paper_tables(files: Mapping[str, Path], corpus: Corpus) -> dict[str, pd.DataFrame]:
+def _row_of(file: Path) -> str | None:
+    """Return the name of a file in a finished run folder of notebook 04; None elsewhere."""
+    try:
+        run = results(file.parent)
+    except FileNotFoundError:
+        return None
+    if "retriever" not in run:
+        return None
+    system = file.stem if file.stem == RETRIEVER else f"{file.stem} {run.get('mode', 'reason')}"
+    return run_name(run["retriever"], ROWS.get(system, system))
+
+
+def paper_tables(files: Mapping[str, Sequence[Path]], corpus: Corpus) -> dict[str, pd.DataFrame]:
     """Return the paper's tables, "main" and "retrievers", and "other" for runs that are not in them.
 
-    files: name -> TREC run, as `find_runs` gives them
+    files: name -> TREC runs, as `find_runs` gives them; several, such as those of seeds, count with their mean
 
     Rows: "ColQwen" (retriever), "ColQwen + MM-R5" (reranker on its candidates) in the paper's order, or a run's name,
     and last `CEILING`, which no ranking can pass. Columns: for each of `AVERAGES` ours (NaN without a run) and, where
-    the paper has it, "paper …" and "Δ …" (ours - paper's); and "command", which makes the run of a row that has
-    none ("" where there is one).
+    the paper has it, "paper …" and "Δ …" (ours - paper's).
 
     Raises RankingsError, naming file and line, for a run that cannot be read, and ValueError, naming the file, for one
     that does not fit the corpus.
     """
     paper = paper_results()
-    evaluated = evaluate_runs({str(path): read_trec(path, corpus).pages for path in files.values()}, corpus, KS)
-    ours = pd.DataFrame({name: _flat(evaluated[str(path)]) for name, path in files.items()}, index=AVERAGES).T
+    ranked = {str(path): read_trec(path, corpus).pages for paths in files.values() for path in paths}
+    evaluated = {path: _flat(table) for path, table in evaluate_runs(ranked, corpus, KS).items()}
+    means = {name: sum(evaluated[str(path)] for path in paths) / len(paths) for name, paths in files.items()}
+    ours = pd.DataFrame(means, index=AVERAGES).T
     gold_first = dict(zip(corpus.questions["question_id"], corpus.questions["gold_pages"], strict=True))
     ceiling = _flat(evaluate(gold_first, corpus, KS)).to_frame(CEILING).T
-    folder = next(iter(files.values())).parent if files else Path()
     tables = {}
     for name, rows in paper.groupby("table", sort=False):
         systems = list(zip(rows["first_stage"], rows["method"], strict=True))
@@ -110,11 +128,7 @@ def paper_tables(files: Mapping[str, Path], corpus: Corpus) -> dict[str, pd.Data
         for average in (name for name in AVERAGES if not name.startswith("macro_ex_news")):
             table[f"paper {average}"] = rows[average.replace(" R@", "_r")].to_numpy()
             table[f"Δ {average}"] = table[average] - table[f"paper {average}"]
-        table["command"] = [
-            "" if run in ours.index else command(*system, corpus.folder, folder)
-            for run, system in zip(runs, systems, strict=True)
-        ]
-        tables[str(name)] = pd.concat([table, ceiling]).fillna({"command": ""})
+        tables[str(name)] = pd.concat([table, ceiling])
     known = [run_name(a, b) for a, b in zip(paper["first_stage"], paper["method"], strict=True)]
     others = ours.drop(index=known, errors="ignore")
     if len(others):
@@ -122,46 +136,38 @@ def paper_tables(files: Mapping[str, Path], corpus: Corpus) -> dict[str, pd.Data
     return {name: table.rename_axis("system") for name, table in tables.items()}
 
 
-def command(first_stage: str, method: str, corpus: str | Path, folder: str | Path) -> str:
-    """Return the command that makes the run of a row; words where this package has no command for it."""
-    corpus, out, candidates = (
-        shlex.quote(str(path))
-        for path in (corpus, *(Path(folder) / f"{run_name(first_stage, m)}.trec" for m in (method, RETRIEVER_ONLY)))
-    )
-    if method == RETRIEVER_ONLY and first_stage.lower() in METHODS:
-        return f"mmr5 retrieve {corpus} --method {first_stage.lower()} --top-k 10 --out {out}"
-    if method not in RERANKERS:
-        system = first_stage if method == RETRIEVER_ONLY else method
-        return f"rank with {system}'s own code and write lines `question Q0 page rank score tag` to {out}"
-    model, mode = RERANKERS[method]
-    comment = f"  # MODEL: that of {_TRAINED[method]}" if method in _TRAINED else ""
-    return f"mmr5 rerank {corpus} {candidates} --model {model} --mode {mode} --candidates 10 --out {out}{comment}"
+def gains(files: Mapping[str, Sequence[Path]], corpus: Corpus) -> list[pd.DataFrame]:
+    """Return, for each retriever that has a run, its rerankers against it: `compare`, seeds averaged by question."""
+    tables = []
+    for first in sorted(name for name in files if any(other.startswith(f"{name}_") for other in files)):
+        names = [first, *sorted(name for name in files if name.startswith(f"{first}_"))]
+        ranked = {name: [read_trec(path, corpus).pages for path in files[name]] for name in names}
+        tables.append(compare(ranked, corpus, baseline=first))
+    return tables
 
 
-def as_text(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
-    """Return the tables for a terminal, and below each the commands of its missing rows."""
+def as_text(tables: Mapping[str, pd.DataFrame], corpus: Corpus, compared: Sequence[pd.DataFrame] = ()) -> str:
+    """Return the tables for a terminal, and below them those of `gains`."""
     parts = [_note(corpus)]
-    for name, table in tables.items():
-        parts += [f"{title}\n{block.to_string()}" for title, block in _blocks(name, table)]
-        if commands := _commands(table):
-            parts.append("missing:" + "".join(f"\n  {row}: {line}" for row, line in commands.items()))
+    parts += [
+        f"{title}\n{block.to_string()}" for name, table in tables.items() for title, block in _blocks(name, table)
+    ]
+    parts += [f"{table.attrs['note']}\n{presented(table).to_string()}" for table in compared]
     return visible("\n\n".join(parts))
 
 
-def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
-    """Return the tables and the commands of missing rows as one HTML page."""
+def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus, compared: Sequence[pd.DataFrame] = ()) -> str:
+    """Return the tables as one HTML page."""
     parts = [f"<p>{escape_html(_note(corpus))}</p>"]
-    for name, table in tables.items():
-        parts += [html_table(block, title) for title, block in _blocks(name, table)]
-        if commands := _commands(table):
-            parts.append(html_table(pd.DataFrame({"command": commands}), f"{name}: missing runs", texts=True))
-    return html_page("Recall beside the paper's", "\n".join(parts))
+    parts += [html_table(block, title) for name, table in tables.items() for title, block in _blocks(name, table)]
+    return html_page("Recall beside the paper's", "\n".join([*parts, *map(to_html, compared)]))
 
 
-def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus) -> str:
+def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus, compared: Sequence[pd.DataFrame] = ()) -> str:
     """Return the tables in LaTeX (package booktabs)."""
     blocks = [block for name, table in tables.items() for block in _blocks(name, table)]
-    return "\n".join(latex_table(block, f"{title}. {_note(corpus)}") for title, block in blocks)
+    parts = [latex_table(block, f"{title}. {_note(corpus)}") for title, block in blocks]
+    return "\n".join([*parts, *map(to_latex, compared)])
 
 
 def tables_text(corpus: str | Path, runs: Sequence[str], split: str | None, html: str | None, latex: str | None) -> str:
@@ -170,11 +176,12 @@ def tables_text(corpus: str | Path, runs: Sequence[str], split: str | None, html
     html, latex: files to write them to as well
     """
     part = load_corpus(corpus, split)
-    tables = paper_tables(find_runs(runs), part)
+    files = find_runs(runs)
+    shown = paper_tables(files, part), part, gains(files, part)
     for path, write in ((html, as_html), (latex, as_latex)):
         if path:
-            Path(path).write_text(write(tables, part), encoding="utf-8")
-    return as_text(tables, part)
+            Path(path).write_text(write(*shown), encoding="utf-8")
+    return as_text(*shown)
 
 
 def _blocks(name: str, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -185,10 +192,6 @@ def _blocks(name: str, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]
         texts = block.apply(lambda of: of.map(("{:+.4f}" if of.name.startswith("Δ") else "{:.4f}").format))
         shown = texts.where(block.notna(), "–").rename(columns=names)
         yield f"{name}, {kind.replace('_ex_news', ' without News')}", shown
-
-
-def _commands(table: pd.DataFrame) -> dict[str, str]:
-    return {row: line for row, line in table.get("command", pd.Series()).items() if line}
 
 
 def _note(corpus: Corpus) -> str:

@@ -25,6 +25,7 @@ from mmr5_lab.corpus.documents import Corpus, is_published, load_corpus
 from mmr5_lab.corpus.rankings import read_trec
 from mmr5_lab.evaluation.comparison import compare, presented
 from mmr5_lab.evaluation.metrics import per_question
+from mmr5_lab.evaluation.paper_tables import RETRIEVER
 from mmr5_lab.experiments.fingerprint import RUN_FOLDER
 from mmr5_lab.experiments.runs import DAMAGED, OPEN, RUN_OF_SYSTEM, Run, lock_of, project_root, read_run
 from mmr5_lab.files import write_text
@@ -330,10 +331,10 @@ def _ranked(which: str, root: str | Path) -> tuple[Run, str, Corpus]:
     run = find_run(name, root)
     if inference := parents_of(run).get("INFERENCE_RUN"):
         run = read_run(inference)
-    systems = sorted(path.stem for path in run.folder.glob("*.trec"))
+    systems = sorted((path.stem for path in run.folder.glob("*.trec")), key=lambda name: (name == RETRIEVER, name))
     if run.notebook != "04_inference" or not systems:
         raise HistoryError(f"{run.folder} holds no rankings: name a run of 04_inference or 05_evaluation")
-    if (not system and len(systems) > 1) or (system and system not in systems):
+    if (not system and len(systems) > 1 + (RETRIEVER in systems)) or (system and system not in systems):
         raise HistoryError(f"which system of {run.folder}? Write {name}:SYSTEM; there are {', '.join(systems)}")
     corpus = run.parameters["CORPUS"]
     corpus = load_corpus(corpus if is_published(corpus) else project_root() / corpus).split(run.parameters["SPLIT"])

@@ -1,5 +1,6 @@
 """The paper's tables from run files: figures by hand on a corpus of two questions."""
 
+import json
 import math
 import re
 
@@ -15,8 +16,8 @@ from mmr5_lab.evaluation.paper_tables import (
     as_html,
     as_latex,
     as_text,
-    command,
     find_runs,
+    gains,
     paper_results,
     paper_tables,
     run_name,
@@ -66,7 +67,6 @@ def test_our_figures_the_papers_and_the_difference(corpus, folder):
     assert row[["macro R@1", "macro_ex_news R@1", "micro R@1", "micro R@3"]].tolist() == [0.25, 0, 0.25, 1]
     assert (row["paper macro R@1"], row["paper micro R@5"]) == (0.6481, 0.8667)
     assert row["Δ macro R@1"] == pytest.approx(0.25 - 0.6481)
-    assert row["command"] == ""
     for table in ("main", "retrievers"):
         assert tables[table].loc["ColQwen + MM-R5", "micro R@1"] == 0.75
         assert tables[table].loc[CEILING, ["micro R@1", "micro R@3"]].tolist() == [0.75, 1]
@@ -75,35 +75,28 @@ def test_our_figures_the_papers_and_the_difference(corpus, folder):
     assert math.isnan(missing["Δ micro R@1"])
     assert missing["paper micro R@1"] == 0.3227
     assert tables["other"].loc["mine <b>", ["macro R@1", "macro R@3"]].tolist() == [0, 0.5]
-    assert "command" not in tables["other"]
 
 
-def test_missing_rows_say_what_makes_them(corpus, folder):
-    table = paper_tables(find_runs([folder]), corpus)["retrievers"]
-    there = folder / "deep"
-    assert table.loc["GME + MM-R5", "command"] == (
-        f"mmr5 rerank {corpus.folder} {there}/gme.trec --model i2vec/MM-R5 --mode reason --candidates 10 "
-        f"--out {there}/gme_mm-r5.trec"
+def test_runs_of_the_inference_notebook_are_rows_and_seeds_are_averaged(corpus, tmp_path):
+    """Of ColQwen .25 alone; MM-R5 with one seed .75, with the other .25."""
+    right, wrong = (
+        Rankings({"a.pdf:q0": [0, 1], "b.pdf:q0": [0, 1]}),
+        Rankings({"a.pdf:q0": [1, 0], "b.pdf:q0": [0, 1]}),
     )
-    assert command("BM25", "retriever only", "my corpus", "runs") == (
-        "mmr5 retrieve 'my corpus' --method bm25 --top-k 10 --out runs/bm25.trec"
-    )
-    assert "--mode direct" in command("ColQwen", "Gemma3-12B", "c", "runs")
-    assert command("ColQwen", "Qwen2.5-VL-7B-sft", "c", "r").endswith(
-        "# MODEL: that of notebooks/02_sft.ipynb with notebooks/profiles/paper.yaml"
-    )
-    assert command("E5-V", "retriever only", "c", "r") == "mmr5 retrieve c --method e5-v --top-k 10 --out r/e5-v.trec"
-    for first_stage, method, what in (("Other", "retriever only", "Other"), ("DSE", "RagVL", "RagVL")):
-        assert command(first_stage, method, "c", "r").startswith(f"rank with {what}'s own code and write lines")
-
-
-@pytest.mark.parametrize("method", RERANKERS)
-def test_commands_are_ones_that_mmr5_takes(method):
-    from mmr5_lab.cli import _parser
-
-    words = re.sub("#.*", "", command("ColQwen", method, "c", "runs")).split()
-    given = _parser().parse_args(words[1:])
-    assert (given.run, given.candidates) == ("runs/colqwen.trec", 10)
+    for seed, ranked in enumerate((right, wrong)):
+        folder = tmp_path / "04_inference" / str(seed)
+        write_trec(wrong, corpus, folder / "retriever.trec")
+        write_trec(ranked, corpus, folder / "SFT + RL.trec")
+        (folder / "results.json").write_text(json.dumps({"retriever": "colqwen", "mode": "reason"}))
+    files = find_runs([tmp_path / "04_inference"])
+    assert {name: len(paths) for name, paths in files.items()} == {"colqwen_mm-r5": 2, "colqwen": 2}
+    table = paper_tables(files, corpus)["main"]
+    assert table.loc[["ColQwen", "ColQwen + MM-R5"], "micro R@1"].tolist() == [0.25, 0.5]
+    [compared] = gains(files, corpus)
+    assert compared.loc["colqwen_mm-r5", ["seeds", "difference"]].tolist() == [2, 0.25]
+    assert "colqwen_mm-r5" in as_text(paper_tables(files, corpus), corpus, [compared])
+    (folder / "results.json").write_text(json.dumps({"retriever": "BM25", "mode": "pointwise"}))
+    assert "bm25_sft + rl pointwise" in find_runs([folder]), "a way to ask that the paper has not"
 
 
 def test_shown_as_text_html_and_latex(corpus, folder):
@@ -112,7 +105,6 @@ def test_shown_as_text_html_and_latex(corpus, folder):
     assert re.search(r"\nColQwen +0\.2500 +0\.6481 +-0\.3981 +1\.0000 +0\.8331 +\+0\.1669 ", text)
     assert re.search(r"\nCLIP +– +0\.3334 +– ", text)
     assert "1658 questions, ours of another set of 2" in text
-    assert "\n  CLIP + MM-R5: mmr5 rerank " in text
     page = as_html(tables, corpus)
     assert '<th scope="row">ColQwen</th><td>0.2500</td><td>0.6481</td><td>-0.3981</td>' in page
     assert "mine &lt;b&gt;" in page
@@ -138,17 +130,17 @@ def test_runs_that_do_not_fit_are_named(corpus, tmp_path):
     part = tmp_path / "gme.trec"
     part.write_text("a.pdf:q0 Q0 a.pdf:1 1 1.0 x\n")
     with pytest.raises(ValueError, match=r"gme\.trec: the run lacks questions of the corpus: b\.pdf:q0"):
-        paper_tables({"gme": part}, corpus)
+        paper_tables({"gme": [part]}, corpus)
     part.write_text("a.pdf:q0 Q0 a.pdf:1 1 nan x\n")
     with pytest.raises(RankingsError, match=r"gme\.trec, line 1"):
-        paper_tables({"gme": part}, corpus)
+        paper_tables({"gme": [part]}, corpus)
 
 
 def test_command_line(corpus, folder, tmp_path, capsys):
     out = [str(tmp_path / "t.html"), str(tmp_path / "t.tex")]
     assert main(["tables", str(corpus.folder), str(folder), "--html", out[0], "--latex", out[1]]) == 0
     assert "main, macro without News\n" in capsys.readouterr().out
-    assert (tmp_path / "t.html").read_text().count("<table") == 3 * 3 + 2
+    assert (tmp_path / "t.html").read_text().count("<table") == 3 * 3 + 1
     assert r"\toprule" in (tmp_path / "t.tex").read_text()
     assert main(["tables", str(corpus.folder), str(tmp_path / "nowhere")]) == 2
     assert "does not exist" in capsys.readouterr().err
