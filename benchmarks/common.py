@@ -17,12 +17,14 @@ import psutil
 import torch
 
 
-def arguments(description: str, shapes: Sequence[str] = ()) -> argparse.Namespace:
+def arguments(description: str, shapes: Sequence[str] = (), busy: bool = False) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="less data, one round")
     parser.add_argument("--json", metavar="OUT", type=Path, help="also write the rows as JSON")
     parser.add_argument("--model", help="model folder (default: the newest run of 03_grpo, else the miniature's base)")
     parser.add_argument("--figure", metavar="FILE", type=Path, help="also draw the rates (where a benchmark can)")
+    if busy:
+        parser.add_argument("--busy", action="store_true", help="instead: alone, and beside two busy processes")
     if shapes:
         parser.add_argument(
             "--shape", choices=shapes, default=shapes[0], help=f"model to measure (default: {shapes[0]})"
@@ -51,6 +53,17 @@ def chat_server(latency: float, failing: float = 0.0, answer: str = "") -> Itera
             assert process.stdout is not None
             yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
         finally:
+            process.kill()
+
+
+@contextmanager
+def busy_processes(count: int = 2) -> Iterator[None]:
+    """Processes that do nothing but take their share of the cores."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
             process.kill()
 
 

@@ -1,11 +1,12 @@
 """Training as `mmr5_lab.training.stages` does it against plain trl with the same arguments.
 
-    python benchmarks/train.py [--quick] [--json OUT] [--model FOLDER]
+    python benchmarks/train.py [--quick] [--busy] [--json OUT] [--model FOLDER]
 
 SFT: traces of the miniature, two epochs. GRPO: 8 prompts × 8 completions a step, with a KL term. Baseline and ours
 start from the same weights and seeds, so they must log the same losses; the difference is in what is computed twice:
 pages (each epoch, each completion) and prompts (each completion); and, on a CPU, in what multiplies matrices
-(`mmr5_lab.models.cpu_layers`).
+(`mmr5_lab.models.cpu_layers`). `--busy`: ours alone and beside two busy processes instead; on two cores it gets half
+of each, and threads that waited actively for each other would take ten times as long.
 """
 
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Peak, Report, arguments, interleaved, model_folder
+from common import Peak, Report, arguments, busy_processes, interleaved, model_folder
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
@@ -98,22 +99,38 @@ def report_on(report: Report, name: str, ways: dict, work: float, unit: str, rou
     report.add(name, seconds["plain"], seconds["ours"], work, unit, note)
 
 
+def beside_others(report: Report, name: str, train, work: float, unit: str, rounds: int) -> None:
+    """The baseline is the same training alone."""
+    alone, beside = [], []
+    for _ in range(rounds):
+        alone.append(train()[1])
+        with busy_processes():
+            beside.append(train()[1])
+    report.add(name, alone, beside, work, unit)
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
-    given = arguments(__doc__.split("\n")[0])
+    given = arguments(__doc__.split("\n")[0], busy=True)
     model, rounds = model_folder(given.model), 1 if given.quick else 3
     traces, steps = (32, 2) if given.quick else (96, 4)
-    report = Report("Training against plain trl")
+    report = Report("Training beside two busy processes" if given.busy else "Training against plain trl")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus, chosen = candidates_of("sft")
         data = sft_dataset(make_traces(corpus, chosen[:traces], EvidenceTeacher(corpus), folder / "traces.jsonl"))
         base = str(project_root() / "data/mini/base")
         ways = {way: lambda way=way: sft(base, data, folder, way == "ours") for way in ("plain", "ours")}
-        report_on(report, "SFT, 2 epochs", ways, 2 * len(data), "samples/s", rounds)
+        if given.busy:
+            beside_others(report, "SFT, 2 epochs", ways["ours"], 2 * len(data), "samples/s", rounds)
+        else:
+            report_on(report, "SFT, 2 epochs", ways, 2 * len(data), "samples/s", rounds)
         prompts = rl_dataset(*candidates_of("rl"))
         ways = {way: lambda way=way: grpo(model, prompts, folder, way == "ours", steps) for way in ("plain", "ours")}
-        report_on(report, "GRPO, 64 completions a step", ways, steps, "steps/s", rounds)
+        if given.busy:
+            beside_others(report, "GRPO, 64 completions a step", ways["ours"], steps, "steps/s", rounds)
+        else:
+            report_on(report, "GRPO, 64 completions a step", ways, steps, "steps/s", rounds)
     report.finish(given.json)
 
 

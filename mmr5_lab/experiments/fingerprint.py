@@ -19,6 +19,7 @@ WHOLE_FILE = 64 << 20  # bytes up to which a file is read to its end
 SAMPLES, BLOCK = 256, 64 << 10  # of a larger one
 NOT_WORK = frozenset({"parameters", "exercise", "solution"})  # tags of cells that change nothing of what a run makes
 DYNAMIC = frozenset({"import_module", "__import__", "exec", "run_module", "run_path"})  # may import anything
+VECTORS = "vectors/"  # in a corpus's folder, made from it by the first run that needs them (`retrieval.dense`)
 RUN_FOLDER = re.compile(r"(^|/)\w+/[0-9a-f]{12}(/|$)")  # <notebook>/<hash>: the hash says what is in there
 
 
@@ -207,8 +208,10 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _add_content(digest: Any, path: Path) -> None:
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        stat = file.stat()
         name = file.relative_to(path).as_posix()
+        if name.startswith(VECTORS):
+            continue
+        stat = file.stat()
         digest.update(f"{name}\0{_content_at(file, stat.st_size, stat.st_mtime_ns)}\0".encode())
 
 

@@ -1,13 +1,16 @@
 """HTML of what a browser shows of one question: pages with their evidence, reasons, outcomes and rewards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 from mmr5_lab.corpus.ids import page_id
 from mmr5_lab.evaluation.errors import HIT
-from mmr5_lab.html import GOLD_MARK, escape_html
+from mmr5_lab.html import GOLD_MARK, data_url, escape_html
 from mmr5_lab.prompting.reasons import reasons_in_order
 
 # how an outcome is marked: no order of the candidates would help with the "even" ones
@@ -67,22 +70,49 @@ def cards(question: pd.Series, pages: Sequence[int], places: Sequence[tuple[str,
 
 
 def strip(
-    question: pd.Series, pages: Sequence[int], title: str, notes: Sequence[str] | None = None, more: str = ""
+    question: pd.Series,
+    pages: Sequence[int],
+    title: str,
+    notes: Sequence[str] | None = None,
+    more: str = "",
+    over: Callable[[int], str] = lambda page: "",
 ) -> str:
-    """Return pages side by side; below each its place, or a note (HTML); more: HTML beside the title."""
+    """Return pages side by side; below each its place, or a note (HTML); more: HTML beside the title.
+
+    over: HTML laid over a page, of its number
+    """  # fmt: skip
     below = zip(pages, notes or map(str, range(1, len(pages) + 1)), strict=True)
-    items = "".join(f"<li>{page_button(question, page)}{note}{star(question, page)}</li>" for page, note in below)
+    items = "".join(
+        f"<li>{page_button(question, page, over(page))}{note}{star(question, page)}</li>" for page, note in below
+    )
     return f'<h4>{escape_html(title)} {more}</h4><ol class="strip">{items}</ol>'
 
 
-def page_button(question: pd.Series, page: int) -> str:
-    """Return a thumbnail that can be enlarged, with the evidence on it framed."""
+def heat(maps: Sequence[np.ndarray]) -> list[str]:
+    """Return images to lay over a question's pages, darker where a patch is more like one of its words than most are.
+
+    maps: (words, rows, columns) of each page, as of `ColQwenEncoder.heat_map`; all are drawn to the same scale
+    """
+    strengths = [(words - np.median(words, axis=(1, 2), keepdims=True)).max(0).clip(0) for words in maps]
+    scale = max(1e-9, *(strength.max() for strength in strengths))
+    images = []
+    for strength in strengths:
+        pixels = np.zeros((*strength.shape, 4), np.uint8)
+        pixels[..., :3], pixels[..., 3] = (213, 94, 0), 200 * strength / scale  # Wong's vermilion
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append(f'<img class="heat" alt="" src="{data_url(file.getvalue(), "png")}">')
+    return images
+
+
+def page_button(question: pd.Series, page: int, over: str = "") -> str:
+    """Return a thumbnail that can be enlarged, with the evidence on it framed; over: HTML laid over it."""
     gold = page in question["gold_pages"]
     title = escape_html(f"{question['doc_name']}, page {page + 1}{' (gold)' if gold else ''}")
     return (
         f'<button type="button" class="page{" gold" if gold else ""}" data-title="{title}"'
         f' aria-label="Enlarge {title}"><img data-page="{page_id(question["doc_name"], page)}" alt="{title}">'
-        f"{''.join(_boxes(question['boxes'], page))}</button>"
+        f"{over}{''.join(_boxes(question['boxes'], page))}</button>"
     )
 
 

@@ -31,6 +31,7 @@ from mmr5_lab.views.details import (
     cards,
     facts_line,
     folded,
+    heat,
     meter,
     question_head,
     reward_name,
@@ -43,10 +44,11 @@ from mmr5_lab.views.details import (
 NONE = "(none)"
 
 
-def reasoning_browser(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> Browser:
+def reasoning_browser(corpus: Corpus, runs: Mapping[str, pd.DataFrame], encoder: Any = None) -> Browser:
     """Browse what one or more runs said of each question's pages, side by side.
 
     runs: name -> generations, as `rerank_run` writes them, all of the same questions
+    encoder: a `ColQwenEncoder`; then a fold shows where on each page it finds the question's words
 
     Shown of a question: the candidates in the retriever's order; for each run its order, and beside each page what the
     reasoning says of it; gold pages with a star and their evidence framed; outcome (`errors.classify`), faults,
@@ -64,7 +66,12 @@ def reasoning_browser(corpus: Corpus, runs: Mapping[str, pd.DataFrame]) -> Brows
         if len(systems) == 1:
             filters["Against the retriever"] = [[_sign(change, "gain", "loss")] for change in outcomes["change"]]
     return _run_browser(
-        f"Reasoning of {' and '.join(systems)}", corpus, systems, filters, lambda _, *of: run_cards(*of)
+        f"Reasoning of {' and '.join(systems)}",
+        corpus,
+        systems,
+        filters,
+        lambda _, *of: run_cards(*of),
+        encoder=encoder,
     )
 
 
@@ -250,6 +257,7 @@ def _run_browser(
     filters: Mapping[str, Sequence[list[str]]],
     pages: Callable[[str, pd.Series, dict[str, Any]], str],
     heading: str = "",
+    encoder: Any = None,
 ) -> Browser:
     """A browser of questions, with a section for each run in which `pages` (of name, question, row) shows its order."""
     questions = [corpus.by_id[name] for name in next(iter(systems.values()))["question_id"]]
@@ -270,7 +278,20 @@ def _run_browser(
             f"{pages(name, question, row)}{as_written(row['text'])}</section>"
             for name, row in rows.items()
         )
-        return f'{question_head(question)}{shared}<div class="runs">{sections}</div>'
+        return f'{question_head(question)}{shared}{maps(question, rows)}<div class="runs">{sections}</div>'
+
+    def maps(question: pd.Series, rows: Mapping[str, Mapping[str, Any]]) -> str:
+        """A fold of the pages with the encoder's heat maps on them."""
+        if encoder is None:
+            return ""
+        pages = next(iter(rows.values()))["candidates"]
+        images = (corpus.page_image(question["doc_name"], page) for page in pages)
+        over = dict(
+            zip(pages, heat([encoder.heat_map(question["question"], image)[1] for image in images]), strict=True)
+        )
+        title = "Where a late-interaction retriever finds the question's words"
+        shown = strip(question, pages, "Darker: more alike", over=over.__getitem__)
+        return f"<details><summary>{title}</summary>{shown}</details>"
 
     rows = [row(k, question) for k, question in enumerate(questions)]
     return Browser(title, ["Domain", "Type", *filters], rows, render, corpus, heading)

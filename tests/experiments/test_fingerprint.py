@@ -136,6 +136,9 @@ def test_data_is_known_by_its_content(tmp_path):
     assert list(before) == ["CORPUS"]
     shutil.copytree(corpus, tmp_path / "copy")
     assert data_hashes({"CORPUS": "copy"}, tmp_path) == before
+    (corpus / "vectors").mkdir()
+    (corpus / "vectors" / "vectors.f16").write_bytes(b"c")
+    assert data_hashes(given, tmp_path) == before, "encoding a corpus's pages does not make it another corpus"
     (corpus / "pages").write_bytes(b"a" * 9 + b"b")
     assert data_hashes(given, tmp_path) != before
 

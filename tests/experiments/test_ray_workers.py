@@ -1,9 +1,11 @@
-"""A sweep on Ray, on this machine: the same runs; a worker that is killed is replaced by Ray."""
+"""Sweeps on Ray: the same runs; the runs of a worker or of a node that is killed are made again."""
 
 import psutil
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'mmr5-lab[ray]'")
+
+from ray.cluster_utils import Cluster
 
 from mmr5_lab.experiments.grids import GridError, plan_sweep, read_grid
 from mmr5_lab.experiments.ray_workers import RayWorkers
@@ -17,7 +19,7 @@ axes:
   - case:
       chain: {notebooks: [01_data_construction, 02_sft], X: 3}
       raises: {notebooks: [01_data_construction], HOW: raise}
-      slow: {notebooks: [01_data_construction], X: 5, SLEEP: 2.0}
+      slow: {notebooks: [01_data_construction], X: 5, SLEEP: 20.0}
       hangs: {notebooks: [hang]}
 timeout: {hang: 0.05}
 """
@@ -54,6 +56,29 @@ def test_a_sweep_on_ray(toy):
     assert (retried.job.folder / "begun.txt").read_text() == "xx", "and Ray began it again"
     assert hung.message == "it took longer than its 0.05 minutes and was ended"
     assert "no such page" in (raised.job.folder / "log.txt").read_text()
+
+
+def test_a_node_of_two_is_killed(toy):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    plan = plan_of(toy, "notebooks: [01_data_construction]\naxes: [{X: [1, 2, 3]}, {SLEEP: [20.0]}]\n")
+    removed: list[bool] = []
+
+    def kill_the_second_node(sweep):
+        """Once both nodes have a run at work."""
+        if not removed and sum((job.folder / "begun.txt").exists() for job in plan.jobs.values()) == 2:
+            removed.append(cluster.remove_node(second, allow_graceful=False))
+
+    workers = RayWorkers(address=cluster.address)
+    try:
+        assert workers.cores == 2
+        sweep = run_sweep(plan, workers, kill_the_second_node)
+    finally:
+        cluster.shutdown()
+    assert removed, "a node was killed"
+    assert [state.state for state in sweep.states.values()] == ["done"] * 3
+    assert [results(job.folder)["square"] for job in plan.jobs.values()] == [1, 4, 9]
+    assert sorted((job.folder / "begun.txt").read_text() for job in plan.jobs.values()) == ["x", "x", "xx"]
 
 
 def plan_of(folder, text):

@@ -1,5 +1,6 @@
 """What the browsing widgets hold: rows, filters and rendered details. `tests/ui` clicks through them."""
 
+import base64
 import gc
 import io
 import json
@@ -86,6 +87,26 @@ def test_reasoning_stands_beside_its_page(corpus, runs):
     assert re.findall(r'data-page="([^"]+)"', "".join(cards)) == [f"eval-000:{candidates[k]}" for k in (3, 0, 1, 2)]
     assert all(url.startswith("data:image/jpeg;base64,") for url in browser.detail["images"].values())
     assert set(browser.detail["images"]) == {f"eval-000:{page}" for page in candidates}
+
+
+def test_heat_maps_lie_over_the_candidates_to_one_scale(corpus, runs):
+    """The encoder finds a word on the first candidate twice as strongly as on the others, at one patch of 2 × 3."""
+
+    class Finds:
+        seen = 0
+
+        def heat_map(self, query, page):
+            self.seen += 1
+            likeness = np.zeros((2, 2, 3))
+            likeness[1, 0, 2] = 0.8 if self.seen == 1 else 0.4
+            return ["what", "answers"], likeness
+
+    question = html(reasoning_browser(corpus, {"last": runs["last"]}, Finds()), 0)
+    fold = re.search(r"<details><summary>Where a late-interaction.*?</details>", question)[0]
+    urls = re.findall(r'<img class="heat" alt="" src="data:image/png;base64,([^"]+)"', fold)
+    strengths = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url))))[..., 3] for url in urls]
+    assert [strength.tolist() for strength in strengths] == [[[0, 0, 200], [0, 0, 0]]] + 3 * [[[0, 0, 100], [0, 0, 0]]]
+    assert "heat" not in html(reasoning_browser(corpus, {"last": runs["last"]}), 0)
 
 
 def test_gold_pages_and_their_evidence_are_marked(corpus, runs):
