@@ -101,6 +101,7 @@ def build_corpus(
     parts = out / PARTS
     if (out / PAGES).exists() and not (out / INGEST_REPORT).exists() and not parts.exists():
         raise CorpusError(f"{out} holds a corpus that was not made from PDFs here; choose another folder")
+    _check_other_folder(folder, out, contents)
     rendering = Rendering(max_pixels, choose_engine(ocr))
     with ExitStack() as stack:
         stack.enter_context(sole_writer(out, parts / ".lock"))
@@ -276,6 +277,22 @@ def _labels_without_place(
     return records
 
 
+def _check_other_folder(folder: Path, out: Path, contents: FolderContents) -> None:
+    """Raise CorpusError where `out` is the corpus of other PDFs, whose labels would all be set aside."""
+    report, _ = read_object(out / INGEST_REPORT)
+    report = report or {}
+    names = {entry["file"] for entry in report.get("documents", ())}
+    if (
+        names
+        and report.get("folder", str(folder.resolve())) != str(folder.resolve())
+        and not names & set(contents.pdfs)
+    ):
+        raise CorpusError(
+            f"{out} is the corpus of {report['folder']}, and {folder} has none of its documents: choose another folder"
+            f" for this corpus (for notebook 01, rename {folder})"
+        )
+
+
 def _earlier_run(out: Path) -> tuple[Corpus | None, dict[str, dict[str, Any]]]:
     """Return the corpus of an earlier ingest, and the report's entry of each document; none if they do not fit."""
     report, _ = read_object(out / INGEST_REPORT)
@@ -331,6 +348,7 @@ def _report(
 ) -> None:
     """Write the ingest report, and warn of what a user should look at."""
     report: dict[str, Any] = {
+        "folder": str(folder.resolve()),
         "documents": [{"file": document.name} | document.report for document in documents],
         "skipped": [{"file": name, "reason": reason} for name, reason in sorted(contents.unusable.items())],
         "not_pdf": contents.others,

@@ -194,6 +194,21 @@ def test_an_interrupted_run_goes_on_at_the_page_where_it_stopped(pdfs, tmp_path,
     assert len(corpus.pages) == 5
 
 
+def test_another_folder_of_the_same_name_does_not_take_over_a_corpus(pdfs, tmp_path):
+    """Notebook 01 writes to runs/corpora/NAME: PDFs of another folder with that name would set all labels aside."""
+    corpus = build_corpus(pdfs, tmp_path / "out", [document("words.pdf", question("Which fruit?", [0]))])
+    other = tmp_path / "elsewhere" / "pdfs"
+    other.mkdir(parents=True)
+    text_pdf(other / "report.pdf", "cherries")
+    with pytest.raises(
+        CorpusError, match=r"out is the corpus of .*pdfs, and .*elsewhere/pdfs has none of its documents"
+    ):
+        build_corpus(other, tmp_path / "out")
+    assert load_corpus(tmp_path / "out").questions.equals(corpus.questions)
+    pdfs.rename(tmp_path / "moved")
+    assert len(build_corpus(tmp_path / "moved", tmp_path / "out").questions) == 1, "the same documents at another place"
+
+
 def test_the_earlier_corpus_stays_until_the_new_one_is_whole(pdfs, tmp_path, rendered, interrupt):
     """Of two new PDFs the first is rendered already when the second is interrupted."""
     out = tmp_path / "out"
