@@ -18,7 +18,7 @@ from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import RankingsError, read_trec
 from mmr5_lab.evaluation.comparison import compare, presented, to_html, to_latex
 from mmr5_lab.evaluation.metrics import evaluate, evaluate_runs
-from mmr5_lab.files import results
+from mmr5_lab.files import read_object, results
 from mmr5_lab.html import escape_html, html_page, html_table, latex_table, visible
 
 RETRIEVER_ONLY = "retriever only"
@@ -42,6 +42,8 @@ RERANKERS = {
     "MM-R5": ("i2vec/MM-R5", "reason"),
 }
 RETRIEVER = "retriever"  # the candidates among the rankings of a run of notebook 04
+SEEDS = ("SEED", "SYSTEMS", "FRONTIER", "BATCH_SIZE")  # parameters of runs that count as seeds of one row
+OF_CANDIDATES = ("CORPUS", "SPLIT", "ENCODER", "NUM_CANDIDATES", "MAX_QUESTIONS")  # on which a retriever's row depends
 ROWS = {  # a system of such a run, and how it was asked -> its row
     RETRIEVER: RETRIEVER_ONLY, "base direct": "Qwen2.5-VL-7B", "base reason": "Qwen2.5-VL-7B-cot",
     "SFT reason": "Qwen2.5-VL-7B-sft", "RL only reason": "Qwen2.5-VL-7B-rl", "SFT + RL reason": "MM-R5",
@@ -69,7 +71,8 @@ def find_runs(paths: Iterable[str | Path]) -> dict[str, list[Path]]:
     """Return TREC runs by name: files of `paths`, and the `.trec` files at any depth of its folders.
 
     Those in a run folder of notebook 04 are named after its retriever, system and mode; those of several seeds have the
-    same name. Raises RankingsError for a path that does not exist, no run at all, or two other files of the same name.
+    same name. Raises RankingsError for a path that does not exist, no run at all, two other files of the same name, and
+    runs of the notebook that are the same row with other parameters than seeds.
     """
     runs: dict[str, list[Path]] = {}
     listed = [Path(path) for path in paths]
@@ -82,6 +85,11 @@ def find_runs(paths: Iterable[str | Path]) -> dict[str, list[Path]]:
             same = runs.setdefault(name, [])
             if same and not of_notebook and not file.samefile(same[0]):
                 raise RankingsError(f"{same[0]} and {file} have the same name: give the one that is meant")
+            if same and of_notebook and (other := _asked(file).items() ^ _asked(same[0]).items()):
+                names = ", ".join(sorted({key for key, _ in other}))
+                raise RankingsError(
+                    f"{same[0]} and {file} are of one row, but differ in {names}: give the runs of one sweep"
+                )
             if not any(file.samefile(other) for other in same):
                 same.append(file)
     if not runs:
@@ -99,6 +107,14 @@ def _row_of(file: Path) -> str | None:
         return None
     system = file.stem if file.stem == RETRIEVER else f"{file.stem} {run.get('mode', 'reason')}"
     return run_name(run["retriever"], ROWS.get(system, system))
+
+
+def _asked(file: Path) -> dict[str, str]:
+    """Return the parameters of the run that a file stands in, without seeds and the runs that it took."""
+    parameters = (read_object(file.with_name("manifest.json"))[0] or {}).get("parameters", {})
+    if file.stem == RETRIEVER:
+        parameters = {key: value for key, value in parameters.items() if key in OF_CANDIDATES}
+    return {key: repr(value) for key, value in parameters.items() if key not in SEEDS and not key.endswith("RUN")}
 
 
 def paper_tables(files: Mapping[str, Sequence[Path]], corpus: Corpus) -> dict[str, pd.DataFrame]:

@@ -95,6 +95,13 @@ def test_runs_of_the_inference_notebook_are_rows_and_seeds_are_averaged(corpus, 
     [compared] = gains(files, corpus)
     assert compared.loc["colqwen_mm-r5", ["seeds", "difference"]].tolist() == [2, 0.25]
     assert "colqwen_mm-r5" in as_text(paper_tables(files, corpus), corpus, [compared])
+    for seed, candidates in enumerate((5, 10)):
+        parameters = {"SEED": seed, "GRPO_RUN": f"runs/03_grpo/{seed}", "NUM_CANDIDATES": candidates, "MODE": "reason"}
+        (tmp_path / f"04_inference/{seed}/manifest.json").write_text(json.dumps({"parameters": parameters}))
+    with pytest.raises(
+        RankingsError, match=r"are of one row, but differ in NUM_CANDIDATES: give the runs of one sweep"
+    ):
+        find_runs([tmp_path / "04_inference"])
     (folder / "results.json").write_text(json.dumps({"retriever": "BM25", "mode": "pointwise"}))
     assert "bm25_sft + rl pointwise" in find_runs([folder]), "a way to ask that the paper has not"
 
