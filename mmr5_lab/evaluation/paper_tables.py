@@ -90,7 +90,7 @@ def find_runs(paths: Iterable[str | Path]) -> dict[str, list[Path]]:
                 raise RankingsError(
                     f"{same[0]} and {file} are of one row, but differ in {names}: give the runs of one sweep"
                 )
-            if not any(file.samefile(other) for other in same):
+            if not any(file.samefile(other) for other in same) and not (same and file.stem == RETRIEVER):
                 same.append(file)
     if not runs:
         raise RankingsError(f"there are no .trec files in {', '.join(map(str, listed))}: write some with mmr5 retrieve")

@@ -89,7 +89,7 @@ def test_runs_of_the_inference_notebook_are_rows_and_seeds_are_averaged(corpus, 
         write_trec(ranked, corpus, folder / "SFT + RL.trec")
         (folder / "results.json").write_text(json.dumps({"retriever": "colqwen", "mode": "reason"}))
     files = find_runs([tmp_path / "04_inference"])
-    assert {name: len(paths) for name, paths in files.items()} == {"colqwen_mm-r5": 2, "colqwen": 2}
+    assert {name: len(paths) for name, paths in files.items()} == {"colqwen_mm-r5": 2, "colqwen": 1}
     table = paper_tables(files, corpus)["main"]
     assert table.loc[["ColQwen", "ColQwen + MM-R5"], "micro R@1"].tolist() == [0.25, 0.5]
     [compared] = gains(files, corpus)
