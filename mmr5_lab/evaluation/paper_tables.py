@@ -103,9 +103,9 @@ def _row_of(file: Path) -> str | None:
         run = results(file.parent)
     except FileNotFoundError:
         return None
-    if "retriever" not in run:
+    if "asked" not in run:  # not of notebook 04
         return None
-    system = file.stem if file.stem == RETRIEVER else f"{file.stem} {run.get('mode', 'reason')}"
+    system = file.stem if file.stem == RETRIEVER else f"{file.stem} {run['asked']}"
     return run_name(run["retriever"], ROWS.get(system, system))
 
 

@@ -87,7 +87,7 @@ def test_runs_of_the_inference_notebook_are_rows_and_seeds_are_averaged(corpus, 
         folder = tmp_path / "04_inference" / str(seed)
         write_trec(wrong, corpus, folder / "retriever.trec")
         write_trec(ranked, corpus, folder / "SFT + RL.trec")
-        (folder / "results.json").write_text(json.dumps({"retriever": "colqwen", "mode": "reason"}))
+        (folder / "results.json").write_text(json.dumps({"retriever": "colqwen", "asked": "reason"}))
     files = find_runs([tmp_path / "04_inference"])
     assert {name: len(paths) for name, paths in files.items()} == {"colqwen_mm-r5": 2, "colqwen": 1}
     table = paper_tables(files, corpus)["main"]
@@ -102,8 +102,8 @@ def test_runs_of_the_inference_notebook_are_rows_and_seeds_are_averaged(corpus, 
         RankingsError, match=r"are of one row, but differ in NUM_CANDIDATES: give the runs of one sweep"
     ):
         find_runs([tmp_path / "04_inference"])
-    (folder / "results.json").write_text(json.dumps({"retriever": "BM25", "mode": "pointwise"}))
-    assert "bm25_sft + rl pointwise" in find_runs([folder]), "a way to ask that the paper has not"
+    (folder / "results.json").write_text(json.dumps({"retriever": "BM25", "asked": "reason text"}))
+    assert "bm25_sft + rl reason text" in find_runs([folder]), "a way to ask that the paper has not"
 
 
 def test_shown_as_text_html_and_latex(corpus, folder):
