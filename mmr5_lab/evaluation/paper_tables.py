@@ -16,7 +16,7 @@ import pandas as pd
 
 from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import RankingsError, read_trec
-from mmr5_lab.evaluation.comparison import compare, presented, to_html, to_latex
+from mmr5_lab.evaluation.comparison import compare, presented
 from mmr5_lab.evaluation.metrics import evaluate, evaluate_runs
 from mmr5_lab.files import read_object, results
 from mmr5_lab.html import escape_html, html_page, html_table, latex_table, visible
@@ -162,13 +162,18 @@ def gains(files: Mapping[str, Sequence[Path]], corpus: Corpus) -> list[pd.DataFr
     return tables
 
 
+def _short(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what a table of `gains` adds to the tables above it."""
+    return presented(table).filter(regex=r"^(seeds|sd|micro R@1|interval|difference|its interval|p)$")
+
+
 def as_text(tables: Mapping[str, pd.DataFrame], corpus: Corpus, compared: Sequence[pd.DataFrame] = ()) -> str:
     """Return the tables for a terminal, and below them those of `gains`."""
     parts = [_note(corpus)]
     parts += [
         f"{title}\n{block.to_string()}" for name, table in tables.items() for title, block in _blocks(name, table)
     ]
-    parts += [f"{table.attrs['note']}\n{presented(table).to_string()}" for table in compared]
+    parts += [f"{table.attrs['note']}\n{_short(table).to_string()}" for table in compared]
     return visible("\n\n".join(parts))
 
 
@@ -176,14 +181,15 @@ def as_html(tables: Mapping[str, pd.DataFrame], corpus: Corpus, compared: Sequen
     """Return the tables as one HTML page."""
     parts = [f"<p>{escape_html(_note(corpus))}</p>"]
     parts += [html_table(block, title) for name, table in tables.items() for title, block in _blocks(name, table)]
-    return html_page("Recall beside the paper's", "\n".join([*parts, *map(to_html, compared)]))
+    parts += [html_table(_short(table), table.attrs["note"]) for table in compared]
+    return html_page("Recall beside the paper's", "\n".join(parts))
 
 
 def as_latex(tables: Mapping[str, pd.DataFrame], corpus: Corpus, compared: Sequence[pd.DataFrame] = ()) -> str:
     """Return the tables in LaTeX (package booktabs)."""
     blocks = [block for name, table in tables.items() for block in _blocks(name, table)]
     parts = [latex_table(block, f"{title}. {_note(corpus)}") for title, block in blocks]
-    return "\n".join([*parts, *map(to_latex, compared)])
+    return "\n".join([*parts, *(latex_table(_short(table), table.attrs["note"]) for table in compared)])
 
 
 def tables_text(corpus: str | Path, runs: Sequence[str], split: str | None, html: str | None, latex: str | None) -> str:
