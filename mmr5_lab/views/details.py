@@ -80,7 +80,7 @@ def strip(
     """Return pages side by side; below each its place, or a note (HTML); more: HTML beside the title.
 
     over: HTML laid over a page, of its number
-    """  # fmt: skip
+    """
     below = zip(pages, notes or map(str, range(1, len(pages) + 1)), strict=True)
     items = "".join(
         f"<li>{page_button(question, page, over(page))}{note}{star(question, page)}</li>" for page, note in below
