@@ -9,7 +9,6 @@ Memory is all that PyTorch holds, weights included (on a CPU: the process). Rand
 """
 
 import argparse
-import io
 import json
 import tempfile
 import time
@@ -19,11 +18,11 @@ from typing import Any
 import datasets
 import torch
 from common import Peak
-from PIL import Image
 from real_shape import PAGE, QUESTIONS, SEVEN_B, EndByPrompt, build, document_questions
 from rerank import Work, released_way
 from transformers import TrainerCallback
 
+from mmr5_lab.images import open_page
 from mmr5_lab.models.memory import GIB, plan, plan_training
 from mmr5_lab.prompting.prompts import build_messages
 from mmr5_lab.reranking.local import Reranker
@@ -166,7 +165,7 @@ class Timed(TrainerCallback):
 
 
 def opened(batch: dict[str, Any]) -> dict[str, Any]:
-    images = [[Image.open(io.BytesIO(page)).convert("RGB") for page in pages] for pages in batch.get("images", [])]
+    images = [[open_page(page) for page in pages] for pages in batch.get("images", [])]
     return batch | ({"images": images} if images else {})
 
 

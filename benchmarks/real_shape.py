@@ -49,7 +49,7 @@ def build(
 
     inner, vision_inner: of the gated MLPs; 0: 11/4 of the width. key_heads; 0: a quarter of the query heads.
     whole: layers of the vision tower that look at a whole page; (): the last one
-    """  # fmt: skip
+    """
     processor = build_processor()
     processor.image_processor.size = {"shortest_edge": 28 * 28, "longest_edge": PAGE[0] * PAGE[1]}
     ids = dict(zip(SPECIAL, processor.tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))

@@ -99,13 +99,13 @@ def report_on(report: Report, name: str, ways: dict, work: float, unit: str, rou
     report.add(name, seconds["plain"], seconds["ours"], work, unit, note)
 
 
-def beside_others(report: Report, name: str, train, work: float, unit: str, rounds: int) -> None:
-    """The baseline is the same training alone."""
+def beside_others(report: Report, name: str, ways: dict, work: float, unit: str, rounds: int) -> None:
+    """As `report_on`, but ours beside busy processes against ours alone."""
     alone, beside = [], []
     for _ in range(rounds):
-        alone.append(train()[1])
+        alone.append(ways["ours"]()[1])
         with busy_processes():
-            beside.append(train()[1])
+            beside.append(ways["ours"]()[1])
     report.add(name, alone, beside, work, unit)
 
 
@@ -114,6 +114,7 @@ def main() -> None:
     given = arguments(__doc__.split("\n")[0], busy=True)
     model, rounds = model_folder(given.model), 1 if given.quick else 3
     traces, steps = (32, 2) if given.quick else (96, 4)
+    measure = beside_others if given.busy else report_on
     report = Report("Training beside two busy processes" if given.busy else "Training against plain trl")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -121,16 +122,10 @@ def main() -> None:
         data = sft_dataset(make_traces(corpus, chosen[:traces], EvidenceTeacher(corpus), folder / "traces.jsonl"))
         base = str(project_root() / "data/mini/base")
         ways = {way: lambda way=way: sft(base, data, folder, way == "ours") for way in ("plain", "ours")}
-        if given.busy:
-            beside_others(report, "SFT, 2 epochs", ways["ours"], 2 * len(data), "samples/s", rounds)
-        else:
-            report_on(report, "SFT, 2 epochs", ways, 2 * len(data), "samples/s", rounds)
+        measure(report, "SFT, 2 epochs", ways, 2 * len(data), "samples/s", rounds)
         prompts = rl_dataset(*candidates_of("rl"))
         ways = {way: lambda way=way: grpo(model, prompts, folder, way == "ours", steps) for way in ("plain", "ours")}
-        if given.busy:
-            beside_others(report, "GRPO, 64 completions a step", ways["ours"], steps, "steps/s", rounds)
-        else:
-            report_on(report, "GRPO, 64 completions a step", ways, steps, "steps/s", rounds)
+        measure(report, "GRPO, 64 completions a step", ways, steps, "steps/s", rounds)
     report.finish(given.json)
 
 

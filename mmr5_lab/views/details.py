@@ -1,7 +1,7 @@
 """HTML of what a browser shows of one question: pages with their evidence, reasons, outcomes and rewards."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,15 +75,15 @@ def strip(
     title: str,
     notes: Sequence[str] | None = None,
     more: str = "",
-    over: Callable[[int], str] = lambda page: "",
+    over: Sequence[str] | None = None,
 ) -> str:
     """Return pages side by side; below each its place, or a note (HTML); more: HTML beside the title.
 
-    over: HTML laid over a page, of its number
+    over: HTML laid over each page
     """
-    below = zip(pages, notes or map(str, range(1, len(pages) + 1)), strict=True)
+    shown = zip(pages, over or [""] * len(pages), notes or map(str, range(1, len(pages) + 1)), strict=True)
     items = "".join(
-        f"<li>{page_button(question, page, over(page))}{note}{star(question, page)}</li>" for page, note in below
+        f"<li>{page_button(question, page, above)}{note}{star(question, page)}</li>" for page, above, note in shown
     )
     return f'<h4>{escape_html(title)} {more}</h4><ol class="strip">{items}</ol>'
 

@@ -286,11 +286,9 @@ def _run_browser(
             return ""
         pages = next(iter(rows.values()))["candidates"]
         images = (corpus.page_image(question["doc_name"], page) for page in pages)
-        over = dict(
-            zip(pages, heat([encoder.heat_map(question["question"], image)[1] for image in images]), strict=True)
-        )
+        over = heat([encoder.heat_map(question["question"], image)[1] for image in images])
         title = "Where a late-interaction retriever finds the question's words"
-        shown = strip(question, pages, "Darker: more alike", over=over.__getitem__)
+        shown = strip(question, pages, "Darker: more alike", over=over)
         return f"<details><summary>{title}</summary>{shown}</details>"
 
     rows = [row(k, question) for k, question in enumerate(questions)]
