@@ -5,8 +5,8 @@
 SFT: traces of the miniature, two epochs. GRPO: 8 prompts × 8 completions a step, with a KL term. Baseline and ours
 start from the same weights and seeds, so they must log the same losses; the difference is in what is computed twice:
 pages (each epoch, each completion) and prompts (each completion); and, on a CPU, in what multiplies matrices
-(`mmr5_lab.models.cpu_layers`). `--busy`: ours alone and beside two busy processes instead; on two cores it gets half
-of each, and threads that waited actively for each other would take ten times as long.
+(`mmr5_lab.models.cpu_layers`). `--busy`: ours alone and beside two busy processes instead, where it takes one thread
+(`mmr5_lab.models.threads`): two threads that wait for each other get on more slowly than one.
 """
 
 import tempfile
@@ -23,10 +23,12 @@ from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.mini.teacher import EvidenceTeacher
 from mmr5_lab.models.loading import load_model
+from mmr5_lab.models.threads import SpareCores
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.rewards import format_reward, rank_reward
 from mmr5_lab.traces.construction import make_traces, rl_dataset, sft_dataset, training_candidates
+from mmr5_lab.training.checkpoints import FitThreads
 from mmr5_lab.training.shared_prefix import SharedPrefixGRPOTrainer
 from mmr5_lab.training.stages import lora
 
@@ -41,10 +43,14 @@ def candidates_of(split: str):
     return corpus, training_candidates(corpus, retrieve(corpus, top_k=5))
 
 
-def trained(trainer) -> tuple[list[float], float, float]:
+def trained(trainer, ours: bool) -> tuple[list[float], float, float]:
     """Losses of a run, the seconds that its steps took, and the process's peak memory meanwhile (MB)."""
     trainer.remove_callback(PrinterCallback)
-    with Peak() as peak:
+    with Peak() as peak, SpareCores(trainer.accelerator.device) as spare:
+        if ours:
+            trainer.add_callback(FitThreads(spare))
+        else:
+            torch.set_num_threads(spare.most)
         trainer.train()
     log = trainer.state.log_history
     return [row["loss"] for row in log if "loss" in row], log[-1]["train_runtime"], peak.megabytes
@@ -68,7 +74,7 @@ def sft(model: str, data, folder: Path, ours: bool):
     trainer = SFTTrainer(
         loaded.train(), args=given, train_dataset=data, processing_class=processor, peft_config=lora(32, 64, 0.0)
     )
-    return trained(trainer)
+    return trained(trainer, ours)
 
 
 def grpo(model: str, data, folder: Path, ours: bool, steps: int):
@@ -81,7 +87,7 @@ def grpo(model: str, data, folder: Path, ours: bool, steps: int):
         loaded.train(), reward_funcs=[rank_reward, format_reward], args=given, train_dataset=data,
         processing_class=processor, peft_config=lora(16, 32, 0.0),
     )  # fmt: skip
-    return trained(trainer)
+    return trained(trainer, ours)
 
 
 def report_on(report: Report, name: str, ways: dict, work: float, unit: str, rounds: int) -> None:

@@ -32,6 +32,7 @@ from mmr5_lab.models.allowed_ids import AllowedIds
 from mmr5_lab.models.generation import GREEDY, complete, next_logits
 from mmr5_lab.models.loading import load_model
 from mmr5_lab.models.memory import context_length
+from mmr5_lab.models.threads import SpareCores
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.prompting.answers import with_opening
 from mmr5_lab.reranking.inputs import Prompt, model_inputs, pointwise_tokens, prompts_of
@@ -132,7 +133,7 @@ class Reranker(Ranker):
             batch = order[start : start + batch_size]
             started = time.perf_counter()
             seed = None if self.seed is None else self.seed + batch[0]  # whichever batches were ranked before
-            with self._lock, torch.inference_mode():
+            with self._lock, torch.inference_mode(), SpareCores(self.model.device):
                 rankings = self._rank_batch([prompts[i] for i in batch], pages, mode, seed)
             seconds = (time.perf_counter() - started) / len(batch)
             for i, ranking in zip(batch, rankings, strict=True):

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-from transformers import PrinterCallback, TrainerState
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from mmr5_lab.files import read_object, replacing
 from mmr5_lab.models.loading import best_dtype
+from mmr5_lab.models.threads import SpareCores
 from mmr5_lab.training.adapters import merge
 from mmr5_lab.training.stopping import BEST, BEST_OF
 
@@ -30,7 +31,9 @@ def train_to_the_end(trainer, processor, folder: Path, base: str | Path) -> pd.D
     output, wait_for_everyone = Path(trainer.args.output_dir), trainer.accelerator.wait_for_everyone
     last = _last_checkpoint(output)
     if last is None or not _is_final(last, folder):  # resumed after its last step, transformers would take another one
-        trainer.train(resume_from_checkpoint=last and str(last))
+        with SpareCores(trainer.accelerator.device) as spare:
+            trainer.add_callback(FitThreads(spare))
+            trainer.train(resume_from_checkpoint=last and str(last))
         wait_for_everyone()  # the final checkpoint is written
         last = _last_checkpoint(output)
     assert last is not None  # the last step always writes one
@@ -46,6 +49,16 @@ def train_to_the_end(trainer, processor, folder: Path, base: str | Path) -> pd.D
             log.to_csv(new, index=False)
     wait_for_everyone()
     return log
+
+
+class FitThreads(TrainerCallback):
+    """Look at the start of each step how many cores others leave."""
+
+    def __init__(self, spare: SpareCores):
+        self.spare = spare
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.spare.fit()
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
