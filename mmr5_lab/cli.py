@@ -7,8 +7,6 @@ import argparse
 import importlib
 import logging
 import math
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -117,18 +115,6 @@ def _amount(text: str) -> float:
     return value
 
 
-def _ingest(out: str, workers: int | None, **options: Any) -> str:
-    from mmr5_lab.corpus.ingest import build_corpus, read_by
-
-    corpus = build_corpus(out_folder=out, workers=workers or os.cpu_count() or 1, **options)
-    readers = ", ".join(f"{count} by {reader}" for reader, count in read_by(out).items())
-    pages, wordless = len(corpus.pages), int((~corpus.pages["has_text"]).sum())
-    return (
-        f"{out}: {len(corpus.documents)} documents, {pages} pages (read: {readers}; {wordless} without words), "
-        f"{len(corpus.questions)} questions"
-    )
-
-
 def _traces(
     corpus, split, run, out, candidates, seed, shuffles, max_traces, max_per_domain, refine, max_words, answers,
     **teacher,
@@ -156,39 +142,6 @@ def _traces(
     out.with_suffix(".card.md").write_text(quality.dataset_card(accepted, rejected, out.stem), encoding="utf-8")
     page = trace_browser(part, accepted, rejected).static_export().save(out.with_suffix(".html"))
     return f"{out}: {len(accepted)} traces; {rejected_file}: {len(rejected)} with a fault; to look at: {page}"
-
-
-def _evaluate(corpus: str, split: str | None, runs: list[str], ks: list[int], measures: list[str], by: str | None):
-    from mmr5_lab.corpus.documents import load_corpus
-    from mmr5_lab.corpus.rankings import read_trec
-    from mmr5_lab.evaluation.metrics import breakdown, evaluate_runs
-
-    part = load_corpus(corpus, split)
-    rankings = {path: read_trec(path, part).pages for path in runs}
-    tables = evaluate_runs(rankings, part, ks, measures)
-    for path, pages in rankings.items():
-        table = breakdown(pages, part, by, ks, measures) if by else tables[path]
-        print(f"{path}: {len(pages)} of {len(part.questions)} questions")
-        width = shutil.get_terminal_size((0, 0)).columns or None  # a file gets whole lines
-        print(table.to_string(float_format="{:.4f}".format, line_width=width), end="\n\n")
-
-
-def _ask(corpus: str, question: str, out: str, document: str | None, candidates: int, mode: str, **ranker: Any) -> str:
-    from mmr5_lab.corpus.documents import load_corpus
-    from mmr5_lab.experiments.runs import latest
-    from mmr5_lab.files import results
-    from mmr5_lab.reranking.opening import open_ranker
-    from mmr5_lab.views.ask import as_text, ask, write_page
-
-    whole = load_corpus(corpus)
-    try:
-        ranker["model"] = ranker["model"] or results(latest("03_grpo"))["model"]
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            "no model: name one with --model (a folder such as data/mini/base, or a hub name) or train one: mmr5 demo"
-        ) from None
-    answer = ask(whole, question, open_ranker(**ranker), document=document, candidates=candidates, mode=mode)
-    return f"{as_text(answer)}\n\n{write_page(answer, whole, out)}"
 
 
 CORPUS = arg("corpus", metavar="CORPUS", help="corpus folder, or mmdocir or mmdocir-train from the hub")
@@ -244,7 +197,7 @@ COMMANDS: list[tuple] = [
         RUNS,
     ),
     (
-        "ingest", _ingest, "turn a folder of PDFs into a corpus",
+        "ingest", "corpus.ingest:ingest_text", "turn a folder of PDFs into a corpus",
         "Render the PDFs of a folder into a corpus folder, with the text layer of each page, or where a page has "
         "none, the text that OCR reads from its picture. PDFs that cannot be used are skipped with a warning. "
         "Progress and time left are shown; an interrupted run continues at its page when started again.",
@@ -331,7 +284,7 @@ COMMANDS: list[tuple] = [
         SPLIT,
     ),
     (
-        "ask", _ask, "ask one question: retrieve, rerank, show the pages",
+        "ask", "views.ask:ask_to_file", "ask one question: retrieve, rerank, show the pages",
         "Take BM25's best pages for a question, rerank them, print them with the model's reasoning and write an HTML "
         "page with thumbnails.",
         CORPUS,
@@ -371,7 +324,7 @@ COMMANDS: list[tuple] = [
         arg("--max-new-tokens", type=_positive, default=512, metavar="N", help="of an answer (default: 512)"),
     ),
     (
-        "evaluate", _evaluate, "recall of ranking files, by domain",
+        "evaluate", "evaluation.metrics:evaluation_text", "recall of ranking files, by domain",
         "Print recall@k of each run by domain, its macro and micro averages, and the ceiling that a perfect ranking "
         "reaches; or by question type or number of gold pages, beside both ceilings.",
         CORPUS,
@@ -410,30 +363,24 @@ COMMANDS: list[tuple] = [
             help="also log to one of %(choices)s"),
     ),
     (
-        "runs list", "experiments.history:list_text",
-        "a line a run, the newest last", "",
-        RUNS, CONDITIONS,
+        "runs list", "experiments.history:list_text", "a line a run, the newest last", "", RUNS, CONDITIONS,
         arg("--show", metavar="NAME", nargs="+", default=[], help="parameters and figures to show as columns"),
     ),
     ("runs show", "experiments.history:run_text", "parameters, results and files of a run", "", RUNS, RUN),
     ("runs lineage", "experiments.history:lineage", "what a run came from and what came from it", "", RUNS, RUN),
     (
         "runs compare", "experiments.history:comparison_text",
-        "two systems query by query, with what differs in how they were made", "",
-        RUNS,
+        "two systems query by query, with what differs in how they were made", "", RUNS,
         arg("pair", metavar="RUN[:SYSTEM]", nargs=2, help="a run of 04 or 05, and which of its systems"),
         arg("--changes", type=_positive, default=10, metavar="N", help="questions shown (default: 10)"),
     ),
     (
         "runs leaderboard", "experiments.history:leaderboard_text",
-        "all evaluated systems, seeds averaged, the best first", "",
-        RUNS, CONDITIONS,
+        "all evaluated systems, seeds averaged, the best first", "", RUNS, CONDITIONS,
         arg("--html", metavar="FILE", help="also write it as HTML"),
     ),
     (
-        "runs prune", "experiments.history:prune_text",
-        "runs that nobody needs, to delete them", "",
-        RUNS, CONDITIONS,
+        "runs prune", "experiments.history:prune_text", "runs that nobody needs, to delete them", "", RUNS, CONDITIONS,
         arg("--delete", action="store_true", help="delete them (without, they are only listed)"),
     ),
     (

@@ -9,6 +9,7 @@ and what was left out and why.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -378,3 +379,14 @@ def _report(
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more, see {INGEST_REPORT}" if more > 0 else "")
+
+
+def ingest_text(out: str, workers: int | None, **options: Any) -> str:
+    """`mmr5 ingest`: `build_corpus` with a process a core by default; says what has been read, and by what."""
+    corpus = build_corpus(out_folder=out, workers=workers or os.cpu_count() or 1, **options)
+    readers = ", ".join(f"{count} by {reader}" for reader, count in read_by(out).items())
+    pages, wordless = len(corpus.pages), int((~corpus.pages["has_text"]).sum())
+    return (
+        f"{out}: {len(corpus.documents)} documents, {pages} pages (read: {readers}; {wordless} without words), "
+        f"{len(corpus.questions)} questions"
+    )

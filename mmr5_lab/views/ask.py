@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mmr5_lab.corpus.documents import Corpus
+from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.ids import CorpusError
-from mmr5_lab.files import write_text
+from mmr5_lab.experiments.runs import latest
+from mmr5_lab.files import results, write_text
 from mmr5_lab.html import escape_html, html_page, visible
 from mmr5_lab.prompting.reasons import reasons_in_order
+from mmr5_lab.reranking.opening import open_ranker
 from mmr5_lab.reranking.ranking import Ranker, Ranking
 from mmr5_lab.retrieval.bm25 import bm25_scores
 from mmr5_lab.views.thumbnails import thumbnail_url
@@ -97,3 +100,21 @@ def write_page(answer: Answer, corpus: Corpus, path: str | Path) -> Path:
     heading = f"<h1>{escape_html(answer.question)}</h1>"
     body = f'{heading}{note}<ol class="cards">{"".join(items)}</ol>{written}'
     return write_text(path, html_page("Ranked pages", body))
+
+
+def ask_to_file(
+    corpus: str, question: str, out: str, document: str | None, candidates: int, mode: str, **ranker: Any
+) -> str:
+    """Ask, write the page to `out` and return the text, as `mmr5 ask` does.
+
+    ranker: options of `open_ranker`; without a model, that of the newest run of notebook 03
+    """
+    whole = load_corpus(corpus)
+    try:
+        ranker["model"] = ranker["model"] or results(latest("03_grpo"))["model"]
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            "no model: name one with --model (a folder such as data/mini/base, or a hub name) or train one: mmr5 demo"
+        ) from None
+    answer = ask(whole, question, open_ranker(**ranker), document=document, candidates=candidates, mode=mode)
+    return f"{as_text(answer)}\n\n{write_page(answer, whole, out)}"
