@@ -25,8 +25,14 @@ def _seconds_of_others() -> float:
     """Seconds that these cores have worked for other processes since the machine started."""
     times, own = psutil.cpu_times(percpu=True), psutil.Process().cpu_times()
     not_work = ("idle", "iowait", "guest", "guest_nice")  # a guest's time is in user time as well
-    busy = sum(sum(times[core]) - sum(getattr(times[core], name, 0.0) for name in not_work) for core in _cores())
+    ours = [times[core] for core in among(_cores(), len(times))]
+    busy = sum(sum(core) - sum(getattr(core, name, 0.0) for name in not_work) for core in ours)
     return busy - own.user - own.system
+
+
+def among(cores: list[int], listed: int) -> list[int]:
+    """Return cores as places in the kernel's list; the whole list where it is numbered anew, as containers do."""
+    return cores if max(cores) < listed else list(range(listed))
 
 
 class SpareCores:

@@ -65,6 +65,11 @@ def test_a_gpu_s_threads_are_left_alone(four_threads, busy):
         assert torch.get_num_threads() == 4
 
 
+def test_a_list_of_cores_that_a_container_numbers_anew_is_taken_whole():
+    assert threads.among([5, 9], 16) == [5, 9]
+    assert threads.among([5, 9], 2) == [0, 1]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a process that can be held to one core")
 def test_own_work_is_not_that_of_others():
     """On one core: what we and others use is at most all of it, so it would be more if ours counted as others'."""
