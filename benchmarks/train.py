@@ -11,6 +11,7 @@ pages (each epoch, each completion) and prompts (each completion); and, on a CPU
 
 import tempfile
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.experiments.runs import project_root
 from mmr5_lab.mini.teacher import EvidenceTeacher
 from mmr5_lab.models.loading import load_model
-from mmr5_lab.models.threads import SpareCores
 from mmr5_lab.models.vision_cache import PageCache
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.rewards import format_reward, rank_reward
 from mmr5_lab.traces.construction import make_traces, rl_dataset, sft_dataset, training_candidates
-from mmr5_lab.training.checkpoints import FitThreads
+from mmr5_lab.training.checkpoints import threads_fitted
 from mmr5_lab.training.shared_prefix import SharedPrefixGRPOTrainer
 from mmr5_lab.training.stages import lora
 
@@ -46,11 +46,7 @@ def candidates_of(split: str):
 def trained(trainer, ours: bool) -> tuple[list[float], float, float]:
     """Losses of a run, the seconds that its steps took, and the process's peak memory meanwhile (MB)."""
     trainer.remove_callback(PrinterCallback)
-    with Peak() as peak, SpareCores(trainer.accelerator.device) as spare:
-        if ours:
-            trainer.add_callback(FitThreads(spare))
-        else:
-            torch.set_num_threads(spare.most)
+    with Peak() as peak, threads_fitted(trainer) if ours else nullcontext():
         trainer.train()
     log = trainer.state.log_history
     return [row["loss"] for row in log if "loss" in row], log[-1]["train_runtime"], peak.megabytes

@@ -324,7 +324,7 @@ COMMANDS: list[tuple] = [
         arg("--max-new-tokens", type=_positive, default=512, metavar="N", help="of an answer (default: 512)"),
     ),
     (
-        "evaluate", "evaluation.metrics:evaluation_text", "recall of ranking files, by domain",
+        "evaluate", "evaluation.ranking_files:evaluation_text", "recall of ranking files, by domain",
         "Print recall@k of each run by domain, its macro and micro averages, and the ceiling that a perfect ranking "
         "reaches; or by question type or number of gold pages, beside both ceilings.",
         CORPUS,

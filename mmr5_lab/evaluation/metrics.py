@@ -18,7 +18,6 @@ that trec_eval, which sorts by score alone and equal ones by name, sees the same
 """
 
 import operator
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
@@ -26,8 +25,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mmr5_lab.corpus.documents import load_corpus
-from mmr5_lab.corpus.rankings import read_trec
 from mmr5_lab.evaluation.gold_ranks import CorpusTables, PagesByQuestion, gold_ranks, measure_columns, recall
 from mmr5_lab.evaluation.significance import bootstrap_interval
 
@@ -207,22 +204,3 @@ def _averages(frame: pd.DataFrame, columns: list[str], suffix: str = "") -> pd.D
 def _mean_name(column: str) -> str:
     """The mean of RR is called MRR, that of AP is called MAP."""
     return f"M{column}" if column.split()[0] in ("RR", "AP") else column
-
-
-def evaluation_text(
-    corpus: str, split: str | None, runs: Sequence[str], ks: Sequence[int], measures: Sequence[str], by: str | None
-) -> str:
-    """Return the tables of TREC files, as `mmr5 evaluate` prints them: as wide as the terminal.
-
-    by: "type" or "gold", as in `breakdown`; None: by domain
-    """
-    part = load_corpus(corpus, split)
-    rankings = {path: read_trec(path, part).pages for path in runs}
-    tables = evaluate_runs(rankings, part, ks, measures)
-    texts = []
-    for path, pages in rankings.items():
-        table = breakdown(pages, part, by, ks, measures) if by else tables[path]
-        width = shutil.get_terminal_size((0, 0)).columns or None  # a file gets whole lines
-        lines = table.to_string(float_format="{:.4f}".format, line_width=width)
-        texts.append(f"{path}: {len(pages)} of {len(part.questions)} questions\n{lines}\n")
-    return "\n".join(texts)

@@ -23,11 +23,11 @@ def _cores() -> list[int]:
 
 def _seconds_of_others() -> float:
     """Seconds that these cores have worked for other processes since the machine started."""
-    times, own = psutil.cpu_times(percpu=True), psutil.Process().cpu_times()
+    times = psutil.cpu_times(percpu=True)
     not_work = ("idle", "iowait", "guest", "guest_nice")  # a guest's time is in user time as well
     ours = [times[core] for core in among(_cores(), len(times))]
     busy = sum(sum(core) - sum(getattr(core, name, 0.0) for name in not_work) for core in ours)
-    return busy - own.user - own.system
+    return busy - time.process_time()
 
 
 def among(cores: list[int], listed: int) -> list[int]:
@@ -59,9 +59,9 @@ class SpareCores:
     def fit(self) -> None:
         if not self._active:
             return
-        now, used = time.monotonic(), _seconds_of_others()
-        since, before = SpareCores._seen
+        now, (since, before) = time.monotonic(), SpareCores._seen
         if now - since >= WINDOW:
+            used = _seconds_of_others()
             SpareCores._others, SpareCores._seen = (used - before) / (now - since), (now, used)
         torch.set_num_threads(threads_beside(SpareCores._others, len(_cores()), self.most))
 

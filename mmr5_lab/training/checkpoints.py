@@ -2,6 +2,8 @@
 
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -31,8 +33,7 @@ def train_to_the_end(trainer, processor, folder: Path, base: str | Path) -> pd.D
     output, wait_for_everyone = Path(trainer.args.output_dir), trainer.accelerator.wait_for_everyone
     last = _last_checkpoint(output)
     if last is None or not _is_final(last, folder):  # resumed after its last step, transformers would take another one
-        with SpareCores(trainer.accelerator.device) as spare:
-            trainer.add_callback(FitThreads(spare))
+        with threads_fitted(trainer):
             trainer.train(resume_from_checkpoint=last and str(last))
         wait_for_everyone()  # the final checkpoint is written
         last = _last_checkpoint(output)
@@ -51,9 +52,15 @@ def train_to_the_end(trainer, processor, folder: Path, base: str | Path) -> pd.D
     return log
 
 
-class FitThreads(TrainerCallback):
-    """Look at the start of each step how many cores others leave."""
+@contextmanager
+def threads_fitted(trainer) -> Iterator[None]:
+    """A block in which `trainer` takes as many threads as cores that others leave, and looks again at each step."""
+    with SpareCores(trainer.accelerator.device) as spare:
+        trainer.add_callback(_FitThreads(spare))
+        yield
 
+
+class _FitThreads(TrainerCallback):
     def __init__(self, spare: SpareCores):
         self.spare = spare
 
