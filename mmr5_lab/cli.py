@@ -144,7 +144,9 @@ def _traces(
     return f"{out}: {len(accepted)} traces; {rejected_file}: {len(rejected)} with a fault; to look at: {page}"
 
 
-CORPUS = arg("corpus", metavar="CORPUS", help="corpus folder, or mmdocir or mmdocir-train from the hub")
+CORPUS = arg(
+    "corpus", metavar="CORPUS", help="corpus folder, mmdocir or mmdocir-train from the hub, or several: 'A + B'"
+)
 RANKING = arg("run", metavar="RUN", help="TREC run with the candidates")
 SPLIT = arg("--split", metavar="NAME", help="only the documents of this split")
 RUNS = arg("--runs", dest="root", default="runs", metavar="FOLDER", help="where runs are kept (default: runs)")

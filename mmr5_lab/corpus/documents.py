@@ -13,7 +13,7 @@ a range of parquet rows whose end is inclusive, and the page ids of questions co
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mmr5_lab.corpus.annotations import parse_document, read_annotations
-from mmr5_lab.corpus.ids import CorpusError, has_words, name_key, nearest, page_id
+from mmr5_lab.corpus.ids import CorpusError, corpora_named, has_words, name_key, nearest, page_id
 from mmr5_lab.corpus.page_store import JoinedStores, PageStore
 from mmr5_lab.images import open_page, plain_file
 
@@ -47,7 +47,8 @@ class Corpus:
     """Documents, their pages and questions.
 
     documents: one row each; `doc_name`, `domain`, `split` ("eval" unless the annotations say otherwise),
-      `num_pages`, `first_row` (row of page 0 in the parquet file), `extra` (dict of further annotation keys)
+      `num_pages`, `first_row` (row of page 0 in the parquet file), `extra` (dict of further annotation keys; its
+      `padding` lists rows of other documents' pages, which are the document's last: `joined.pad`)
     questions: one row each; `question_id` (no white space, unique), `doc_name`, `domain`, `split`, `type`
       (tuple of str, may be empty), `question`, `answer`, `gold_pages` (list of 0-based pages), `boxes`
       (evidence: list of {"page", "page_size": [width, height], "bbox": [x1, y1, x2, y2]}, boxes in the unit
@@ -62,9 +63,14 @@ class Corpus:
     store: PageStore | JoinedStores | None = None
 
     @cached_property
-    def _rows(self) -> dict[str, range]:
-        columns = (self.documents[name].tolist() for name in ("doc_name", "first_row", "num_pages"))
-        return {name: range(first, first + count) for name, first, count in zip(*columns, strict=True)}
+    def _rows(self) -> dict[str, Sequence[int]]:
+        columns = (self.documents[name].tolist() for name in ("doc_name", "first_row", "num_pages", "extra"))
+        rows: dict[str, Sequence[int]] = {}
+        for name, first, count, extra in zip(*columns, strict=True):
+            padding = extra.get("padding", [])
+            own = range(first, first + count - len(padding))
+            rows[name] = [*own, *padding] if padding else own
+        return rows
 
     @cached_property
     def by_id(self) -> dict[str, pd.Series]:
@@ -83,7 +89,7 @@ class Corpus:
             raise CorpusError(f"{self.folder} has no document {doc_name!r}{nearest(doc_name, self._rows)}")
         return name
 
-    def rows(self, doc_name: str) -> range:
+    def rows(self, doc_name: str) -> Sequence[int]:
         """Return the rows of a document's pages in the page file.
 
         Names of documents are understood here and below whatever their capitals and the form of their accents, and
@@ -208,24 +214,44 @@ class Corpus:
         return self.subset(names)
 
 
-def load_corpus(folder: str | Path, split: str | None = None) -> Corpus:
+def load_corpus(folder: str | Path, split: str | None = None, *, root: str | Path = "", pad_to: int = 0) -> Corpus:
     """Open a corpus folder: its annotations, and of the page file only sizes and document names.
 
     folder: a corpus folder, a folder with MMDocIR's training files, or a name: "mmdocir" is MMDocIR's evaluation set,
-        "mmdocir-train" its training subsets as one corpus (`mmdocir.load_training`), both from the hub or its cache
+        "mmdocir-train" its training subsets as one corpus (`mmdocir.load_training`), both from the hub or its cache;
+        several are joined by " + ", such as "mmdocir-train + corpora/reports" (`joined.join`)
     split: only the documents of this split
+    root: what relative paths are relative to; "": the working folder
+    pad_to: documents with fewer pages are filled up with pages of others (`joined.pad`)
 
     Without the page file, documents and questions work and pages raise an error that says what is missing.
     Raises CorpusError, naming file and line or document, if a file is missing or malformed, a question's gold
     page does not exist, or the two files disagree.
     """
+    from mmr5_lab.corpus import joined  # which itself needs this module
+
+    names = corpora_named(folder, root)
+    if len(names) == 1:
+        corpus = _open(names[0], Path(root))
+    else:
+        parts = {Path(name).name: _open(name, Path(root)) for name in names}
+        if len(parts) < len(names):
+            raise CorpusError(f"{folder}: two corpora have the same name, and so would their documents: rename one")
+        corpus = joined.join(parts, Path(" + ".join(parts)))
+    corpus = joined.pad(corpus, pad_to) if pad_to else corpus
+    return corpus.split(split) if split else corpus
+
+
+def _open(name: str, root: Path) -> Corpus:
+    """Open one corpus, by its folder or published name."""
     from mmr5_lab.corpus import mmdocir  # which itself needs this module
 
-    folder = mmdocir.fetch(mmdocir.NAMES[str(folder)]) if is_published(folder) else Path(folder)
+    folder = root / name
+    if name in mmdocir.NAMES and not folder.is_dir():
+        folder = mmdocir.fetch(mmdocir.NAMES[name])
     path = folder / ANNOTATIONS
     if (folder / mmdocir.TRAINING_ANNOTATIONS).is_dir() and not path.is_file():
-        corpus = mmdocir.load_training(folder)
-        return corpus.split(split) if split else corpus
+        return mmdocir.load_training(folder)
     if not path.is_file():
         raise CorpusError(f"{folder} is not a corpus folder: {ANNOTATIONS} is missing")
     store = PageStore(folder / PAGES) if (folder / PAGES).exists() else None
@@ -242,15 +268,7 @@ def load_corpus(folder: str | Path, split: str | None = None) -> Corpus:
         documents[name] = document
         questions += its_questions
     frame = pd.DataFrame(documents.values(), columns=DOCUMENT_COLUMNS)
-    corpus = Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
-    return corpus.split(split) if split else corpus
-
-
-def is_published(name: str | Path) -> bool:
-    """Return whether `load_corpus` takes this for the name of a published corpus, not for a folder."""
-    from mmr5_lab.corpus.mmdocir import NAMES
-
-    return str(name) in NAMES and not Path(name).is_dir()
+    return Corpus(folder, frame, pd.DataFrame(questions, columns=QUESTION_COLUMNS), store)
 
 
 def _check_rows(document: dict[str, Any], keys: list[str], where: str) -> None:

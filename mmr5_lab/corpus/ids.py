@@ -4,6 +4,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 
@@ -44,6 +45,11 @@ def question_key(identifier: str) -> str:
     """Return what the ids of a question share, whatever the spelling of its document's name."""
     doc_name, _, number = identifier.rpartition(":")
     return f"{name_key(unquote(doc_name))}:{number}"
+
+
+def corpora_named(names: str | Path, root: str | Path = "") -> list[str]:
+    """Return the folders and published names in what `load_corpus` takes: one, or several joined by " + "."""
+    return [str(names)] if (Path(root) / names).is_dir() else [name.strip() for name in str(names).split(" + ")]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import pandas as pd
 from mmr5_lab.corpus.annotations import read_annotations
 from mmr5_lab.corpus.documents import ANNOTATIONS, DOCUMENT_COLUMNS, LAYOUTS, PAGES, QUESTION_COLUMNS, Corpus
 from mmr5_lab.corpus.ids import CorpusError, name_key, question_id
-from mmr5_lab.corpus.page_store import JoinedStores, PageStore
+from mmr5_lab.corpus.joined import join
+from mmr5_lab.corpus.page_store import PageStore
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,8 @@ def load_training_subset(folder: str | Path, subset: str) -> Corpus:
     """Open a training subset as a corpus: split "train", domain the subset's name, no texts, read by row group.
 
     Pages count from 0 in the order of the file's `page` numbers. A question belongs to the document of its first
-    positive page; its `extra` keeps `query_id`, `negatives` (page ids as published) and positives in other documents.
+    positive page; its `extra` keeps `query_id` and, as pairs (document, 0-based page), `hard_negatives` and
+    `other_positives`, those in other documents.
     Lines that repeat are taken once; questions whose page is not in the parquet file are left out with a warning.
 
     Raises ValueError for an unknown subset, CorpusError if files are missing or malformed, or if no question is left.
@@ -114,13 +117,16 @@ def load_training_subset(folder: str | Path, subset: str) -> Corpus:
         if line in seen:
             continue
         seen.add(line)
-        positives = _passages(record, where)
+        positives, negatives = (_passages(record, where, key) for key in ("positive_passages", "negative_passages"))
         if any(passage not in number_of for passage in positives):
             unmatched.append(where)
             continue
         doc_name = positives[0][0]
-        extra = {"query_id": record.get("query_id"), "negatives": record.get("negative_passages") or []}
-        if others := [passage for passage in positives if passage[0] != doc_name]:
+        extra = {
+            "query_id": record.get("query_id"),
+            "hard_negatives": [(name, number_of[name, page]) for name, page in negatives if (name, page) in number_of],
+        }
+        if others := [(name, number_of[name, page]) for name, page in positives if name != doc_name]:
             extra["other_positives"] = others
         rows.append(
             {
@@ -158,25 +164,12 @@ def load_training(folder: str | Path) -> Corpus:
             logger.warning("%s does not hold the training subset %s: it is left out", folder, subset)
     if not parts:
         raise CorpusError(f"{folder} holds no training subset: mmr5_lab.corpus.mmdocir.fetch('all') gets them")
-    documents, questions, rows = [], [], 0
     for subset, part in parts.items():
-        split = part.documents["doc_name"].map(_training_split)
-        splits = dict(zip(part.documents["doc_name"], split, strict=True))
-        own, names = part.questions, part.questions["doc_name"]
-        documents.append(
-            part.documents.assign(
-                doc_name=subset + "/" + part.documents["doc_name"],
-                first_row=part.documents["first_row"] + rows,
-                split=split,
-            )
+        documents, questions = (
+            frame.assign(split=frame["doc_name"].map(_training_split)) for frame in (part.documents, part.questions)
         )
-        ids = (subset + "%2F" + own["question_id"]).tolist()  # as `question_id` writes the document's new name
-        questions.append(own.assign(question_id=ids, doc_name=subset + "/" + names, split=names.map(splits)))
-        rows += int(part.documents["num_pages"].sum())
-    stores = [part.store for part in parts.values() if isinstance(part.store, PageStore)]
-    return Corpus(
-        folder, pd.concat(documents, ignore_index=True), pd.concat(questions, ignore_index=True), JoinedStores(stores)
-    )
+        parts[subset] = replace(part, documents=documents, questions=questions)
+    return join(parts, folder)
 
 
 def _training_split(doc_name: str) -> str:
@@ -203,11 +196,11 @@ def _pair(folder: Path, stem: str) -> tuple[Path, Path]:
     return folder / TRAINING_ANNOTATIONS / f"{stem}_train.jsonl", folder / "parquet" / f"{stem}_filter.parquet"
 
 
-def _passages(record: dict[str, Any], where: str) -> list[tuple[str, int]]:
-    positives = record.get("positive_passages")
-    if not isinstance(record.get("query"), str) or not isinstance(positives, list) or not positives:
-        raise CorpusError(f"{where}: query is not a text, or positive_passages is not a list with at least one entry")
+def _passages(record: dict[str, Any], where: str, key: str) -> list[tuple[str, int]]:
+    passages = record.get(key) or ([] if key == "negative_passages" else None)
+    if not isinstance(record.get("query"), str) or not isinstance(passages, list):
+        raise CorpusError(f"{where}: query is not a text, or {key} is not a list with at least one entry")
     try:
-        return [(str(passage["doc_name"]), int(passage["page_id"])) for passage in positives]
+        return [(str(passage["doc_name"]), int(passage["page_id"])) for passage in passages]
     except (TypeError, KeyError, ValueError) as error:
-        raise CorpusError(f"{where}: a positive passage lacks doc_name or page_id") from error
+        raise CorpusError(f"{where}: an entry of {key} lacks doc_name or page_id") from error

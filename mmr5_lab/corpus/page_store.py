@@ -104,10 +104,12 @@ class PageStore:
 class JoinedStores:
     """Several page files as one: their rows, numbered one after another. Columns are those that all files have."""
 
-    def __init__(self, stores: Sequence[PageStore]):
+    def __init__(self, stores: "Sequence[PageStore | JoinedStores]"):
         self._stores = stores
         self._starts = np.cumsum([0, *(store.num_rows for store in stores)])
-        self.columns = [name for name in stores[0].columns if all(name in store.columns for store in stores)]
+        self.num_rows: int = int(self._starts[-1])
+        first, *others = stores
+        self.columns: list[str] = [name for name in first.columns if all(name in store.columns for store in others)]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmr5_lab.corpus.ids import corpora_named
+
 PACKAGE = Path(__file__).parents[1]
 WHOLE_FILE = 64 << 20  # bytes up to which a file is read to its end
 SAMPLES, BLOCK = 256, 64 << 10  # of a larger one
@@ -74,11 +76,11 @@ def data_hashes(parameters: Mapping[str, Any], root: Path) -> dict[str, str]:
     the file are read, which tells any two corpora or weights apart that were written anew.
     """
     named = {
-        name: [value] if isinstance(value, str) else value
+        name: value if isinstance(value, list) else corpora_named(value, root) if name == "CORPUS" else [value]
         for name, value in parameters.items()
         if isinstance(value, (str, list))
     }
-    hashes = {}
+    hashes: dict[str, str] = {}
     for name, values in named.items():
         paths = [root / v for v in values if isinstance(v, str) and v and not RUN_FOLDER.search(v)]
         if existing := [path for path in paths if path.exists()]:
@@ -86,8 +88,10 @@ def data_hashes(parameters: Mapping[str, Any], root: Path) -> dict[str, str]:
             for path in existing:
                 _add_content(digest, path)
             hashes[name] = digest.hexdigest()[:12]
-    revisions = {name: _revision(*repository) for name, repository in _on_hub(parameters, root).items()}
-    return hashes | {name: revision for name, revision in revisions.items() if revision}
+    for name, *repository in _on_hub(parameters, root):
+        if revision := _revision(*repository):
+            hashes[name] = f"{hashes[name]}+{revision}" if name in hashes else revision
+    return hashes
 
 
 def cache_revisions(parameters: Mapping[str, Any], root: Path) -> None:
@@ -97,27 +101,24 @@ def cache_revisions(parameters: Mapping[str, Any], root: Path) -> None:
     """
     from huggingface_hub import snapshot_download
 
-    for kind, name in _on_hub(parameters, root).values():
+    for _, kind, name in _on_hub(parameters, root):
         if not _revision(kind, name):
             with suppress(OSError, ValueError, RuntimeError):
                 snapshot_download(name, repo_type=kind, allow_patterns=["config.json"])
 
 
-def _on_hub(parameters: Mapping[str, Any], root: Path) -> dict[str, tuple[str, str]]:
-    """Parameter -> kind ("dataset" or "model") and name of the repository that it names."""
-    found: dict[str, tuple[str, str]] = {}
+def _on_hub(parameters: Mapping[str, Any], root: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield each parameter that names a repository with its kind ("dataset" or "model") and name."""
     for name in ("CORPUS", "MODEL", "BASE", "ENCODER"):
         value = parameters.get(name)
         if not isinstance(value, str) or not value or (root / value).exists():
             continue
-        if name == "CORPUS" and value.startswith("mmdocir"):
+        if name != "CORPUS" and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            yield name, "model", value
+        elif name == "CORPUS" and "mmdocir" in value:
             from mmr5_lab.corpus.mmdocir import REPOSITORIES  # loads pandas
 
-            if value in REPOSITORIES:
-                found[name] = "dataset", REPOSITORIES[value]
-        elif name != "CORPUS" and re.fullmatch(r"[\w.-]+/[\w.-]+", value):
-            found[name] = "model", value
-    return found
+            yield from ((name, "dataset", REPOSITORIES[c]) for c in corpora_named(value, root) if c in REPOSITORIES)
 
 
 def _revision(kind: str, name: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from mmr5_lab.corpus.documents import Corpus, is_published, load_corpus
+from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import read_trec
 from mmr5_lab.evaluation.comparison import compare, presented
 from mmr5_lab.evaluation.metrics import per_question
@@ -336,8 +336,7 @@ def _ranked(which: str, root: str | Path) -> tuple[Run, str, Corpus]:
         raise HistoryError(f"{run.folder} holds no rankings: name a run of 04_inference or 05_evaluation")
     if (not system and len(systems) > 1 + (RETRIEVER in systems)) or (system and system not in systems):
         raise HistoryError(f"which system of {run.folder}? Write {name}:SYSTEM; there are {', '.join(systems)}")
-    corpus = run.parameters["CORPUS"]
-    corpus = load_corpus(corpus if is_published(corpus) else project_root() / corpus).split(run.parameters["SPLIT"])
+    corpus = load_corpus(run.parameters["CORPUS"], run.parameters["SPLIT"], root=project_root())
     return run, system or systems[0], corpus
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 from accelerate import PartialState
 
-from mmr5_lab.corpus.documents import Corpus, is_published, load_corpus
+from mmr5_lab.corpus.documents import Corpus, load_corpus
 from mmr5_lab.corpus.rankings import read_trec
 from mmr5_lab.experiments.notebooks import chain_run
 from mmr5_lab.experiments.runs import FOLDER, inside_project, open_run, project_root
@@ -73,8 +73,8 @@ def training_settings(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def corpus_of(data_run: str | Path) -> Corpus:
     """Return the corpus that a finished run of 01 was made from."""
-    name = results(data_run)["corpus"]
-    return load_corpus(name if is_published(name) else project_root() / name)
+    made = results(data_run)
+    return load_corpus(made["corpus"], root=project_root(), pad_to=made.get("pad_to", 0))
 
 
 def grpo_material(parameters: Mapping[str, Any], folder: Path) -> tuple[str, str | None, datasets.Dataset]:

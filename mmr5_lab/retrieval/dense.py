@@ -39,7 +39,7 @@ def encode_corpus(
     Where another process is encoding them, its end is waited for.
 
     folder: None is `vectors/<method>_<model>_<digits>` in the corpus's folder; in the place of that `vectors` it is
-        `hub_vectors` for a corpus in the hub's cache, which is not ours to write into
+        `hub_vectors` for a corpus in the hub's cache, which is not ours to write into, and for joined corpora
     source: the text that a text encoder reads, as for `Corpus.page_text`; a page without words is read as "."
 
     Raises CorpusError if the corpus has no page file, VectorsError if the folder holds vectors of something else.
@@ -50,7 +50,8 @@ def encode_corpus(
     if encoder.reads == TEXT:
         about |= {"source": source}
     of_hub = corpus.folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
-    folder = Path(folder or Path(hub_vectors if of_hub else corpus.folder / "vectors") / _folder_name(about))
+    ours = corpus.folder.is_dir() and not of_hub
+    folder = Path(folder or Path(corpus.folder / "vectors" if ours else hub_vectors) / _folder_name(about))
     pages = {row: (name, k) for name in corpus.documents["doc_name"] for k, row in enumerate(corpus.rows(name))}
     vectors = PageVectors(folder, about)
     if vectors.missing(list(pages)):

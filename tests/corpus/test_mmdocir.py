@@ -86,7 +86,7 @@ def test_a_subset_is_a_corpus(folder, caplog):
     assert frame["question_id"].tolist() == ["b:q0", "a:q0", "b:q1"]
     assert frame["question"].tolist() == ["Second of b?", "Both of a?", "Last of b, and a?"]
     assert frame["gold_pages"].tolist() == [[1], [0, 1], [2]]  # pages count from 0, whatever the file says
-    assert frame["extra"][0] == {"query_id": "Second of b?", "negatives": [passage("b", 1)]}
+    assert frame["extra"][0] == {"query_id": "Second of b?", "hard_negatives": [("b", 0)]}
     assert frame["extra"][2]["other_positives"] == [("a", 0)]
     assert "1 questions of DUDE name pages" in caplog.text
     assert "line 5" in caplog.text
@@ -121,6 +121,7 @@ def test_all_seven_subsets_have_names():
         (query("?", [], []), "positive_passages is not a list with at least one entry"),
         (query("?", [{"doc_name": "a"}], []), "lacks doc_name or page_id"),
         (query("?", ["a"], []), "lacks doc_name or page_id"),
+        (query("?", [passage("a", 0)], ["a"]), "an entry of negative_passages lacks doc_name or page_id"),
     ],
 )
 def test_a_malformed_question_is_named(tmp_path, record, message):

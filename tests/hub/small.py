@@ -1,4 +1,4 @@
-"""`paper` and `recommended` at the smallest size: their own profiles, with fewer of everything."""
+"""`paper`, `recommended` and `small` at the smallest size: their own profiles, with fewer of everything."""
 
 import json
 import random

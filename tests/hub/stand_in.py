@@ -22,7 +22,7 @@ from mmr5_lab.mini.documents import DOMAINS, make_document
 from mmr5_lab.retrieval.encoders import ENCODERS
 
 BASE = Path(__file__).resolve().parents[2] / "data" / "mini" / "base"
-RERANKERS = ("Qwen/Qwen2.5-VL-7B-Instruct", "i2vec/MM-R5")
+RERANKERS = ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct", "i2vec/MM-R5")
 OTHERS = {"Qwen/Qwen2.5-VL-32B-Instruct": "qwen2_5_vl", "google/gemma-3-12b-it": "gemma3"}  # random weights
 RETRIEVERS = {"clip": "clip", "e5-v": "e5-v", "dse": "dse", "gme": "gme", "colqwen": "colqwen2"}
 QUESTION_KEYS = ("Q", "A", "page_id", "type", "layout_mapping")  # as published: no facts, no page content
@@ -36,7 +36,7 @@ TRAINING_PAGES = pa.schema([
 def build_hub(cache: Path, base: Path = BASE, documents: int = 2, questions: int = 2) -> Path:
     """Write the stand-in into `cache` and return it: so many documents a domain or subset, and questions each.
 
-    base: the folder of the model that stands for Qwen2.5-VL-7B and MM-R5
+    base: the folder of the model that stands for Qwen2.5-VL-7B and 3B and MM-R5
     """
     rng = random.Random(0)
     write_evaluation(_snapshot(cache, "datasets", EVALUATION), documents, questions, rng)
@@ -81,14 +81,19 @@ def write_evaluation(folder: Path, documents: int, questions: int, rng: random.R
 
 
 def write_subset(folder: Path, subset: str, stem: str, documents: int, questions: int, rng: random.Random) -> None:
-    """Write a training subset's two files as MMDocIR_Train_Dataset has them: no text, rows of a document apart."""
+    """Write a training subset's two files as MMDocIR_Train_Dataset has them: no text, rows of a document apart.
+
+    Each document of Wiki-SS is one page.
+    """
     pages, lines = [], []
     for k in range(documents):
         name = f"{stem}-{k}"
         annotation, rows = make_document(name, next(iter(DOMAINS)), "train", questions, rng)
+        stand = [(f"{name}.{page}", 0) if subset == "Wiki-SS" else (name, page) for page in range(len(rows))]
         pages += [
             {
-                "file_name": name, "page": page, "image": row["image_binary"], "page_size": [140.0, 168.0],
+                "file_name": stand[page][0], "page": stand[page][1], "image": row["image_binary"],
+                "page_size": [140.0, 168.0],
                 "layouts": [{"type": "text", "bbox": [0.0, 0.0, 140.0, 168.0]}], "domain": subset,
             }
             for page, row in enumerate(rows)
@@ -98,8 +103,8 @@ def write_subset(folder: Path, subset: str, stem: str, documents: int, questions
             wrong = next(page for page in range(len(rows)) if page not in right)
             lines.append({
                 "query_id": f"{name}-{number}", "query": asked["Q"],
-                "positive_passages": [{"doc_name": name, "page_id": page} for page in right],
-                "negative_passages": [{"doc_name": name, "page_id": wrong}],
+                "positive_passages": [dict(zip(("doc_name", "page_id"), stand[page], strict=True)) for page in right],
+                "negative_passages": [dict(zip(("doc_name", "page_id"), stand[wrong], strict=True))],
             })  # fmt: skip
     rng.shuffle(pages)
     for part in ("parquet", "annotations_top1_negative"):

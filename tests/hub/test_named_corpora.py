@@ -1,6 +1,7 @@
 """MMDocIR by name, from a stand-in of the hub: the documented commands, verbatim and without a network."""
 
 import json
+import random
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.corpus.ids import CorpusError
 from mmr5_lab.corpus.mmdocir import SUBSETS, load_training
 from mmr5_lab.corpus.rankings import Rankings
+from mmr5_lab.corpus.writing import write_corpus
+from mmr5_lab.mini.documents import DOMAINS, make_document
 from mmr5_lab.retrieval.retrieve import retrieve
 from mmr5_lab.traces.construction import training_candidates, within_quota
 
@@ -48,6 +51,23 @@ def test_the_evaluation_set_is_retrieved_reranked_and_evaluated_by_name(mmr5, tm
     shown = mmr5("mmr5 evaluate mmdocir bm25.trec reranked.trec")
     assert shown.count("of 4 questions") == 2
     assert "ceiling_macro" in shown
+
+
+def test_two_corpora_are_retrieved_as_one(mmr5, tmp_path):
+    """MMDocIR's evaluation set from the hub, and a folder of one's own."""
+    write_corpus(tmp_path / "mine", *own_document())
+    said = mmr5("mmr5 retrieve 'mmdocir + mine' --method clip --out clip.trec")
+    assert said == "clip.trec: 5 questions, up to 10 pages each\n"
+    questions = {line.split()[0] for line in (tmp_path / "clip.trec").read_text().splitlines()}
+    assert "mine%2Fown.pdf:q0" in questions
+    assert "mmdocir%2Fstand%20in%200.pdf:q0" in questions
+    assert "of 5 questions" in mmr5("mmr5 evaluate 'mmdocir + mine' clip.trec")
+    assert (tmp_path / "runs" / "vectors").is_dir(), "neither corpus's folder is taken for the whole"
+
+
+def own_document():
+    annotation, rows = make_document("own.pdf", next(iter(DOMAINS)), "eval", 1, random.Random(5))
+    return [annotation], rows
 
 
 def test_traces_are_made_of_training_subsets_without_a_text(mmr5, tmp_path):

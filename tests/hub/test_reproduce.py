@@ -9,13 +9,15 @@ import yaml
 from hub.small import CONCURRENCY, faulty_teacher, paid, small_profile, start
 
 from mmr5_lab.corpus.mmdocir import SUBSETS
-from mmr5_lab.evaluation.paper_tables import paper_results
+from mmr5_lab.evaluation.paper_tables import paper_results, run_name
 from mmr5_lab.experiments.fingerprint import data_hashes
 from mmr5_lab.experiments.parameters import checked_parameters, read_profile
 from mmr5_lab.experiments.reproduce import TARGETS, Plan, _key_problems, _version_problems, reproduce, trained_rows
 from mmr5_lab.experiments.runs import project_root, source_of
 from mmr5_lab.traces.construction import read_traces
 from mmr5_lab.training.monitoring import completions
+
+WHOLE_ANSWERS = {"MAX_COMPLETION": 220}  # prompts are chosen by how often they are answered rightly
 
 
 @pytest.fixture
@@ -109,6 +111,14 @@ def test_a_run_is_of_the_revision_that_the_hubs_cache_has(cache):
     reference.write_text(revision)
 
 
+def test_a_run_on_several_corpora_is_of_all_of_them(cache):
+    root = project_root()
+    both = [data_hashes({"CORPUS": name}, root)["CORPUS"] for name in ("data/mini/corpus", "mmdocir")]
+    joined = data_hashes({"CORPUS": "data/mini/corpus + mmdocir"}, root)["CORPUS"]
+    assert joined == "+".join(both)
+    assert data_hashes({"CORPUS": "data/mini/corpus + mmdocir-train"}, root)["CORPUS"] != joined
+
+
 def test_a_damaged_download_is_named(cache, tmp_path, monkeypatch):
     [pages] = cache.glob("datasets--MMDocIR--MMDocIR_Evaluation_Dataset/snapshots/*/MMDocIR_pages.parquet")
     whole = pages.read_bytes()
@@ -167,6 +177,33 @@ def test_the_papers_run_ends_in_its_rows_though_it_is_killed_twice(hub, tmp_path
     assert json.loads(next(runs.glob("01*/*/results.json")).read_text())["corpus"] == "mmdocir-train", "of any machine"
     assert not list(hub.glob("*/snapshots/*/vectors")), "the hub's cache is not ours to write into"
     assert len(list((runs / "vectors").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "table", "rows"),
+    [
+        ("recommended", {"grpo": WHOLE_ANSWERS}, "main",
+         ["ColQwen", *(f"ColQwen + {name}" for name in ("Qwen2.5-VL-7B-cot", "Qwen2.5-VL-7B-sft", "MM-R5"))]),
+        # 4 bits need a GPU; everything else is as on one
+        ("small", {"sft": {"FOUR_BIT": False}, "grpo": {"FOUR_BIT": False} | WHOLE_ANSWERS}, "other",
+         [run_name("ColQwen", f"Qwen2.5-VL-3B-Instruct-{way}") for way in ("cot", "sft", "sft-rl")]),
+    ],
+)  # fmt: skip
+def test_the_improved_runs_end_in_their_rows(hub, tmp_path, target, more, table, rows):
+    """One command each. Documents of one page (Wiki-SS) have five candidates, since they are filled up."""
+    runs = tmp_path / "runs"
+    with faulty_teacher() as teacher:
+        profile = small_profile(target, teacher, tmp_path / "profile.yaml", **more)
+        process = start(hub, target, "--profile", str(profile), "--runs", str(runs))
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert {row for row, ours in rows_of(out, table).items() if ours} == {*rows, "perfect ranking"}
+    [traces] = runs.glob("01_data_construction/*/traces.jsonl")
+    [wiki] = [trace for trace in read_traces(traces) if trace["doc_name"].startswith("Wiki-SS/")]
+    assert sorted(wiki["candidates"]) == [0, 1, 2, 3, 4]
+    assert len({(traces.parent / image).read_bytes() for image in wiki["images"]}) == 5
+    [rl] = runs.glob("03_grpo/*")
+    assert {len(pages) for pages in completions(rl)["candidates"]} == {5}
 
 
 def test_the_papers_other_rerankers_fill_their_rows(hub, tmp_path):
