@@ -5,7 +5,8 @@ product of a few of them (a table of two measures by two years states four facts
 document are natural hard negatives: the same entity in another year, another measure of it, another row.
 Everything is drawn in a real font from a seed; words and their boxes are known.
 
-Remake the shipped corpus: ``python -m mmr5_lab.mini.documents data/mini/corpus``
+Remake the shipped corpora: ``python -m mmr5_lab.mini.documents data/mini/corpus`` and ``… data/mini/long --long``, for
+evaluation on documents of 12 to 20 pages, so that ten candidates are ten.
 """
 
 import argparse
@@ -72,6 +73,7 @@ FINE_PRINT = [
 ]  # fmt: skip
 
 SPLITS = {"sft": (64, 5), "rl": (40, 6), "eval": (50, 8)}  # documents (few are learnt by heart), questions of each
+LONG_SPLITS = {"eval": (40, 8)}
 
 
 @dataclass(frozen=True)
@@ -283,11 +285,17 @@ def text_layer(page: DrawnPage, kind: str, rng: random.Random, noise: float) -> 
     return " ".join(out + (FINE_PRINT * 2)[start : start + rng.randint(6, 18)])
 
 
-def make_document(name: str, domain: str, split: str, questions: int, rng: random.Random, noise: float = 0.2):
-    """One document -> (annotation in MMDocIR's form, page rows). 6 to 12 pages."""
-    entities = rng.sample(ENTITIES, rng.choice([2, 2, 3]))
-    measures, years = rng.sample(MEASURES, 3), sorted(rng.sample(YEARS, 3))
-    pages = [random_content(rng, entities, measures, years) for _ in range(rng.randint(6, 12))]
+def make_document(
+    name: str, domain: str, split: str, questions: int, rng: random.Random, noise: float = 0.2, long: bool = False
+):
+    """One document -> (annotation in MMDocIR's form, page rows). 6 to 12 pages.
+
+    long: 12 to 20 pages about three or four entities, measures and years: else too many facts would stand twice
+    """
+    entities = rng.sample(ENTITIES, rng.choice([3, 4] if long else [2, 2, 3]))
+    measures, years = rng.sample(MEASURES, 3 + long), sorted(rng.sample(YEARS, 3 + long))
+    count = rng.randint(12, 20) if long else rng.randint(6, 12)
+    pages = [random_content(rng, entities, measures, years) for _ in range(count)]
     drawn = [draw_page(content, domain, k + 1, rng) for k, content in enumerate(pages)]
     rows = []
     for k, (content, page) in enumerate(zip(pages, drawn, strict=True)):
@@ -337,14 +345,17 @@ def make_questions(pages: list[PageContent], drawn: list[DrawnPage], count: int,
     return questions
 
 
-def make_corpus(folder: str | Path, seed: int = 2026, splits: dict[str, tuple[int, int]] | None = None) -> Corpus:
+def make_corpus(
+    folder: str | Path, seed: int = 2026, splits: dict[str, tuple[int, int]] | None = None, long: bool = False
+) -> Corpus:
     """Write the miniature corpus into ``folder`` and load it. Every split has documents of its own."""
     rng = random.Random(seed)
     annotations, rows, first = [], [], 0
-    for split, (documents, questions) in (splits or SPLITS).items():
+    for split, (documents, questions) in (splits or (LONG_SPLITS if long else SPLITS)).items():
         for k in range(documents):
             domain = list(DOMAINS)[k % len(DOMAINS)]
-            annotation, pages = make_document(f"{split}-{k:03d}", domain, split, questions, rng)
+            name = f"{'long-' * long}{split}-{k:03d}"
+            annotation, pages = make_document(name, domain, split, questions, rng, long=long)
             annotation["page_indices"] = [first, first + len(pages) - 1]
             annotation["layout_indices"] = [0, 0]
             first += len(pages)
@@ -358,6 +369,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the miniature's corpus (the same files for the same seed).")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--long", action="store_true", help="documents of 12 to 20 pages, for evaluation alone")
     arguments = parser.parse_args()
-    corpus = make_corpus(arguments.folder, arguments.seed)
+    corpus = make_corpus(arguments.folder, arguments.seed, long=arguments.long)
     print(f"{len(corpus.documents)} documents, {len(corpus.questions)} questions in {arguments.folder}")
