@@ -2,10 +2,12 @@
 
 import random
 
+from mmr5_lab.corpus.documents import load_corpus
 from mmr5_lab.mini.documents import (
     ENTITIES,
     HEIGHT,
     MEASURES,
+    QUESTION_TYPE,
     WIDTH,
     YEARS,
     PageContent,
@@ -74,3 +76,16 @@ def test_the_evidence_frames_what_is_asked_for_and_its_value():
             assert left < box[0] < box[2] < right
             assert top < box[1] < box[3] < bottom
     assert above[3] < boxes["2014"][3] < below[1], "the other year is not part of it"
+
+
+def test_the_shipped_long_documents_hold_more_than_ten_pages_with_evidence_of_every_kind(tmp_path):
+    shipped, made = load_corpus("data/mini/long"), make_corpus(tmp_path, long=True)
+    assert made.questions["question"].tolist() == shipped.questions["question"].tolist()
+    assert made.page_bytes("long-eval-039", 11) == shipped.page_bytes("long-eval-039", 11)
+    pages = shipped.documents["num_pages"]
+    assert (len(pages), len(shipped.questions)) == (40, 320)
+    assert (pages.min(), pages.max()) == (12, 19)
+    kinds = shipped.questions["type"].explode().value_counts(normalize=True)
+    assert set(kinds.index) == set(QUESTION_TYPE.values())
+    assert kinds.min() > 0.1
+    assert set(shipped.questions["gold_pages"].map(len)) == {1, 2}
