@@ -52,7 +52,7 @@ def pad(corpus: Corpus, pages: int) -> Corpus:
 
     So that a question about a document of one page has candidates. First come the hard negatives that the corpus names
     for the document's questions, then pages of documents of the same domain and, where these are too few, of any, drawn
-    anew for each document but the same each time. All are of the document's own split, none answers its questions.
+    anew for each document but the same each time. All are of its own split, and none is known to answer its questions.
     Evaluation (the split "eval") stays as it is: there candidates are the document's own pages.
     """
     documents = corpus.documents
