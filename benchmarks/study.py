@@ -3,7 +3,7 @@
     mmr5 sweep notebooks/sweeps/study.yaml       # and rewards.yaml, refined.yaml, ten_candidates.yaml
     python benchmarks/study.py [--runs FOLDER] [--figures FOLDER]
 
-It reads every finished run of 04_inference under the folder: one system and seed each. A system's name lists the
+It reads every finished run of 04_inference under the folder on the study's corpus: one system and seed each. A system's name lists the
 settings in which its lineage differs from the main study; seeds are averaged question by question.
 """
 
@@ -23,10 +23,11 @@ from mmr5_lab.experiments.history import parents_of, read_runs, settings_of
 from mmr5_lab.files import results
 from mmr5_lab.views import plots
 
+CORPUS = "data/mini/corpus"
 USUAL = {  # settings of the main study; a system's name lists those of its runs that differ
     "04_inference.MODE": "reason", "04_inference.NUM_CANDIDATES": 5, "04_inference.TEMPERATURE": 0.3,
     "03_grpo.REWARDS": "strict", "01_data_construction.REFINED": False, "02_sft.EPOCHS": 0.6, "02_sft.REASONING": True,
-    "03_grpo.MAX_STEPS": 60,
+    "03_grpo.MAX_STEPS": 60, "01_data_construction.SHUFFLES": 4,
 }  # fmt: skip
 SHOWN = ["seeds", "macro R@1", "micro R@1", "micro R@3", "micro R@5", "sd", "low", "high", "valid"]
 
@@ -46,10 +47,10 @@ def collected(root: Path):
     valid: dict[str, list[float]] = defaultdict(list)
     corpus: Any = None
     for record in read_runs(root, "04_inference"):
-        if not record.done:
-            continue
         settings, parameters = settings_of(record), record.manifest["parameters"]
-        corpus = corpus or load_corpus(parameters["CORPUS"]).split(parameters["SPLIT"])
+        if not record.done or parameters["CORPUS"] != CORPUS:  # the tables' runs rank longer documents
+            continue
+        corpus = corpus or load_corpus(CORPUS).split(parameters["SPLIT"])
         for system, share in results(record.folder)["valid"].items():
             name = name_of(system, settings)
             seed = settings.get("03_grpo.SEED", settings.get("02_sft.SEED", 0))
