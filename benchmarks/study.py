@@ -3,8 +3,9 @@
     mmr5 sweep notebooks/sweeps/study.yaml       # and rewards.yaml, refined.yaml, ten_candidates.yaml
     python benchmarks/study.py [--runs FOLDER] [--figures FOLDER]
 
-It reads every finished run of 04_inference under the folder on the study's corpus: one system and seed each. A system's name lists the
-settings in which its lineage differs from the main study; seeds are averaged question by question.
+It reads every finished run of 04_inference under the folder on the study's corpus, one system and seed each.
+A system's name lists the settings in which its lineage differs from the main study. Seeds are averaged question by
+question.
 """
 
 import argparse

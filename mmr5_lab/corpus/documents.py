@@ -13,8 +13,8 @@ a range of parquet rows whose end is inclusive, and the page ids of questions co
 
 import io
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,12 @@ class Corpus:
     """Documents, their pages and questions.
 
     documents: one row each; `doc_name`, `domain`, `split` ("eval" unless the annotations say otherwise),
-      `num_pages`, `first_row` (row of page 0 in the parquet file), `extra` (dict of further annotation keys; its
-      `padding` lists rows of other documents' pages, which are the document's last: `joined.pad`)
+      `num_pages`, `first_row` (row of page 0 in the parquet file), `extra` (dict of further annotation keys)
     questions: one row each; `question_id` (no white space, unique), `doc_name`, `domain`, `split`, `type`
       (tuple of str, may be empty), `question`, `answer`, `gold_pages` (list of 0-based pages), `boxes`
       (evidence: list of {"page", "page_size": [width, height], "bbox": [x1, y1, x2, y2]}, boxes in the unit
       of page_size), `extra` (dict of further annotation keys)
+    padding: document -> rows of other documents' pages, which count as its last (`joined.pad`)
 
     Pages are read when asked for. `subset` and `split` give views that share the page file.
     """
@@ -61,13 +61,14 @@ class Corpus:
     documents: pd.DataFrame
     questions: pd.DataFrame
     store: PageStore | JoinedStores | None = None
+    padding: Mapping[str, list[int]] = field(default_factory=dict)
 
     @cached_property
     def _rows(self) -> dict[str, Sequence[int]]:
-        columns = (self.documents[name].tolist() for name in ("doc_name", "first_row", "num_pages", "extra"))
+        columns = (self.documents[name].tolist() for name in ("doc_name", "first_row", "num_pages"))
         rows: dict[str, Sequence[int]] = {}
-        for name, first, count, extra in zip(*columns, strict=True):
-            padding = extra.get("padding", [])
+        for name, first, count in zip(*columns, strict=True):
+            padding = self.padding.get(name, [])
             own = range(first, first + count - len(padding))
             rows[name] = [*own, *padding] if padding else own
         return rows
@@ -147,7 +148,8 @@ class Corpus:
 
         "" if it has none, also where the file has no column "ocr_text", as MMDocIR's training files.
         """
-        if source == "ocr_text" and not self.has_texts(source):
+        rows = self.rows(doc_name)
+        if source == "ocr_text" and self.store and page in range(len(rows)) and not self.store.has(rows[page], source):
             return ""
         return self._value(doc_name, page, source) or ""
 
@@ -237,7 +239,7 @@ def load_corpus(folder: str | Path, split: str | None = None, *, root: str | Pat
         parts = {Path(name).name: _open(name, Path(root)) for name in names}
         if len(parts) < len(names):
             raise CorpusError(f"{folder}: two corpora have the same name, and so would their documents: rename one")
-        corpus = joined.join(parts, Path(" + ".join(parts)))
+        corpus = joined.join(parts, Path(" + ".join(names)))
     corpus = joined.pad(corpus, pad_to) if pad_to else corpus
     return corpus.split(split) if split else corpus
 

@@ -1,5 +1,6 @@
 """Several corpora as one, and short documents filled up with pages of others."""
 
+import itertools
 import logging
 import random
 from collections.abc import Iterator, Mapping
@@ -43,51 +44,69 @@ def join(parts: Mapping[str, Corpus], folder: Path) -> Corpus:
 
 
 def _renamed(extra: dict[str, Any], prefix: str) -> dict[str, Any]:
-    pages = {key: [(prefix + name, page) for name, page in extra[key]] for key in OTHER_PAGES if key in extra}
-    return extra | pages
+    return extra | {
+        key: [(prefix + name, page) for name, page in _pages(extra, key)] for key in OTHER_PAGES if key in extra
+    }
+
+
+def _pages(extra: dict[str, Any], key: str) -> list[tuple[str, int]]:
+    try:
+        return [(str(name), int(page)) for name, page in extra.get(key, ())]
+    except (TypeError, ValueError):
+        raise CorpusError(
+            f"{key} of a question is no list of pairs (document, page from 0), but {extra[key]!r:.100}"
+        ) from None
 
 
 def pad(corpus: Corpus, pages: int) -> Corpus:
     """Return the corpus with its short documents filled up to `pages` pages by pages of other documents.
 
-    So that a question about a document of one page has candidates. First come the hard negatives that the corpus names
+    A question about a document of one page then has candidates. First come the hard negatives that the corpus names
     for the document's questions, then pages of documents of the same domain and, where these are too few, of any, drawn
-    anew for each document but the same each time. All are of its own split, and none is known to answer its questions.
-    Evaluation (the split "eval") stays as it is: there candidates are the document's own pages.
+    for each document from a fixed seed. All are of its own split, and none is known to answer its questions. Evaluation
+    (the split "eval") stays as it is: there candidates are the document's own pages.
+
+    Raises CorpusError for a corpus that is padded already, and where a question's `hard_negatives` or `other_positives`
+    are no pages of the corpus.
     """
+    if corpus.padding:
+        raise CorpusError(f"{corpus.folder} is padded already: open it again to pad it otherwise")
     documents = corpus.documents
     split_of = dict(zip(documents["doc_name"], documents["split"], strict=True))
-    by_document = dict(tuple(corpus.questions.groupby("doc_name")))
-    rows, still_short = [], 0
-    for row in documents.to_dict("records"):
-        name, missing = row["doc_name"], pages - row["num_pages"]
-        if missing > 0 and row["split"] != "eval":
-            asked = by_document[name]["extra"] if name in by_document else []
-            taken = {page for extra in asked for page in map(tuple, extra.get("other_positives", ()))}
-            found: list[int] = []
-            for other, page in _negatives(documents, row, asked):
-                if other != name and split_of.get(other) == row["split"] and (other, page) not in taken:
-                    taken.add((other, page))
-                    found.append(corpus.rows(other)[page])
-                if len(found) == missing:
-                    break
-            still_short += len(found) < missing
-            row |= {"num_pages": row["num_pages"] + len(found), "extra": row["extra"] | {"padding": found}}
-        rows.append(row)
-    if still_short:
-        logger.warning("%d documents have fewer than %d pages still: their splits have no others", still_short, pages)
-    return replace(corpus, documents=pd.DataFrame(rows, columns=documents.columns))
+    counts = dict(zip(documents["doc_name"], documents["num_pages"], strict=True))
+    near = {key: names.tolist() for key, names in documents.groupby(["split", "domain"])["doc_name"]}
+    of_split = {split: names.tolist() for split, names in documents.groupby("split")["doc_name"]}
+    extra_of = dict(tuple(corpus.questions.groupby("doc_name")["extra"]))
+    padding: dict[str, list[int]] = {}
+    for name, domain, split in documents[["doc_name", "domain", "split"]].itertuples(index=False):
+        missing = pages - counts[name]
+        if missing <= 0 or split == "eval":
+            continue
+        asked = list(extra_of.get(name, ()))
+        taken = {page for extra in asked for page in _pages(extra, "other_positives")}
+        found = padding[name] = []
+        named = (negative for extra in asked for negative in _pages(extra, "hard_negatives"))
+        rng = random.Random(f"padding {name}")
+        drawn = (page for names in (near[split, domain], of_split[split]) for page in _drawn(rng, names, counts))
+        for other, page in itertools.chain(named, drawn):
+            rows = corpus.rows(other)
+            if not 0 <= page < len(rows):
+                raise CorpusError(
+                    f"a question about {name!r} names page {page} of {other!r}, which has {len(rows)} pages"
+                )
+            if other != name and split_of[other] == split and (other, page) not in taken:
+                taken.add((other, page))
+                found.append(rows[page])
+            if len(found) == missing:
+                break
+    filled = documents["num_pages"] + documents["doc_name"].map(lambda name: len(padding.get(name, ())))
+    if short := int((filled[documents["split"] != "eval"] < pages).sum()):
+        logger.warning("%d documents have fewer than %d pages still: their splits have no others", short, pages)
+    return replace(corpus, documents=documents.assign(num_pages=filled), padding=padding)
 
 
-def _negatives(documents: pd.DataFrame, row: dict[str, Any], asked: Any) -> Iterator[tuple[str, int]]:
-    """Yield pages that a document can be filled up with, the best first; some are of no use (`pad` looks)."""
-    for extra in asked:
-        yield from map(tuple, extra.get("hard_negatives", ()))
-    rng = random.Random(f"padding {row['doc_name']}")
-    near = (documents["split"] == row["split"]) & (documents["domain"] == row["domain"])
-    for others in (documents[near], documents[(documents["split"] == row["split"]) & ~near]):
-        counts = dict(zip(others["doc_name"], others["num_pages"], strict=True))
-        order = rng.sample(list(counts), len(counts))
-        shift = rng.random()
-        for turn in range(max(counts.values(), default=0)):  # a page of each, before any comes again
-            yield from ((o, (int(shift * counts[o]) + turn) % counts[o]) for o in order if turn < counts[o])
+def _drawn(rng: random.Random, names: list[str], counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield the pages of documents in an order drawn at random, a page of each before any comes again."""
+    order, shift = rng.sample(names, len(names)), rng.random()
+    for turn in range(max(counts[name] for name in names)):
+        yield from ((o, (int(shift * counts[o]) + turn) % counts[o]) for o in order if turn < counts[o])

@@ -199,7 +199,8 @@ def _pair(folder: Path, stem: str) -> tuple[Path, Path]:
 def _passages(record: dict[str, Any], where: str, key: str) -> list[tuple[str, int]]:
     passages = record.get(key) or ([] if key == "negative_passages" else None)
     if not isinstance(record.get("query"), str) or not isinstance(passages, list):
-        raise CorpusError(f"{where}: query is not a text, or {key} is not a list with at least one entry")
+        entries = " with at least one entry" * (key == "positive_passages")
+        raise CorpusError(f"{where}: query is not a text, or {key} is not a list{entries}")
     try:
         return [(str(passage["doc_name"]), int(passage["page_id"])) for passage in passages]
     except (TypeError, KeyError, ValueError) as error:

@@ -87,6 +87,10 @@ class PageStore:
             self._cache.move_to_end((group, name))
             return self._cache[group, name][row - int(self._starts[group])].as_py()
 
+    def has(self, row: int, name: str) -> bool:
+        """Return whether a row has this column."""
+        return self._names.get(name, name) in self.columns
+
     def _read(self, group: int, name: str) -> pa.ChunkedArray:
         column = self._file.metadata.row_group(group).column(self._file.schema_arrow.get_field_index(name))
         if column.total_uncompressed_size > _LARGEST_GROUP:
@@ -116,7 +120,16 @@ class JoinedStores:
         """Twelve hexadecimal digits of the files' fingerprints."""
         return hashlib.sha256(" ".join(store.fingerprint for store in self._stores).encode()).hexdigest()[:12]
 
+    def _place(self, row: int) -> "tuple[PageStore | JoinedStores, int]":
+        place = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._stores[place], row - int(self._starts[place])
+
+    def has(self, row: int, name: str) -> bool:
+        """Return whether a row's own file has this column."""
+        store, row = self._place(row)
+        return store.has(row, name)
+
     def value(self, row: int, name: str) -> Any:
         """Return one cell. Raises CorpusError as the file's own store does."""
-        place = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._stores[place].value(row - int(self._starts[place]), name)
+        store, row = self._place(row)
+        return store.value(row, name)

@@ -15,7 +15,7 @@ from mmr5_lab.corpus.ids import CorpusError, name_key, page_id, parse_page_id, q
 from mmr5_lab.files import replacing
 
 _DECIMALS = 5  # of written scores
-_ITS_CORPUS = "read the run with the corpus (and split) that it was made from"
+_ITS_CORPUS = "read the run with the corpus (split, padding) that it was made from"
 
 
 class RankingsError(ValueError):

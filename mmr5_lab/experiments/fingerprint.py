@@ -118,7 +118,8 @@ def _on_hub(parameters: Mapping[str, Any], root: Path) -> Iterator[tuple[str, st
         elif name == "CORPUS" and "mmdocir" in value:
             from mmr5_lab.corpus.mmdocir import REPOSITORIES  # loads pandas
 
-            yield from ((name, "dataset", REPOSITORIES[c]) for c in corpora_named(value, root) if c in REPOSITORIES)
+            names = [c for c in corpora_named(value, root) if not (root / c).is_dir()]
+            yield from ((name, "dataset", REPOSITORIES[c]) for c in names if c in REPOSITORIES)
 
 
 def _revision(kind: str, name: str) -> str:

@@ -290,7 +290,8 @@ def make_document(
 ):
     """One document -> (annotation in MMDocIR's form, page rows). 6 to 12 pages.
 
-    long: 12 to 20 pages about three or four entities, measures and years: else too many facts would stand twice
+    long: 12 to 20 pages about three or four entities and four measures and years; with fewer, too many facts would
+        appear on two pages
     """
     entities = rng.sample(ENTITIES, rng.choice([3, 4] if long else [2, 2, 3]))
     measures, years = rng.sample(MEASURES, 3 + long), sorted(rng.sample(YEARS, 3 + long))

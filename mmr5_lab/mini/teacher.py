@@ -28,14 +28,15 @@ class EvidenceTeacher:
     name = "evidence"
 
     def __init__(self, corpus: Corpus):
-        extra = corpus.documents.set_index("doc_name")["extra"]
-        self._pages: dict[str, list[PageContent]] = {}
-        for doc_name, known in extra.items():
+        self._corpus = corpus
+        self._content_of: dict[int, PageContent] = {}  # row of the page file; a document may borrow pages of others
+        for doc_name, known in zip(corpus.documents["doc_name"], corpus.documents["extra"], strict=True):
             if "pages" not in known:
                 raise ValueError(
                     f"document {doc_name!r} has no known page content: the evidence teacher cannot explain it"
                 )
-            self._pages[str(doc_name)] = [PageContent(**_tuples(page)) for page in known["pages"]]
+            contents = [PageContent(**_tuples(page)) for page in known["pages"]]
+            self._content_of |= dict(zip(corpus.rows(doc_name), contents, strict=False))
 
     def explain(self, question: pd.Series, page: int, positive: bool) -> str:
         verdict = "It answers the question." if positive else "It does not help."
@@ -49,7 +50,7 @@ class EvidenceTeacher:
         return " ".join([*sentences, "The other images do not."])
 
     def _content(self, question: pd.Series, page: int) -> PageContent:
-        return self._pages[question["doc_name"]][page]
+        return self._content_of[self._corpus.rows(question["doc_name"])[page]]
 
     def _asked(self, question: pd.Series) -> dict[str, str]:
         if "facts" not in question["extra"]:

@@ -55,6 +55,8 @@ class Annotator(w.HBox):
     """Look through a document's pages, mark those that answer a question, and save it (`add_question`)."""
 
     def __init__(self, folder: str | Path):
+        if not Path(folder).is_dir():
+            raise CorpusError(f"{folder} is not one corpus folder: open the one that questions are to be added to")
         self.folder, self.corpus, self.marked = Path(folder), load_corpus(folder), set[int]()
         names = self.corpus.documents["doc_name"].tolist()
         if not names:

@@ -4,15 +4,18 @@ import random
 from dataclasses import replace
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmr5_lab.corpus.documents import ANNOTATIONS, PAGES, load_corpus
 from mmr5_lab.corpus.ids import CorpusError, corpora_named
-from mmr5_lab.corpus.joined import pad
+from mmr5_lab.corpus.joined import join, pad
+from mmr5_lab.corpus.page_store import PageStore
 from mmr5_lab.corpus.writing import write_corpus
 from mmr5_lab.mini.documents import DOMAINS, make_document
+from mmr5_lab.mini.teacher import evidence_teacher
 from mmr5_lab.retrieval.retrieve import retrieve
 
 
@@ -129,3 +132,54 @@ def test_the_named_hard_negatives_come_first_and_no_answer_is_among_them(folders
     assert list(pad(corpus, 3).rows("a")) == [corpus.rows("a")[0], corpus.rows("c")[1], corpus.rows("c")[0]]
     for count in range(2, 7):
         assert corpus.rows("b")[2] not in pad(corpus, count).rows("a")
+
+
+def test_a_part_without_text_does_not_hide_the_text_of_the_others(folders):
+    table = pq.read_table(folders / "two" / PAGES)
+    pq.write_table(table.drop_columns(["ocr_text"]), folders / "bare.parquet")
+    pages = PageStore(folders / "bare.parquet", needed=("doc_name", "image_binary"))
+    one, two = load_corpus(folders / "one"), replace(load_corpus(folders / "two"), store=pages)
+    both = join({"one": one, "two": two}, folders)
+    assert both.page_text("one/b", 2) == one.page_text("b", 2) != ""
+    assert both.page_text("two/a", 3) == ""
+    assert not both.has_texts()
+    with pytest.raises(CorpusError, match="have no text"):
+        retrieve(both, "bm25")
+
+
+def test_padding_is_no_annotation_and_is_added_once(folders):
+    corpus = load_corpus(folders / "one")
+    extra = [known | {"padding": [5]} for known in corpus.documents["extra"]]
+    assert list(replace(corpus, documents=corpus.documents.assign(extra=extra)).rows("a")) == [0]
+    with pytest.raises(CorpusError, match="is padded already"):
+        pad(pad(corpus, 4), 5)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "message"),
+    [
+        ([["b", -1]], "names page -1 of 'b', which has 3 pages"),
+        ([["b", 9]], "names page 9 of 'b'"),
+        ([["nowhere", 0]], "has no document 'nowhere'"),
+        (["b"], "is no list of pairs"),
+        ([{"doc_name": "b", "page_id": 1}], "is no list of pairs"),
+    ],
+)
+def test_hard_negatives_that_are_no_pages_are_named(folders, negatives, message):
+    corpus = load_corpus(folders / "one")
+    extra = [{"hard_negatives": negatives}, {}, {}]
+    with pytest.raises(CorpusError, match=message):
+        pad(replace(corpus, questions=corpus.questions.assign(extra=extra)), 3)
+
+
+def test_the_offline_teacher_explains_the_pages_that_a_document_was_given():
+    corpus = load_corpus("data/mini/corpus", "sft", pad_to=12)
+    question = next(q for _, q in corpus.questions.iterrows() if corpus.padding.get(q["doc_name"]))
+    teacher, row = evidence_teacher(corpus), corpus.padding[question["doc_name"]][-1]
+    [owner] = [
+        n for n in corpus.documents["doc_name"] if row in corpus.rows(n) and row not in corpus.padding.get(n, ())
+    ]
+    content = corpus.documents.set_index("doc_name")["extra"][owner]["pages"][list(corpus.rows(owner)).index(row)]
+    said = teacher.explain(question, 11, positive=False)
+    assert said.startswith(f"a {content['kind']} with ")
+    assert all(word in said for word in (*content["entities"], *content["measures"], *content["years"]))
