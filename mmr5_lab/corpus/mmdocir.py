@@ -112,6 +112,7 @@ def load_training_subset(folder: str | Path, subset: str) -> Corpus:
     counts: Counter[str] = Counter()
     seen: set[str] = set()
     unmatched: list[str] = []
+    lost = 0  # hard negatives
     for where, record in read_annotations(annotations):
         line = json.dumps(record, sort_keys=True)
         if line in seen:
@@ -122,10 +123,9 @@ def load_training_subset(folder: str | Path, subset: str) -> Corpus:
             unmatched.append(where)
             continue
         doc_name = positives[0][0]
-        extra = {
-            "query_id": record.get("query_id"),
-            "hard_negatives": [(name, number_of[name, page]) for name, page in negatives if (name, page) in number_of],
-        }
+        hard = [(name, number_of[name, page]) for name, page in negatives if (name, page) in number_of]
+        lost += len(negatives) - len(hard)
+        extra = {"query_id": record.get("query_id"), "hard_negatives": hard}
         if others := [(name, number_of[name, page]) for name, page in positives if name != doc_name]:
             extra["other_positives"] = others
         rows.append(
@@ -141,6 +141,8 @@ def load_training_subset(folder: str | Path, subset: str) -> Corpus:
         logger.warning(
             "%d questions of %s name pages that %s lacks, the first is %s", len(unmatched), subset, pages, unmatched[0]
         )
+    if lost:
+        logger.warning("%d hard negatives of %s are pages that %s lacks: they are left out", lost, subset, pages)
     if not rows:
         raise CorpusError(f"{annotations} has no question about a page of {pages}")
     return Corpus(Path(folder), documents[DOCUMENT_COLUMNS], pd.DataFrame(rows, columns=QUESTION_COLUMNS), store)

@@ -68,7 +68,7 @@ def folder(tmp_path):
             query("Second of b?", [passage("b", 2)], [passage("b", 1)]),
             query("Both of a?", [passage("a", 1), passage("a", 0)], [passage("b", 1)]),
             query("Second of b?", [passage("b", 2)], [passage("b", 1)]),
-            query(" Last of b, and a? ", [passage("b", 3), passage("a", 0)], []),
+            query(" Last of b, and a? ", [passage("b", 3), passage("a", 0)], [passage("c", 1)]),
             query("Nowhere?", [passage("b", 9)], [passage("b", 1)]),
         ],
     )
@@ -89,6 +89,8 @@ def test_a_subset_is_a_corpus(folder, caplog):
     assert frame["extra"][0] == {"query_id": "Second of b?", "hard_negatives": [("b", 0)]}
     assert frame["extra"][2]["other_positives"] == [("a", 0)]
     assert "1 questions of DUDE name pages" in caplog.text
+    assert "1 hard negatives of DUDE are pages that" in caplog.text
+    assert frame["extra"][2]["hard_negatives"] == []
     assert "line 5" in caplog.text
 
 
