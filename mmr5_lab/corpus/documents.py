@@ -83,8 +83,8 @@ class Corpus:
         names = self.documents["doc_name"].tolist()
         return {name_key(name): name for name in names} | {name: name for name in names}
 
-    def _name(self, doc_name: str) -> str:
-        """Return the corpus's own spelling of a document's name."""
+    def spelled(self, doc_name: str) -> str:
+        """Return the corpus's own spelling of a document's name. Raises CorpusError for an unknown document."""
         name = self._spellings.get(doc_name) or self._spellings.get(name_key(doc_name))
         if name is None:
             raise CorpusError(f"{self.folder} has no document {doc_name!r}{nearest(doc_name, self._rows)}")
@@ -96,26 +96,28 @@ class Corpus:
         Names of documents are understood here and below whatever their capitals and the form of their accents, and
         with or without `.pdf`. Raises CorpusError, with the nearest name, for an unknown document.
         """
-        return self._rows[self._name(doc_name)]
+        return self._rows[self.spelled(doc_name)]
 
     def num_pages(self, doc_name: str) -> int:
         """Return the number of pages of a document. Raises CorpusError for an unknown one."""
         return len(self.rows(doc_name))
 
-    def _value(self, doc_name: str, page: int, column: str) -> Any:
+    def _stored(self, doc_name: str, page: int) -> tuple[PageStore | JoinedStores, int]:
+        """Return the page file and the page's row in it."""
         rows = self.rows(doc_name)
         if not 0 <= page < len(rows):
             raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {len(rows) - 1}")
         if self.store is None:
             raise CorpusError(f"{self.folder / PAGES} is missing: page images and texts are read from it")
-        return self.store.value(rows[page], column)
+        return self.store, rows[page]
 
     def page_bytes(self, doc_name: str, page: int) -> bytes:
         """Return the page's image file (JPEG or PNG) as stored, or a white page where `mmr5 ingest` could render none.
 
         Raises CorpusError if it is empty or not there.
         """
-        data = self._value(doc_name, page, "image_binary")
+        store, row = self._stored(doc_name, page)
+        data = store.value(row, "image_binary")
         if data is None:
             logger.warning("page %d of %r could not be rendered: a white page stands for it", page, doc_name)
             return _white_page()
@@ -148,10 +150,10 @@ class Corpus:
 
         "" if it has none, also where the file has no column "ocr_text", as MMDocIR's training files.
         """
-        rows = self.rows(doc_name)
-        if source == "ocr_text" and self.store and page in range(len(rows)) and not self.store.has(rows[page], source):
+        store, row = self._stored(doc_name, page)
+        if source == "ocr_text" and not store.has(row, source):
             return ""
-        return self._value(doc_name, page, source) or ""
+        return store.value(row, source) or ""
 
     def has_texts(self, source: str = "ocr_text") -> bool:
         """Return whether the page file has this column of texts, or is itself missing."""
@@ -165,7 +167,7 @@ class Corpus:
 
         Raises CorpusError if the layout file is missing, lacks columns, or the document or page is unknown.
         """
-        doc_name = self._name(doc_name)
+        doc_name = self.spelled(doc_name)
         path, pages = self.folder / LAYOUTS, range(self.num_pages(doc_name))
         if page is not None and page not in pages:
             raise CorpusError(f"{doc_name!r} has no page {page}; it has pages 0 to {pages[-1]}")
@@ -193,7 +195,7 @@ class Corpus:
 
     def subset(self, doc_names: Iterable[str]) -> "Corpus":
         """Return the corpus restricted to some documents, in its order. Raises CorpusError for unknown names."""
-        names = [self._name(name) for name in doc_names]
+        names = [self.spelled(name) for name in doc_names]
         documents = self.documents[self.documents["doc_name"].isin(names)].reset_index(drop=True)
         questions = self.questions[self.questions["doc_name"].isin(names)].reset_index(drop=True)
         return replace(self, documents=documents, questions=questions)

@@ -89,6 +89,7 @@ def pad(corpus: Corpus, pages: int) -> Corpus:
         rng = random.Random(f"padding {name}")
         drawn = (page for names in (near[split, domain], of_split[split]) for page in _drawn(rng, names, counts))
         for other, page in itertools.chain(named, drawn):
+            other = corpus.spelled(other)
             rows = corpus.rows(other)
             if not 0 <= page < len(rows):
                 raise CorpusError(

@@ -147,6 +147,13 @@ def test_a_part_without_text_does_not_hide_the_text_of_the_others(folders):
         retrieve(both, "bm25")
 
 
+def test_hard_negatives_may_be_spelled_otherwise(folders):
+    corpus = load_corpus(folders / "one")
+    extra = [{"hard_negatives": [["B.pdf", 1]]}, {}, {}]
+    padded = pad(replace(corpus, questions=corpus.questions.assign(extra=extra)), 2)
+    assert list(padded.rows("a")) == [corpus.rows("a")[0], corpus.rows("b")[1]]
+
+
 def test_padding_is_no_annotation_and_is_added_once(folders):
     corpus = load_corpus(folders / "one")
     extra = [known | {"padding": [5]} for known in corpus.documents["extra"]]

@@ -89,10 +89,14 @@ def write_subset(folder: Path, subset: str, stem: str, documents: int, questions
     for k in range(documents):
         name = f"{stem}-{k}"
         annotation, rows = make_document(name, next(iter(DOMAINS)), "train", questions, rng)
-        stand = [(f"{name}.{page}", 0) if subset == "Wiki-SS" else (name, page) for page in range(len(rows))]
+        alone = subset == "Wiki-SS"
+        stands = [
+            {"doc_name": f"{name}.{page}" if alone else name, "page_id": 0 if alone else page}
+            for page in range(len(rows))
+        ]
         pages += [
             {
-                "file_name": stand[page][0], "page": stand[page][1], "image": row["image_binary"],
+                "file_name": stands[page]["doc_name"], "page": stands[page]["page_id"], "image": row["image_binary"],
                 "page_size": [140.0, 168.0],
                 "layouts": [{"type": "text", "bbox": [0.0, 0.0, 140.0, 168.0]}], "domain": subset,
             }
@@ -103,8 +107,8 @@ def write_subset(folder: Path, subset: str, stem: str, documents: int, questions
             wrong = next(page for page in range(len(rows)) if page not in right)
             lines.append({
                 "query_id": f"{name}-{number}", "query": asked["Q"],
-                "positive_passages": [dict(zip(("doc_name", "page_id"), stand[page], strict=True)) for page in right],
-                "negative_passages": [dict(zip(("doc_name", "page_id"), stand[wrong], strict=True))],
+                "positive_passages": [stands[page] for page in right],
+                "negative_passages": [stands[wrong]],
             })  # fmt: skip
     rng.shuffle(pages)
     for part in ("parquet", "annotations_top1_negative"):
